@@ -1,0 +1,61 @@
+"""Errors a user can act on: each message names the offending value and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnnotationError",
+    "ArtefactError",
+    "BackendUnavailableError",
+    "CarafeDeployError",
+    "CheckpointError",
+    "ConfigError",
+    "DataFileError",
+    "DownloadError",
+    "ExportError",
+    "ImageError",
+    "InputShapeError",
+]
+
+
+class CarafeDeployError(Exception):
+    """Base of all errors raised on bad input; the command line prints it without a traceback."""
+
+
+class ImageError(CarafeDeployError):
+    """An image or a folder of images cannot be read."""
+
+
+class AnnotationError(CarafeDeployError):
+    """A COCO annotation or result file is broken, or does not fit the detector or the images."""
+
+
+class ConfigError(CarafeDeployError):
+    """A configuration cannot be parsed, or asks for something the detectors do not have."""
+
+
+class DataFileError(CarafeDeployError):
+    """A file that should travel with the package is missing."""
+
+
+class CheckpointError(CarafeDeployError):
+    """A checkpoint is unreadable, unsafe, or does not fit the detector."""
+
+
+class DownloadError(CarafeDeployError):
+    """A published checkpoint cannot be fetched."""
+
+
+class ExportError(CarafeDeployError):
+    """A detector cannot be exported with the requested options."""
+
+
+class ArtefactError(CarafeDeployError):
+    """A file made by this toolkit (.onnx, .ts, ...) is truncated, foreign or inconsistent."""
+
+
+class BackendUnavailableError(CarafeDeployError):
+    """The package or device that would run an artefact is not installed here."""
+
+
+class InputShapeError(CarafeDeployError):
+    """Arrays handed to a runner have a shape or dtype that its artefact does not accept."""

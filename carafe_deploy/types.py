@@ -1,0 +1,240 @@
+"""Value types shared by all stages; NumPy only, so that a deployment target can import them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from carafe_deploy.errors import ArtefactError
+
+__all__ = [
+    "Detections",
+    "InputFormat",
+    "ModelInfo",
+    "OperatorCall",
+    "Preprocessing",
+    "TensorSpec",
+]
+
+#: Raised whenever the meaning of a field below changes.
+METADATA_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one input or output of an artefact.
+
+    A dimension is an int where fixed and its symbol (``"batch"``, ``"64*height"``) where dynamic.
+    ``dtype`` is the NumPy name (``"float32"``, ``"uint8"``; ``"bfloat16"`` has no NumPy type).
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """mmdetection's test pipeline: resize, normalise, pad.
+
+    Attributes:
+        scale: (long, short) edge limits in pixels of the keep-ratio resize, e.g. ``(1333, 800)``.
+        mean: per-channel mean in 0..255, in the channel order of the network.
+        std: per-channel standard deviation in 0..255, same order.
+        bgr_to_rgb: images are read as BGR and turned into RGB.
+        pad_size_divisor: height and width are zero-padded, right and bottom, to a multiple of it.
+    """
+
+    scale: tuple[int, int] = (1333, 800)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr_to_rgb: bool = True
+    pad_size_divisor: int = 64
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What the ``images`` input of an artefact accepts.
+
+    Attributes:
+        layout: ``"nchw_float32"`` (normalised, RGB, float32) or ``"nhwc_uint8"`` (BGR as read;
+            normalisation happens inside the graph).
+        batch: (smallest, largest) batch size; equal when static.
+        height: (smallest, largest) padded height in pixels; equal when static.
+        width: (smallest, largest) padded width in pixels; equal when static.
+    """
+
+    layout: str = "nchw_float32"
+    batch: tuple[int, int] = (1, 1 << 16)
+    height: tuple[int, int] = (64, 1 << 16)
+    width: tuple[int, int] = (64, 1 << 16)
+
+    @property
+    def is_static(self) -> bool:
+        """Batch, height and width each take one value only."""
+        return all(low == high for low, high in (self.batch, self.height, self.width))
+
+
+@dataclass(frozen=True)
+class OperatorCall:
+    """One call of a ``carafe`` operator as a detector makes it.
+
+    Attributes:
+        name: torch name without namespace: ``carafe``, ``carafe_encoded``,
+            ``multilevel_roi_align`` or ``batched_nms``.
+        shapes: shape of every tensor argument, in order; a list of tensors is flattened.
+        attributes: the remaining arguments by name.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything a runner and a pipeline need besides weights; travels inside every artefact.
+
+    Attributes:
+        name: for people, e.g. the stem of the checkpoint's file name.
+        architecture: ``"faster_rcnn"`` or ``"mask_rcnn"``.
+        classes: class names by label.
+        preprocessing: how an image becomes the ``images`` input.
+        input: accepted layout and sizes.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` of convolutions and matrix products.
+        score_threshold: detections with a higher score are kept.
+        nms_iou_threshold: of the box head.
+        max_detections: rows of the outputs.
+        mask_threshold: pixels with at least this probability belong to an instance.
+        mask_size: side of ``det_masks`` in pixels; 0 without masks.
+        source: file name and SHA-256 of the checkpoint.
+        versions: package versions at export.
+        operators: the custom operator calls made by the graph at its reference size, in order.
+        stages: names of the intermediate tensors that an artefact can be asked for.
+    """
+
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    input: InputFormat = field(default_factory=InputFormat)
+    precision: str = "fp32"
+    score_threshold: float = 0.05
+    nms_iou_threshold: float = 0.5
+    max_detections: int = 100
+    mask_threshold: float = 0.5
+    mask_size: int = 0
+    source: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    operators: tuple[OperatorCall, ...] = ()
+    stages: tuple[str, ...] = ()
+
+    @property
+    def has_masks(self) -> bool:
+        """The artefact has a ``det_masks`` output."""
+        return self.architecture == "mask_rcnn"
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The two inputs of every artefact of this model."""
+
+        def size(name: str, bounds: tuple[int, int]) -> int | str:
+            return bounds[0] if bounds[0] == bounds[1] else name
+
+        divisor = self.preprocessing.pad_size_divisor
+        batch = size("batch", self.input.batch)
+        height = size(f"{divisor}*height", self.input.height)
+        width = size(f"{divisor}*width", self.input.width)
+        if self.input.layout == "nhwc_uint8":
+            images = TensorSpec("images", (batch, height, width, 3), "uint8")
+        else:
+            images = TensorSpec("images", (batch, 3, height, width), "float32")
+        return (images, TensorSpec("image_sizes", (batch, 2), "float32"))
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of every artefact of this model, in order."""
+        batch, rows = self.input_specs[0].shape[0], self.max_detections
+        specs = [
+            TensorSpec("num_dets", (batch, 1), "int32"),
+            TensorSpec("det_boxes", (batch, rows, 4), "float32"),
+            TensorSpec("det_scores", (batch, rows), "float32"),
+            TensorSpec("det_classes", (batch, rows), "int32"),
+        ]
+        if self.has_masks:
+            side = self.mask_size
+            specs.append(TensorSpec("det_masks", (batch, rows, side, side), "float32"))
+        return tuple(specs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(spec.name for spec in self.output_specs)
+
+    def to_json(self) -> str:
+        """Serialise for ``metadata_props``, TorchScript extra files and sidecars."""
+        return json.dumps({"schema": METADATA_SCHEMA, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelInfo:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ArtefactError: the text is no JSON, of another schema version, or lacks a field.
+        """
+        try:
+            data = json.loads(text)
+            schema = data.pop("schema")
+            if schema != METADATA_SCHEMA:
+                raise ArtefactError(
+                    f"metadata has schema {schema}, this version reads {METADATA_SCHEMA}: "
+                    "export the model again"
+                )
+            data["preprocessing"] = Preprocessing(**_tuples(data["preprocessing"]))
+            data["input"] = InputFormat(**_tuples(data["input"]))
+            data["operators"] = tuple(
+                OperatorCall(
+                    call["name"],
+                    tuple(tuple(shape) for shape in call["shapes"]),
+                    call["attributes"],
+                )
+                for call in data["operators"]
+            )
+            for name in ("classes", "stages"):
+                data[name] = tuple(data[name])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"metadata is damaged ({error}): export the model again") from error
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best first.
+
+    Attributes:
+        boxes: [N, 4] float32, x1, y1, x2, y2 in pixels of the original image.
+        scores: [N] float32.
+        labels: [N] int64, index into the class names.
+        image_size: (height, width) of the original image in pixels.
+        masks: None for a detector without masks, else N COCO run-length encodings
+            (``{"size": [h, w], "counts": bytes}``) of the original image's size.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    image_size: tuple[int, int]
+    masks: tuple[dict[str, Any], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
