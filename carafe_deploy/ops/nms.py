@@ -1,0 +1,239 @@
+"""Batched NMS: greedy non-maximum suppression inside every label, then the best over all labels.
+
+mmcv's ``batched_nms`` reaches separation of labels by adding ``label * (largest coordinate + 1)``
+to the boxes, which costs low bits of the coordinates; here labels are an axis of the input, so
+IoUs are those of the boxes as given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
+
+__all__ = ["batched_nms", "batched_nms_reference"]
+
+
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """Suppress overlapping boxes of one label, keep the best ``max_output`` of all labels.
+
+    A candidate needs ``score > score_threshold`` (NaN and -inf never pass); it is suppressed by a
+    kept one of its label when their IoU (no +1 in areas) exceeds ``iou_threshold``. No number of
+    candidates is capped. Equal scores rank by lower index.
+
+    Args:
+        boxes: [B, L, M, 4] float32: x1, y1, x2, y2.
+        scores: [B, L, M] float32; padding is -inf.
+        iou_threshold: in [0, 1].
+        score_threshold: finite or -inf.
+        max_output: rows of the result, at least 1.
+
+    Returns:
+        num_dets: [B, 1] int32, number of kept boxes.
+        indices: [B, max_output] int64 into the flattened L*M, by descending score, padded with -1.
+
+    Raises:
+        ValueError: a shape, dtype or argument does not fit; the message names it.
+    """
+    num_dets, indices = torch.ops.carafe.batched_nms(
+        boxes, scores, iou_threshold, score_threshold, max_output
+    )
+    return num_dets, indices
+
+
+# --- reference -----------------------------------------------------------------------------------
+
+
+def batched_nms_reference(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`batched_nms` in plain PyTorch, one candidate at a time; float64 stays float64."""
+    _check(boxes, scores, iou_threshold, score_threshold, max_output)
+
+    def keep_label(label_boxes: Tensor, label_scores: Tensor) -> Tensor:
+        order = label_scores.argsort(descending=True, stable=True)
+        order = order[label_scores[order] > score_threshold]
+        kept: list[int] = []
+        for candidate in order.tolist():
+            overlaps = _iou(label_boxes[candidate], label_boxes[kept])
+            if not bool((overlaps > iou_threshold).any()):
+                kept.append(candidate)
+        return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+
+    return _select(boxes, scores, keep_label, max_output)
+
+
+def _iou(box: Tensor, others: Tensor) -> Tensor:
+    """IoU of one box [4] with others [K, 4]; 0/0 is NaN and never exceeds a threshold."""
+    low = torch.maximum(box[:2], others[:, :2])
+    high = torch.minimum(box[2:], others[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=1)
+    area = (box[2:] - box[:2]).prod()
+    areas = (others[:, 2:] - others[:, :2]).prod(dim=1)
+    return intersection / (area + areas - intersection)
+
+
+def _select(
+    boxes: Tensor, scores: Tensor, keep_label: Any, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """Run ``keep_label`` on every label, merge by (score descending, index ascending)."""
+    batch, labels, per_label = scores.shape
+    num_dets = torch.zeros(batch, 1, dtype=torch.int32, device=boxes.device)
+    indices = torch.full((batch, max_output), -1, dtype=torch.int64, device=boxes.device)
+    for b in range(batch):
+        kept = [
+            keep_label(boxes[b, label], scores[b, label]) + label * per_label
+            for label in range(labels)
+        ]
+        merged = torch.cat(kept).sort().values if kept else indices.new_empty(0)
+        ranking = scores[b].flatten()[merged].argsort(descending=True, stable=True)
+        merged = merged[ranking][:max_output]
+        num_dets[b, 0] = merged.numel()
+        indices[b, : merged.numel()] = merged
+    return num_dets, indices
+
+
+def _check(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> None:
+    if boxes.dim() != 4 or boxes.shape[3] != 4:
+        raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected [B, L, M, 4]")
+    if scores.dim() != 3 or any(a != b for a, b in zip(scores.shape, boxes.shape, strict=False)):
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}, expected {tuple(boxes.shape[:3])}"
+        )
+    if boxes.dtype != scores.dtype or boxes.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"boxes is {boxes.dtype} and scores {scores.dtype}, expected float32 both")
+    if boxes.device != scores.device:
+        raise ValueError(f"boxes is on {boxes.device}, scores on {scores.device}, expected one")
+    if not 0.0 <= iou_threshold <= 1.0:
+        raise ValueError(f"iou_threshold is {iou_threshold}, expected a number from 0 to 1")
+    if math.isnan(score_threshold) or score_threshold == math.inf:
+        raise ValueError(f"score_threshold is {score_threshold}, expected a finite number")
+    if max_output < 1:
+        raise ValueError(f"max_output is {max_output}, expected at least 1")
+
+
+# --- torch operator ------------------------------------------------------------------------------
+
+
+def _batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    _check(boxes, scores, iou_threshold, score_threshold, max_output)
+
+    def keep_label(label_boxes: Tensor, label_scores: Tensor) -> Tensor:
+        candidates = (label_scores > score_threshold).nonzero().squeeze(1)
+        kept = nms(label_boxes[candidates], label_scores[candidates], iou_threshold)
+        return candidates[kept]
+
+    return _select(boxes, scores, keep_label, max_output)
+
+
+_op = define("batched_nms", _batched_nms)
+
+
+@_op.register_fake
+def _(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    _check(boxes, scores, iou_threshold, score_threshold, max_output)
+    batch = boxes.shape[0]
+    return (
+        boxes.new_empty(batch, 1, dtype=torch.int32),
+        boxes.new_empty(batch, max_output, dtype=torch.int64),
+    )
+
+
+# --- ONNX ----------------------------------------------------------------------------------------
+
+
+def dynamo_translations() -> dict[Any, Any]:
+    """Entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
+    operator = onnx_operator(
+        "BatchedNms",
+        inputs=(("boxes", "tensor(float)"), ("scores", "tensor(float)")),
+        outputs=(("num_dets", "tensor(int32)"), ("indices", "tensor(int64)")),
+        attributes=(
+            ("iou_threshold", "FLOAT"),
+            ("score_threshold", "FLOAT"),
+            ("max_output", "INT"),
+        ),
+    )
+
+    def translate(
+        boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, max_output: int
+    ) -> Any:
+        return operator(
+            boxes,
+            scores,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            max_output=max_output,
+            **PLUGIN_ATTRIBUTES,
+        )
+
+    return {torch.ops.carafe.batched_nms.default: translate}
+
+
+def torchscript_symbolics() -> dict[str, Any]:
+    """Symbolic functions for the TorchScript exporter, by qualified torch name."""
+    from torch.onnx import symbolic_helper
+
+    @symbolic_helper.parse_args("v", "v", "f", "f", "i")
+    def build(
+        g: Any,
+        boxes: Any,
+        scores: Any,
+        iou_threshold: float,
+        score_threshold: float,
+        max_output: int,
+    ) -> Any:
+        plugin = {f"{name}_s": value for name, value in PLUGIN_ATTRIBUTES.items()}
+        num_dets, indices = g.op(
+            "carafe::BatchedNms",
+            boxes,
+            scores,
+            iou_threshold_f=iou_threshold,
+            score_threshold_f=score_threshold,
+            max_output_i=max_output,
+            outputs=2,
+            **plugin,
+        )
+        sizes = symbolic_helper._get_tensor_sizes(boxes)
+        batch = None if sizes is None else sizes[0]
+        int32 = boxes.type().with_dtype(torch.int32)
+        int64 = boxes.type().with_dtype(torch.int64)
+        num_dets.setType(int32.with_sizes([batch, 1]))
+        indices.setType(int64.with_sizes([batch, max_output]))
+        return num_dets, indices
+
+    return {"carafe::batched_nms": build}

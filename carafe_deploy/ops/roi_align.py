@@ -1,0 +1,297 @@
+"""Multilevel RoIAlign: pick a pyramid level for every RoI and pool it there, in one operator.
+
+mmdetection's SingleRoIExtractor over mmcv's aligned RoIAlign (Mask R-CNN, arXiv:1703.06870,
+section 3; level assignment of FPN, arXiv:1612.03144, equation 1), with a fixed output shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
+
+__all__ = ["assign_levels", "multilevel_roi_align", "multilevel_roi_align_reference"]
+
+
+def multilevel_roi_align(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    """Pool every RoI from the pyramid level of its size.
+
+    With ``sampling_ratio`` 0 a RoI without area has no samples and pools to zeros, so padding rows
+    of zeros cost nothing.
+
+    Args:
+        rois: [B, K, 4] float32: x1, y1, x2, y2 in image pixels; row b belongs to image b. Always
+            float32, because half types are off by up to half a pixel beyond x = 1000.
+        features: one map [B, C, H_l, W_l] a level, finest first, all of one floating dtype.
+        output_size: side S of the pooled map in bins.
+        sampling_ratio: samples a bin and axis; 0 takes ``ceil(RoI side / S)`` in level pixels.
+        strides: of the levels, in image pixels.
+        finest_scale: RoIs with sqrt(area) below ``2*finest_scale`` pixels go to level 0.
+
+    Returns:
+        [B, K, C, S, S], dtype of the features.
+
+    Raises:
+        ValueError: a shape, dtype or argument does not fit; the message names it.
+    """
+    out: Tensor = torch.ops.carafe.multilevel_roi_align(
+        rois, list(features), output_size, sampling_ratio, list(strides), finest_scale
+    )
+    return out
+
+
+def assign_levels(rois: Tensor, num_levels: int, finest_scale: int) -> Tensor:
+    """Level of each RoI: ``clamp(floor(log2(sqrt(w*h)/finest_scale + 1e-6)), 0, num_levels-1)``.
+
+    Computed by comparison with the powers of two, which every backend rounds alike; torch's log2
+    differs for scales within one unit in the last place below 4 and 8 only.
+
+    Args:
+        rois: [..., 4], x1, y1, x2, y2 in pixels.
+        num_levels: of the pyramid.
+        finest_scale: see :func:`multilevel_roi_align`.
+
+    Returns:
+        [...] int64.
+    """
+    width, height = rois[..., 2] - rois[..., 0], rois[..., 3] - rois[..., 1]
+    scale = torch.sqrt(width * height) / finest_scale + 1e-6
+    level = torch.zeros_like(scale, dtype=torch.int64)
+    for power in range(1, num_levels):
+        level += scale >= 2.0**power
+    return level
+
+
+# --- reference -----------------------------------------------------------------------------------
+
+
+def multilevel_roi_align_reference(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    """:func:`multilevel_roi_align` in plain PyTorch, one RoI at a time; float64 stays float64."""
+    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    batch, count, _ = rois.shape
+    channels, size = features[0].shape[1], output_size
+    out = features[0].new_zeros(batch, count, channels, size, size)
+    levels = assign_levels(rois.float(), len(features), finest_scale)
+    for b in range(batch):
+        for k in range(count):
+            level = int(levels[b, k])
+            pooled = _pool_one(
+                rois[b, k] / strides[level] - 0.5, features[level][b], size, sampling_ratio
+            )
+            out[b, k] = pooled
+    return out
+
+
+def _pool_one(roi: Tensor, feature: Tensor, size: int, sampling_ratio: int) -> Tensor:
+    """Average of bilinear samples in each of size*size bins; `roi` in level pixels, [C, H, W]."""
+    feature = feature.to(torch.float64 if feature.dtype == torch.float64 else torch.float32)
+    x1, y1, x2, y2 = (float(v) for v in roi)
+    rows = _samples(y1, y2, size, sampling_ratio, feature.shape[1])
+    columns = _samples(x1, x2, size, sampling_ratio, feature.shape[2])
+    if rows is None or columns is None:
+        return feature.new_zeros(feature.shape[0], size, size)
+    # Bilinear interpolation is separable, and a sample outside is zero on both axes.
+    rows, columns = rows.to(feature), columns.to(feature)
+    return torch.einsum("yh,chw,xw->cyx", rows, feature, columns)
+
+
+def _samples(
+    start: float, stop: float, size: int, sampling_ratio: int, length: int
+) -> Tensor | None:
+    """Weights [size, length] that average one axis' samples into bins; None without samples."""
+    extent = stop - start
+    count = sampling_ratio if sampling_ratio > 0 else math.ceil(extent / size)
+    if count <= 0:
+        return None
+    bins = torch.arange(size, dtype=torch.float64).view(-1, 1)
+    offsets = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    at = start + (bins + offsets) * (extent / size)  # [size, count]
+    inside = (at >= -1.0) & (at <= length)
+    at = at.clamp(0, length - 1)
+    low = at.floor().clamp(max=max(length - 2, 0))
+    weights = torch.zeros(size, length, dtype=torch.float64)
+    for corner, share in ((low, 1 - (at - low)), (low + 1, at - low)):
+        valid = inside & (corner <= length - 1)
+        weights.scatter_add_(1, corner.clamp(max=length - 1).long(), share * valid / count)
+    return weights
+
+
+def _check(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> None:
+    if rois.dim() != 3 or rois.shape[2] != 4:
+        raise ValueError(f"rois has shape {tuple(rois.shape)}, expected [B, K, 4]")
+    if rois.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rois is {rois.dtype}, expected float32 whatever the features' dtype")
+    if not features or len(features) != len(strides):
+        raise ValueError(
+            f"{len(features)} feature maps for {len(strides)} strides, expected one each"
+        )
+    if output_size < 1 or sampling_ratio < 0 or finest_scale < 1 or min(strides) < 1:
+        raise ValueError(
+            f"output_size {output_size}, sampling_ratio {sampling_ratio}, finest_scale "
+            f"{finest_scale}, strides {list(strides)}: only sampling_ratio may be zero"
+        )
+    first = features[0]
+    for level, feature in enumerate(features):
+        if feature.dim() != 4 or not feature.is_floating_point():
+            raise ValueError(
+                f"feature map {level} is {feature.dtype} of shape {tuple(feature.shape)}, "
+                "expected floating point [B, C, H, W]"
+            )
+        if feature.dtype != first.dtype or feature.device != rois.device:
+            raise ValueError(
+                f"feature map {level} is {feature.dtype} on {feature.device}, expected "
+                f"{first.dtype} on {rois.device}"
+            )
+        if feature.shape[0] != rois.shape[0] or feature.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"feature map {level} has batch and channels {tuple(feature.shape[:2])}, expected "
+                f"{(rois.shape[0], first.shape[1])}"
+            )
+
+
+# --- torch operator ------------------------------------------------------------------------------
+
+
+def _multilevel_roi_align(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    batch, count, _ = rois.shape
+    channels, dtype = features[0].shape[1], features[0].dtype
+    # float32 RoIs need float32 features in torchvision; nothing is lost for the half types.
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    out = features[0].new_zeros(batch * count, channels, output_size, output_size)
+    levels = assign_levels(rois.float(), len(features), finest_scale).flatten()
+    image = torch.arange(batch, device=rois.device).repeat_interleave(count)
+    boxes = torch.cat((image.unsqueeze(1).to(compute), rois.reshape(-1, 4).to(compute)), dim=1)
+    has_samples = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 4] > boxes[:, 2])
+    if sampling_ratio > 0:
+        has_samples = torch.ones_like(has_samples)
+    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        chosen = (has_samples & (levels == level)).nonzero().squeeze(1)
+        if chosen.numel():
+            pooled = roi_align(
+                feature.to(compute),
+                boxes[chosen],
+                output_size,
+                spatial_scale=1.0 / stride,
+                sampling_ratio=sampling_ratio,
+                aligned=True,
+            )
+            out[chosen] = pooled.to(dtype)
+    return out.reshape(batch, count, channels, output_size, output_size)
+
+
+_op = define("multilevel_roi_align", _multilevel_roi_align)
+
+
+@_op.register_fake
+def _(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    channels = features[0].shape[1]
+    return features[0].new_empty(rois.shape[0], rois.shape[1], channels, output_size, output_size)
+
+
+# --- ONNX ----------------------------------------------------------------------------------------
+
+
+def dynamo_translations() -> dict[Any, Any]:
+    """Entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
+
+    def translate(
+        rois: Any, features: Any, size: int, ratio: int, strides: Any, finest_scale: int
+    ) -> Any:
+        operator = onnx_operator(
+            "MultilevelRoiAlign",
+            inputs=(
+                ("rois", "tensor(float)"),
+                *((f"features{level}", "T") for level in range(len(features))),
+            ),
+            outputs=(("out", "T"),),
+            attributes=(
+                ("output_size", "INT"),
+                ("sampling_ratio", "INT"),
+                ("strides", "INTS"),
+                ("finest_scale", "INT"),
+            ),
+        )
+        return operator(
+            rois,
+            *features,
+            output_size=size,
+            sampling_ratio=ratio,
+            strides=list(strides),
+            finest_scale=finest_scale,
+            **PLUGIN_ATTRIBUTES,
+        )
+
+    return {torch.ops.carafe.multilevel_roi_align.default: translate}
+
+
+def torchscript_symbolics() -> dict[str, Any]:
+    """Symbolic functions for the TorchScript exporter, by qualified torch name."""
+    from torch.onnx import symbolic_helper
+
+    @symbolic_helper.parse_args("v", "v", "i", "i", "is", "i")
+    def build(
+        g: Any, rois: Any, features: Any, size: int, ratio: int, strides: Any, finest_scale: int
+    ) -> Any:
+        maps = symbolic_helper._unpack_list(features)
+        plugin = {f"{name}_s": value for name, value in PLUGIN_ATTRIBUTES.items()}
+        out = g.op(
+            "carafe::MultilevelRoiAlign",
+            rois,
+            *maps,
+            output_size_i=size,
+            sampling_ratio_i=ratio,
+            strides_i=strides,
+            finest_scale_i=finest_scale,
+            **plugin,
+        )
+        rois_sizes = symbolic_helper._get_tensor_sizes(rois)
+        map_sizes = symbolic_helper._get_tensor_sizes(maps[0])
+        if rois_sizes is not None and map_sizes is not None:
+            out.setType(maps[0].type().with_sizes([*rois_sizes[:2], map_sizes[1], size, size]))
+        return out
+
+    return {"carafe::multilevel_roi_align": build}
