@@ -1,0 +1,1 @@
+"""CARAFE detectors in plain PyTorch, with mmdetection's state_dict keys."""

@@ -1,0 +1,100 @@
+"""Region proposal network (Faster R-CNN, arXiv:1506.01497) as mmdetection's RPNHead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carafe_deploy.models.boxes import Anchors, BoxCoder, gather_rows
+from carafe_deploy.models.config import RpnConfig
+from carafe_deploy.ops import batched_nms
+
+__all__ = ["Proposals", "ProposalSelector", "RPNHead"]
+
+
+class RPNHead(nn.Module):
+    """Objectness and box deltas for every anchor of every level."""
+
+    def __init__(self, in_channels: int, config: RpnConfig) -> None:
+        super().__init__()
+        anchors = len(config.anchors.ratios) * len(config.anchors.scales)
+        self.rpn_conv = nn.Conv2d(in_channels, config.feat_channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(config.feat_channels, anchors, 1)
+        self.rpn_reg = nn.Conv2d(config.feat_channels, anchors * 4, 1)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """P2..P6 -> logits [B, A, H_l, W_l] a level, deltas [B, A*4, H_l, W_l] a level."""
+        hidden = [self.rpn_conv(level).relu_() for level in pyramid]
+        return tuple(map(self.rpn_cls, hidden)), tuple(map(self.rpn_reg, hidden))
+
+
+class Proposals(NamedTuple):
+    """Regions to look at, best first; rows from the first invalid one on are padding.
+
+    boxes: [B, P, 4] float32 in network-input pixels, zeros in padding;
+    scores: [B, P] float32 objectness, zero in padding;
+    valid: [B, P] bool.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+class ProposalSelector(nn.Module):
+    """Top scores of each level, decoded, NMS inside the level, best over all levels."""
+
+    def __init__(self, config: RpnConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.anchors = Anchors(config.anchors)
+        self.coder = BoxCoder(config.coder)
+
+    def forward(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], image_sizes: Tensor
+    ) -> Proposals:
+        """Outputs of :class:`RPNHead` and image_sizes [B, 2] float32 -> Proposals."""
+        levels = [
+            self._best_of_level(level, *outputs, image_sizes)
+            for level, outputs in enumerate(zip(logits, deltas, strict=True))
+        ]
+        boxes = torch.stack([level[0] for level in levels], dim=1)  # [B, L, nms_pre, 4]
+        scores = torch.stack([level[1] for level in levels], dim=1)  # [B, L, nms_pre]
+        _, index = batched_nms(
+            boxes,
+            scores,
+            iou_threshold=self.config.nms_iou_threshold,
+            score_threshold=-1.0,  # below every sigmoid, above the -inf of padding
+            max_output=self.config.max_proposals,
+        )
+        valid = index >= 0
+        index = index.clamp(min=0)
+        return Proposals(
+            gather_rows(boxes.flatten(1, 2), index) * valid.unsqueeze(-1),
+            (scores.flatten(1).gather(1, index)).masked_fill(~valid, 0.0),
+            valid,
+        )
+
+    def _best_of_level(
+        self, level: int, logits: Tensor, deltas: Tensor, image_sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes [B, nms_pre, 4] and scores [B, nms_pre]; -inf where there is no candidate."""
+        batch, width, count = logits.shape[0], logits.shape[3], self.config.nms_pre
+        scores = logits.permute(0, 2, 3, 1).reshape(batch, -1).float().sigmoid()
+        flat_deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
+        total = scores.shape[1]
+        # Padding keeps the number of rows constant however small the level is.
+        scores, index = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1)
+        index = index.clamp(max=total - 1)
+        boxes = self.coder(
+            self.anchors(level, index, width), gather_rows(flat_deltas, index), image_sizes
+        )
+        if self.config.min_box_size >= 0:
+            sides = boxes[..., 2:] - boxes[..., :2]
+            large = sides.amin(dim=-1) > self.config.min_box_size
+            scores = scores.masked_fill(~large, -torch.inf)
+        return boxes, scores
