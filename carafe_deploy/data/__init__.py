@@ -1,0 +1,27 @@
+"""Small files that travel with the package: two trained detectors, images, recorded results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from carafe_deploy.errors import DataFileError
+
+__all__ = ["data_path"]
+
+_ROOT = Path(__file__).resolve().parent
+
+
+def data_path(*parts: str) -> Path:
+    """Path of a file or folder of ``carafe_deploy/data``, e.g. ``data_path("shapes", "val")``.
+
+    Raises:
+        DataFileError: there is no such file, or ``parts`` lead out of the data folder.
+    """
+    path = _ROOT.joinpath(*parts).resolve()
+    if not path.is_relative_to(_ROOT):
+        raise DataFileError(f"{'/'.join(parts)!r} is not inside the package's data folder")
+    if not path.exists():
+        raise DataFileError(
+            f"the package's data has no {'/'.join(parts)!r} ({path}): reinstall carafe-deploy"
+        )
+    return path

@@ -1,0 +1,184 @@
+"""What the package promises as a whole: light imports, one-way dependencies, its version."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import carafe_deploy
+from carafe_deploy.data import data_path
+from carafe_deploy.errors import CarafeDeployError, DataFileError
+
+PACKAGE = Path(carafe_deploy.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+#: Modules that a deployment target needs not have.
+HEAVY = {
+    "cv2",
+    "faster_coco_eval",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pycocotools",
+    "pycuda",
+    "rich",
+    "tensorrt",
+    "torch",
+    "torchvision",
+    "typer",
+}
+
+#: (importing module or package, what it must not import), below `carafe_deploy`.
+FORBIDDEN = [
+    ("runners", "models"),
+    ("runners", "graph"),
+    ("ops", "models"),
+    ("ops", "graph"),
+    ("ops", "runners"),
+    ("models", "graph"),
+    ("models", "runners"),
+    ("graph", "runners"),
+]
+
+PRINTING = {"cli.py", "report.py"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a source file of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(source: str, package: str) -> Iterator[str]:
+    """Every dotted name that `source`, a module inside `package`, imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every dotted name that a source file of the package imports."""
+    name = module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return set(imported_names(path.read_text(encoding="utf-8"), package))
+
+
+def is_within(name: str, package: str) -> bool:
+    """`name` is `package` or something below it."""
+    return name == package or name.startswith(package + ".")
+
+
+def print_lines(source: str) -> list[int]:
+    """Line numbers of calls of the built-in `print`."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    ]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "carafe_deploy",
+        "carafe_deploy.data",
+        "carafe_deploy.errors",
+        "carafe_deploy.files",
+        "carafe_deploy.runners.base",
+        "carafe_deploy.types",
+    ],
+)
+def test_importing_needs_numpy_only(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
+
+
+def test_version_is_that_of_the_installed_metadata() -> None:
+    assert carafe_deploy.__version__ == importlib.metadata.version("carafe-deploy")
+
+
+def test_package_is_marked_as_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(("importer", "imported"), FORBIDDEN)
+def test_dependencies_point_one_way(importer: str, imported: str) -> None:
+    files = [path for path in SOURCES if is_within(module_name(path), f"carafe_deploy.{importer}")]
+    assert files
+    offending = {
+        module_name(path): sorted(found)
+        for path in files
+        if (found := [n for n in imports_of(path) if is_within(n, f"carafe_deploy.{imported}")])
+    }
+    assert offending == {}
+
+
+def test_types_import_only_errors_from_the_package() -> None:
+    internal = [n for n in imports_of(PACKAGE / "types.py") if is_within(n, "carafe_deploy")]
+    assert internal
+    assert [n for n in internal if not is_within(n, "carafe_deploy.errors")] == []
+
+
+def test_only_the_command_line_and_the_report_print() -> None:
+    printing = {
+        path.relative_to(PACKAGE).as_posix(): lines
+        for path in SOURCES
+        if (lines := print_lines(path.read_text(encoding="utf-8")))
+    }
+    assert set(printing) <= PRINTING
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import carafe_deploy.models.zoo", "carafe_deploy.models.zoo"),
+        ("from carafe_deploy import models", "carafe_deploy.models"),
+        ("from carafe_deploy.models import zoo as z", "carafe_deploy.models.zoo"),
+        ("from .. import models", "carafe_deploy.models"),
+        ("from ..models.zoo import find", "carafe_deploy.models.zoo.find"),
+        ("from . import base", "carafe_deploy.runners.base"),
+        ("def f():\n    from carafe_deploy.models import zoo", "carafe_deploy.models.zoo"),
+    ],
+)
+def test_imports_are_found_in_every_spelling(source: str, expected: str) -> None:
+    assert expected in set(imported_names(source, "carafe_deploy.runners"))
+
+
+def test_print_calls_are_found() -> None:
+    assert print_lines("x.print(1)\nif True:\n    print(2)\n") == [3]
+
+
+def test_data_path_finds_a_file() -> None:
+    assert data_path("shapes", "val.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("shapes", "none.pth"), r"no 'shapes/none\.pth' .* reinstall carafe-deploy"),
+        (("..", "types.py"), r"'\.\./types\.py' is not inside the package's data folder"),
+    ],
+)
+def test_data_path_names_what_is_missing(parts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataFileError, match=message) as caught:
+        data_path(*parts)
+    assert isinstance(caught.value, CarafeDeployError)
