@@ -31,7 +31,7 @@ def multilevel_roi_align(
     """Pool every RoI from the pyramid level of its size.
 
     With ``sampling_ratio`` 0 a RoI without area has no samples and pools to zeros, so padding rows
-    of zeros cost nothing.
+    of zeros cost nothing. A RoI that is not finite pools to zeros whatever the ratio.
 
     Args:
         rois: [B, K, 4] float32: x1, y1, x2, y2 in image pixels; row b belongs to image b. Always
@@ -107,6 +107,8 @@ def _pool_one(roi: Tensor, feature: Tensor, size: int, sampling_ratio: int) -> T
     """Average of bilinear samples in each of size*size bins; `roi` in level pixels, [C, H, W]."""
     feature = feature.to(torch.float64 if feature.dtype == torch.float64 else torch.float32)
     x1, y1, x2, y2 = (float(v) for v in roi)
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        return feature.new_zeros(feature.shape[0], size, size)
     rows = _samples(y1, y2, size, sampling_ratio, feature.shape[1])
     columns = _samples(x1, x2, size, sampling_ratio, feature.shape[2])
     if rows is None or columns is None:
@@ -197,9 +199,9 @@ def _multilevel_roi_align(
     levels = assign_levels(rois.float(), len(features), finest_scale).flatten()
     image = torch.arange(batch, device=rois.device).repeat_interleave(count)
     boxes = torch.cat((image.unsqueeze(1).to(compute), rois.reshape(-1, 4).to(compute)), dim=1)
-    has_samples = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 4] > boxes[:, 2])
-    if sampling_ratio > 0:
-        has_samples = torch.ones_like(has_samples)
+    has_samples = boxes.isfinite().all(dim=1)  # torchvision reads out of bounds for others
+    if sampling_ratio == 0:
+        has_samples &= (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 4] > boxes[:, 2])
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (has_samples & (levels == level)).nonzero().squeeze(1)
         if chosen.numel():

@@ -1,0 +1,226 @@
+"""ONNX function bodies of Carafe and CarafeEncoded.
+
+Reassembly is a product of every pixel's own k*k weights with its window of the map. Two ways:
+
+- ``tiles``: neighbouring pixels share most of their windows. The map is cut into tiles with a
+  margin of k//2, the weights of a tile's outputs are laid out over the tile and its margin, and
+  the tile becomes one matrix product [outputs, tile and margin] x [tile and margin, C]. For k = 5
+  and tiles of 4x4 that multiplies 2.6 times more than needed and copies the map 4 times instead
+  of 25, all in ONNX Runtime's fastest kernel.
+- ``taps``: all windows side by side, multiplied and summed. For a few channels the weights are
+  larger than the map, and rearranging them for a matrix product costs more than it gains.
+
+Figures for these and for what they replaced: benchmarks/function_bodies.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from carafe_deploy.ops._body_writer import FLOAT, BodyWriter
+
+__all__ = ["carafe_body", "choose_carafe_variant"]
+
+#: Below or at this number of channels "taps" is quicker than "tiles".
+_NARROW = 4
+
+
+def choose_carafe_variant(channels: int | None) -> str:
+    """Decomposition for a map of so many channels; None stands for a dynamic number."""
+    return "taps" if channels is not None and channels <= _NARROW else "tiles"
+
+
+def carafe_body(
+    *,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+    encoded: bool,
+    opset: int,
+    overload: str,
+    variant: str,
+    tile: tuple[int, int] = (4, 4),
+) -> onnx.FunctionProto:
+    """Function for ``Carafe(features, masks)`` or ``CarafeEncoded(features, encoded)``.
+
+    Batch, channels, height and width are read from the inputs at run time and may be zero. The
+    arithmetic is float32 whatever the inputs' type. A NaN or infinite feature makes NaN of every
+    output of its tile and the tiles around it, not only of those that reach it.
+
+    Args:
+        kernel_size: odd side k of a reassembly kernel.
+        group_size: number G of channel groups with kernels of their own.
+        scale_factor: integer upsampling ratio s.
+        encoded: for CarafeEncoded, which shuffles and normalises its second input.
+        opset: version of the standard operators, 18 or later.
+        overload: tells this function from others of the same name in a model.
+        variant: ``"tiles"`` or ``"taps"``, see :func:`choose_carafe_variant`.
+        tile: height and width in source pixels, for variant ``"tiles"``.
+
+    Returns:
+        Function with inputs [N, C, H, W] and [N, G*k*k, s*H, s*W], or [N, s*s*G*k*k, H, W] when
+        ``encoded``, and one output [N, C, s*H, s*W] of the features' type.
+
+    Raises:
+        ValueError: the variant is unknown.
+    """
+    body = BodyWriter()
+    weights = "encoded" if encoded else "masks"
+    batch, channels, height, width = body.dims("features", 4)
+    # A group reads no other group's channels or weights: treat it as an image of its own.
+    images = body.Mul(batch, group_size)
+    call = _Call(
+        k=kernel_size, s=scale_factor, encoded=encoded, images=images,
+        channels=body.Div(channels, group_size), height=height, width=width,
+        pixels=body.Mul(height, width), weights=body.Cast(weights, to=FLOAT),
+    )  # fmt: skip
+    features = body.Cast("features", to=FLOAT)
+    features = body.reshape(features, images, call.channels, height, width)
+    if variant == "tiles":
+        result = _tiles(body, call, features, tile)
+    elif variant == "taps":
+        result = _taps(body, call, features)
+    else:
+        raise ValueError(f"variant is {variant!r}, expected 'tiles' or 'taps'")
+    sizes = body.Mul(height, scale_factor), body.Mul(width, scale_factor)
+    result = body.reshape(result, batch, channels, *sizes)
+    body.CastLike(result, "features", out="out")
+    return body.function(
+        "CarafeEncoded" if encoded else "Carafe",
+        ["features", weights],
+        ["out"],
+        ["kernel_size", "group_size", "scale_factor"],
+        opset=opset,
+        overload=overload,
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Numbers known here and names of values known at run time; an image is one group of one."""
+
+    k: int
+    s: int
+    encoded: bool
+    images: str
+    channels: str
+    height: str
+    width: str
+    pixels: str
+    weights: str
+
+
+def _tiles(body: BodyWriter, call: _Call, features: str, tile: tuple[int, int]) -> str:
+    """One matrix product a tile: [images, C/G, s*H, s*W]."""
+    k, s, (rows, columns) = call.k, call.s, tile
+    margin = k // 2
+    window = (rows + k - 1, columns + k - 1)  # a tile and its margin
+    down = body.Div(body.Add(call.height, rows - 1), rows)
+    across = body.Div(body.Add(call.width, columns - 1), columns)
+    tiles = body.Mul(down, across)
+    bottom = body.Sub(body.Mul(down, rows), call.height)  # what the last row of tiles lacks
+    right = body.Sub(body.Mul(across, columns), call.width)
+
+    # Features, channels last so that the gather below copies whole pixels.
+    padding = body.Concat(
+        [0, margin, margin, 0, 0], body.Add(bottom, margin), body.Add(right, margin), 0, axis=0
+    )
+    padded = body.Pad(body.Transpose(features, perm=[0, 2, 3, 1]), padding)
+    _, padded_height, padded_width = body.dims(padded, 3)
+    padded = body.reshape(padded, call.images, body.Mul(padded_height, padded_width), call.channels)
+    y = body.Add(body.Mul(body.Unsqueeze(body.arange(down), [1, 2, 3]), rows), _axis(window[0], 1))
+    x = body.Add(body.Mul(body.Unsqueeze(body.arange(across), [1, 2]), columns), _axis(window[1]))
+    where = body.Add(body.Mul(y, padded_width), x)  # [down, across, *window]
+    where = body.reshape(where, tiles, window[0] * window[1])
+    windows = body.Gather(padded, where, axis=1)  # [images, tiles, window, C/G]
+
+    # Weights, by tile; those of pixels that the last tiles lack repeat the border's, unused.
+    where = body.reshape(body.arange(call.pixels), call.height, call.width)
+    where = body.Pad(where, body.Concat([0, 0], bottom, right, axis=0), mode="edge")
+    where = body.reshape(where, down, rows, across, columns)
+    where = body.reshape(body.Transpose(where, perm=[0, 2, 1, 3]), tiles, rows * columns)
+    weights = body.Gather(_pixel_weights(body, call), where, axis=1)
+    # A constant 0/1 matrix a pixel of the tile puts its k*k weights where they apply.
+    placement = body.OneHot(
+        _tap_positions(tile, k), window[0] * window[1], np.array([0, 1], np.float32)
+    )
+    weights = body.MatMul(weights, placement)  # [images, tiles, tile, s*s, window]
+    outputs = rows * columns * s * s
+    weights = body.reshape(weights, call.images, tiles, outputs, window[0] * window[1])
+
+    result = body.MatMul(weights, windows)  # [images, tiles, outputs, C/G]
+    result = body.reshape(result, call.images, body.Mul(tiles, outputs), call.channels)
+    # Number the outputs as the product has them, look the numbers up in the map's order.
+    where = body.arange(body.Mul(tiles, outputs))
+    where = body.reshape(where, down, across, rows, columns, s, s)
+    where = body.Transpose(where, perm=[0, 2, 4, 1, 3, 5])
+    where = body.reshape(where, body.Mul(down, rows * s), body.Mul(across, columns * s))
+    size = body.Mul(body.Concat(call.height, call.width, axis=0), s)
+    where = body.Slice(where, [0, 0], size)  # [s*H, s*W]
+    name: str = body.Transpose(body.Gather(result, where, axis=1), perm=[0, 3, 1, 2])
+    return name
+
+
+def _axis(count: int, trailing: int = 0) -> np.ndarray:
+    """0..count-1 along one axis, followed by axes of length 1."""
+    return np.arange(count).reshape(count, *[1] * trailing)
+
+
+def _tap_positions(tile: tuple[int, int], k: int) -> np.ndarray:
+    """[tile, k*k]: where in the flattened window a tap of a pixel of the tile lies."""
+    y, x = np.mgrid[: tile[0], : tile[1]].reshape(2, -1, 1)
+    u, v = np.mgrid[:k, :k].reshape(2, 1, -1)
+    return (y + u) * (tile[1] + k - 1) + x + v
+
+
+def _pixel_weights(body: BodyWriter, call: _Call) -> str:
+    """All weights of a source pixel together: [images, H*W, s*s, k*k].
+
+    In steps that move whole rows or one axis only, which ONNX Runtime does many times faster than
+    a general transpose.
+    """
+    k, s, images, pixels = call.k, call.s, call.images, call.pixels
+    if call.encoded:
+        weights = body.reshape(call.weights, images, k * k, s * s, pixels)
+        weights = body.Transpose(weights, perm=[0, 2, 1, 3])
+        weights = body.reshape(weights, images, s * s * k * k, pixels)
+        weights = body.Transpose(weights, perm=[0, 2, 1])
+        weights = body.reshape(weights, images, pixels, s * s, k * k)
+        name: str = body.Softmax(weights, axis=-1)
+        return name
+    weights = body.reshape(call.weights, images, k * k, body.Mul(pixels, s * s))
+    weights = body.Transpose(weights, perm=[0, 2, 1])
+    weights = body.reshape(weights, images, call.height, s, call.width, s * k * k)
+    weights = body.Transpose(weights, perm=[0, 1, 3, 2, 4])
+    return body.reshape(weights, images, pixels, s * s, k * k)
+
+
+def _taps(body: BodyWriter, call: _Call, features: str) -> str:
+    """Sum of weights times shifted maps: [images, C/G, s*H, s*W] or a shape of as many elements."""
+    k, s, images, channels = call.k, call.s, call.images, call.channels
+    height, width, pixels = call.height, call.width, call.pixels
+    size = body.Concat(height, width, axis=0)
+    padded = body.Pad(features, [0, 0, k // 2, k // 2] * 2)
+    shifted = []
+    for u, v in np.ndindex(k, k):
+        view = body.Slice(padded, [u, v], body.Add(size, [u, v]), [2, 3])
+        shifted.append(body.Unsqueeze(view, 1))
+    windows = body.Concat(*shifted, axis=1)  # [images, k*k, C/G, H, W]
+    if not call.encoded:
+        weights = body.reshape(call.weights, images, k * k, 1, height, s, width, s)
+        products = body.Mul(body.Unsqueeze(windows, [4, 6]), weights)
+        name: str = body.ReduceSum(products, 1, keepdims=0)  # [images, C/G, H, s, W, s]
+        return name
+    # Softmax by hand: ONNX Runtime's own transposes first when the axis is not the last, and the
+    # division is cheaper after the sum.
+    weights = body.reshape(call.weights, images, k * k, s * s, 1, pixels)
+    weights = body.Exp(body.Sub(weights, body.ReduceMax(weights, 1)))
+    windows = body.reshape(windows, images, k * k, 1, channels, pixels)
+    result = body.ReduceSum(body.Mul(windows, weights), 1, keepdims=0)
+    result = body.Div(result, body.ReduceSum(weights, 1, keepdims=0))  # [images, s*s, C/G, H*W]
+    result = body.reshape(result, images, s, s, channels, height, width)
+    name = body.Transpose(result, perm=[0, 3, 4, 1, 5, 2])  # [images, C/G, H, s, W, s]
+    return name
