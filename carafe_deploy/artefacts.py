@@ -1,0 +1,104 @@
+"""Open anything that detects: a checkpoint, a TorchScript file, an ONNX file.
+
+This stands outside `runners` because a checkpoint needs the model code, which runners never see.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError
+from carafe_deploy.runners.base import Runner
+
+if TYPE_CHECKING:
+    from carafe_deploy.graph.options import ExportOptions
+
+__all__ = ["SUFFIXES", "open_runner"]
+
+#: File name suffix -> backend.
+SUFFIXES = {
+    ".pth": "pytorch",
+    ".pt": "pytorch",
+    ".ts": "torchscript",
+    ".torchscript": "torchscript",
+    ".onnx": "onnxruntime",
+}
+
+
+def open_runner(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    config: str | os.PathLike[str] | None = None,
+    options: ExportOptions | None = None,
+) -> Runner:
+    """Open an artefact by its suffix.
+
+    Args:
+        path: ``.pth`` (eager PyTorch), ``.ts`` (TorchScript) or ``.onnx`` (ONNX Runtime).
+        device: ``"cpu"`` or ``"cuda"``.
+        config: for a checkpoint, the mmdetection config beside it.
+        options: for a checkpoint, precision and test settings; the others have theirs inside.
+
+    Raises:
+        ArtefactError: the file is missing, or of a kind that nothing here opens.
+        BackendUnavailableError: the package that would open it is not installed.
+        CheckpointError: see :func:`carafe_deploy.models.checkpoint.load_detector`.
+    """
+    path = Path(path)
+    backend = SUFFIXES.get(path.suffix.lower())
+    if backend is None:
+        raise ArtefactError(
+            f"{path} has the suffix {path.suffix!r}: give one of {', '.join(SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise ArtefactError(f"{path} does not exist")
+    try:
+        if backend == "onnxruntime":
+            from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+            return OnnxRuntimeRunner(path, device)
+        if backend == "torchscript":
+            from carafe_deploy.runners.torchscript import TorchScriptRunner
+
+            return TorchScriptRunner(path, device)
+        return _open_checkpoint(path, device, config, options)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"{path.name} needs {backend}, but {error.name} is not installed: "
+            f"pip install {error.name}"
+        ) from error
+
+
+def _open_checkpoint(
+    path: Path,
+    device: str,
+    config: str | os.PathLike[str] | None,
+    options: ExportOptions | None,
+) -> Runner:
+    from carafe_deploy.graph.metadata import model_info
+    from carafe_deploy.graph.options import ExportOptions, deployable
+    from carafe_deploy.models.checkpoint import load_detector
+    from carafe_deploy.models.detector import ImageNormalization, StagedDetector
+    from carafe_deploy.runners._torch import resolve_device
+    from carafe_deploy.runners.pytorch import PyTorchRunner
+    from carafe_deploy.types import InputFormat
+
+    target = resolve_device(device)
+    options = options or ExportOptions(batch=InputFormat().batch, height=InputFormat().height, width=InputFormat().width)
+    detector, checkpoint = load_detector(path, config)
+    info = model_info(
+        detector.config, options, name=checkpoint.name, source=checkpoint.source
+    )
+    deployed = deployable(detector, options).to(target)
+    staged = StagedDetector(deployed)
+    if options.uint8_input:
+        return PyTorchRunner(
+            info,
+            target,
+            ImageNormalization(deployed, info.preprocessing),
+            ImageNormalization(staged, info.preprocessing),
+        )
+    return PyTorchRunner(info, target, deployed, staged)

@@ -1,0 +1,1 @@
+"""Export a detector: options, metadata, ONNX and TorchScript."""

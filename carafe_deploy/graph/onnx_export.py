@@ -1,0 +1,344 @@
+"""A detector as one ONNX file that stock ONNX Runtime runs and TensorRT takes plugins for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from carafe_deploy.errors import ExportError
+from carafe_deploy.files import atomic_path
+from carafe_deploy.graph.functions import attach_function_bodies
+from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
+from carafe_deploy.graph.options import ExportOptions, Range, deployable
+from carafe_deploy.models.config import DetectorConfig
+from carafe_deploy.models.detector import (
+    Detector,
+    ImageNormalization,
+    StagedDetector,
+)
+from carafe_deploy.ops import dynamo_translations, torchscript_symbolics
+from carafe_deploy.types import InputFormat, ModelInfo
+
+__all__ = ["EXPORTERS", "export_onnx", "export_operator_network"]
+
+EXPORTERS = ("dynamo", "torchscript")
+
+#: The dynamo exporter's own; all operators used here are in it for float and float16 ...
+OPSET = 18
+#: ... and Conv takes bfloat16 from this one on.
+OPSET_BFLOAT16 = 22
+#: First to know function overloads.
+IR_VERSION = 10
+
+_DYNAMIC_NAMES = ("batch", "height", "width")
+
+
+def export_onnx(
+    detector: Detector,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    name: str,
+    source: Mapping[str, str],
+    exporter: str = "dynamo",
+    progress: Callable[[str], None] = lambda step: None,
+) -> ModelInfo:
+    """Write a detector as ONNX.
+
+    Inputs, outputs and metadata are described by the returned record, which is also stored in the
+    file. Intermediate tensors keep the names of
+    :class:`~carafe_deploy.models.detector.StagedDetector`.
+
+    Args:
+        detector: as trained; it is copied, not changed.
+        path: of the file to write; it appears complete or not at all.
+        options: precision, sizes and thresholds.
+        name: of the model, stored in the metadata.
+        source: file name and SHA-256 of the checkpoint, stored in the metadata.
+        exporter: ``"dynamo"``, or ``"torchscript"`` for static shapes with torch's older exporter.
+        progress: is told each step's name.
+
+    Raises:
+        ExportError: the options contradict each other, or the result fails ONNX's checker.
+    """
+    if exporter not in EXPORTERS:
+        raise ExportError(f"exporter is {exporter!r}: choose from {', '.join(EXPORTERS)}")
+    info = model_info(
+        detector.config,
+        options,
+        name=name,
+        source=source,
+        packages=("torch", "torchvision", "numpy", "onnx", "onnxscript"),
+    )
+    if exporter == "torchscript" and not info.input.is_static:
+        raise ExportError(
+            "the TorchScript exporter is offered for static shapes only: give one batch size, "
+            "height and width, or use the dynamo exporter"
+        )
+    opset = OPSET_BFLOAT16 if options.precision == "bf16" else OPSET
+    if exporter == "torchscript" and opset > 20:
+        raise ExportError(
+            "the TorchScript exporter knows no bfloat16 Conv: use the dynamo exporter"
+        )
+    progress("prepare")
+    deployed = deployable(detector, options)
+    staged = StagedDetector(deployed)
+    module: nn.Module = staged
+    if options.uint8_input:
+        module = ImageNormalization(staged, deployed.config.preprocessing)
+    names = (*info.output_names, *info.stages)
+    progress("trace and translate")
+    with atomic_path(path) as temporary:
+        with _quiet():
+            export = _export_dynamo if exporter == "dynamo" else _export_torchscript
+            model = export(module, deployed.config, info.input, names, opset)
+        progress("attach function bodies and metadata")
+        _finish(model, info)
+        progress("check")
+        model = _checked(model)
+        progress("write")
+        onnx.save(model, temporary)
+    return info
+
+
+def export_operator_network(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    path: str | os.PathLike[str],
+    *,
+    exporter: str = "dynamo",
+    opset: int = OPSET,
+    **settings: Any,
+) -> onnx.ModelProto:
+    """Write any network that uses the ``carafe`` operators as ONNX, with function bodies.
+
+    Args:
+        module: in evaluation mode.
+        arguments: example inputs.
+        path: of the file to write; it appears complete or not at all.
+        exporter: ``"dynamo"`` or ``"torchscript"``.
+        opset: of the standard operators, 18 or later.
+        settings: passed to :func:`torch.onnx.export` (``input_names``, ``dynamic_shapes``, ...).
+
+    Returns:
+        The model written.
+
+    Raises:
+        ExportError: the exporter is unknown, or the result fails ONNX's checker.
+    """
+    if exporter not in EXPORTERS:
+        raise ExportError(f"exporter is {exporter!r}: choose from {', '.join(EXPORTERS)}")
+    with _quiet(), torch.no_grad():
+        translate = _run_dynamo if exporter == "dynamo" else _run_torchscript
+        model = translate(module, arguments, opset, **settings)
+    _clean(model)
+    attach_function_bodies(model)
+    model = _checked(model)
+    with atomic_path(path) as temporary:
+        onnx.save(model, temporary)
+    return model
+
+
+# --- exporters -----------------------------------------------------------------------------------
+
+
+def _run_dynamo(
+    module: nn.Module, arguments: tuple[Tensor, ...], opset: int, **settings: Any
+) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        module,
+        arguments,
+        dynamo=True,
+        opset_version=opset,
+        custom_translation_table=dynamo_translations(),
+        verbose=False,
+        **settings,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _run_torchscript(
+    module: nn.Module, arguments: tuple[Tensor, ...], opset: int, **settings: Any
+) -> onnx.ModelProto:
+    for operator, symbolic in torchscript_symbolics().items():
+        torch.onnx.register_custom_op_symbolic(operator, symbolic, 16)
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        module,
+        arguments,
+        buffer,
+        dynamo=False,
+        opset_version=opset,
+        custom_opsets={"carafe": 1},
+        **settings,
+    )
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _example(config: DetectorConfig, bounds: InputFormat) -> tuple[Tensor, Tensor]:
+    """Inputs of an admissible size; a dynamic size must not be traced as 1 unit."""
+
+    def size(limits: Range, unit: int, usual: int) -> int:
+        low, high = limits
+        return min(max(usual, low, 2 * unit if high > low else low), high)
+
+    divisor = config.preprocessing.pad_size_divisor
+    batch, height, width = reference_shape(config, bounds)
+    batch = size(bounds.batch, 1, batch)
+    height = size(bounds.height, divisor, height)
+    width = size(bounds.width, divisor, width)
+    if bounds.layout == "nhwc_uint8":
+        images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+    else:
+        images = torch.zeros(batch, 3, height, width)
+    return images, torch.tensor([[height, width]] * batch, dtype=torch.float32)
+
+
+def _export_dynamo(
+    module: nn.Module,
+    config: DetectorConfig,
+    bounds: InputFormat,
+    names: tuple[str, ...],
+    opset: int,
+) -> onnx.ModelProto:
+    def dimension(name: str, limits: Range, unit: int) -> Any:
+        low, high = limits
+        if low == high:
+            return None
+        symbol = torch.export.Dim(name, min=low // unit, max=high // unit)
+        return symbol if unit == 1 else unit * symbol
+
+    divisor = config.preprocessing.pad_size_divisor
+    batch = dimension("batch", bounds.batch, 1)
+    height = dimension("height", bounds.height, divisor)
+    width = dimension("width", bounds.width, divisor)
+    axes = (0, 1, 2) if bounds.layout == "nhwc_uint8" else (0, 2, 3)
+    chosen = zip(axes, (batch, height, width), strict=True)
+    images = {axis: symbol for axis, symbol in chosen if symbol is not None}
+    with torch.no_grad():
+        return _run_dynamo(
+            module,
+            _example(config, bounds),
+            opset,
+            input_names=["images", "image_sizes"],
+            output_names=list(names),
+            dynamic_shapes=(images, {} if batch is None else {0: batch}),
+        )
+
+
+def _export_torchscript(
+    module: nn.Module,
+    config: DetectorConfig,
+    bounds: InputFormat,
+    names: tuple[str, ...],
+    opset: int,
+) -> onnx.ModelProto:
+    with torch.no_grad():
+        return _run_torchscript(
+            module,
+            _example(config, bounds),
+            opset,
+            input_names=["images", "image_sizes"],
+            output_names=list(names),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' remarks about themselves; errors are raised, not printed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# --- after the exporter --------------------------------------------------------------------------
+
+
+def _finish(model: onnx.ModelProto, info: ModelInfo) -> None:
+    """Outputs, bodies and metadata, the same whichever exporter made the model."""
+    _clean(model)
+    graph = model.graph
+    found = {value.name: value for value in graph.output}
+    stages = [found[name] for name in info.stages]
+    _name_dimensions(model, found["C2"])
+    del graph.output[:]
+    # The TorchScript exporter knows these shapes in part only.
+    graph.output.extend(
+        helper.make_tensor_value_info(
+            spec.name, found[spec.name].type.tensor_type.elem_type, spec.shape
+        )
+        for spec in info.output_specs
+    )
+    graph.value_info.extend(stages)
+    graph.name = info.name
+    attach_function_bodies(model, info.operators)
+    helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop stack traces and other notes of the exporter, which name files of this machine."""
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    model.doc_string = ""
+    graph = model.graph
+    graph.doc_string = ""
+    graph.ClearField("metadata_props")
+    values = (graph.input, graph.output, graph.value_info, graph.initializer, graph.node)
+    for entry in (entry for entries in values for entry in entries):
+        entry.ClearField("metadata_props")
+        entry.doc_string = ""
+
+
+def _name_dimensions(model: onnx.ModelProto, finest: onnx.ValueInfoProto) -> None:
+    """Call the exporter's anonymous symbols (``s89``) what they are: batch, height, width.
+
+    Args:
+        model: changed in place.
+        finest: C2, [batch, C, 16*height, 16*width] with whatever symbols the exporter chose.
+    """
+    dimensions = finest.type.tensor_type.shape.dim
+    renamed: dict[str, str] = {}
+    for axis, name in zip((0, 2, 3), _DYNAMIC_NAMES, strict=True):
+        for symbol in re.findall(r"[A-Za-z_]\w*", dimensions[axis].dim_param):
+            renamed[symbol] = name
+    if not renamed:
+        return
+    pattern = re.compile("|".join(rf"\b{symbol}\b" for symbol in renamed))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.HasField("dim_param"):
+                dimension.dim_param = pattern.sub(
+                    lambda match: renamed[match.group()], dimension.dim_param
+                )
+
+
+def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every intermediate's type and shape inferred, after ONNX's full check."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        return onnx.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported model fails ONNX's checker: {error}. Tested versions are onnx "
+            f"1.18 and later; here is {importlib.metadata.version('onnx')}"
+        ) from error

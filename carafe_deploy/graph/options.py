@@ -1,0 +1,114 @@
+"""What a user can choose when a detector leaves PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from carafe_deploy.errors import ExportError
+from carafe_deploy.models.config import DetectorConfig
+from carafe_deploy.models.detector import Detector, build_detector, prepare_for_inference
+from carafe_deploy.types import InputFormat
+
+__all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "padded_limits"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+#: Smallest and largest value, both included.
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choices that are fixed inside an exported file.
+
+    Attributes:
+        batch: accepted batch sizes; equal ends make the dimension static.
+        height: accepted padded heights in pixels, multiples of ``pad_size_divisor``; None takes
+            everything from one multiple to the padded long edge of the config's resize.
+        width: likewise.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``, of convolutions and matrix products; RoIs,
+            box decoding, softmaxes and NMS stay float32.
+        uint8_input: take uint8 [B, H, W, 3] BGR images and normalise inside the graph.
+        score_threshold: None keeps the config's.
+        nms_iou_threshold: of the box head; None keeps the config's.
+        max_detections: None keeps the config's.
+    """
+
+    batch: Range = (1, 8)
+    height: Range | None = None
+    width: Range | None = None
+    precision: str = "fp32"
+    uint8_input: bool = False
+    score_threshold: float | None = None
+    nms_iou_threshold: float | None = None
+    max_detections: int | None = None
+
+    def input_format(self, config: DetectorConfig) -> InputFormat:
+        """The bounds with defaults filled in.
+
+        Raises:
+            ExportError: a bound is empty, not positive, or not a multiple of the divisor.
+        """
+        divisor = config.preprocessing.pad_size_divisor
+        default = (divisor, max(padded_limits(config)))
+        height, width = self.height or default, self.width or default
+        for name, (low, high), multiple in (
+            ("batch", self.batch, 1),
+            ("height", height, divisor),
+            ("width", width, divisor),
+        ):
+            if not 1 <= low <= high:
+                raise ExportError(
+                    f"{name} bounds are {low} to {high}: give 1 <= smallest <= largest"
+                )
+            for value in (low, high):
+                if value % multiple:
+                    nearest = -(-value // multiple) * multiple
+                    raise ExportError(
+                        f"{name} {value} is not a multiple of {multiple}: use {nearest}"
+                    )
+        layout = "nhwc_uint8" if self.uint8_input else "nchw_float32"
+        return InputFormat(layout, self.batch, height, width)
+
+    def apply(self, config: DetectorConfig) -> DetectorConfig:
+        """The detector's config with the chosen test settings.
+
+        Raises:
+            ExportError: a value is out of range, or the precision is unknown.
+        """
+        if self.precision not in DTYPES:
+            raise ExportError(f"precision is {self.precision!r}: choose from {', '.join(DTYPES)}")
+        for name, value in (
+            ("score threshold", self.score_threshold),
+            ("NMS IoU threshold", self.nms_iou_threshold),
+        ):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ExportError(f"{name} is {value}: give a number from 0 to 1")
+        candidates = config.rpn.max_proposals * config.num_classes
+        if self.max_detections is not None and not 1 <= self.max_detections <= candidates:
+            raise ExportError(
+                f"maximum number of detections is {self.max_detections}: give 1 to {candidates}"
+            )
+        chosen = {
+            name: value
+            for name in ("score_threshold", "nms_iou_threshold", "max_detections")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(config, box=dataclasses.replace(config.box, **chosen))
+
+
+def padded_limits(config: DetectorConfig) -> tuple[int, int]:
+    """Padded (height, width) in pixels of a landscape image that meets both resize limits."""
+    divisor = config.preprocessing.pad_size_divisor
+    long_edge, short_edge = config.preprocessing.scale
+    return (-(-short_edge // divisor) * divisor, -(-long_edge // divisor) * divisor)
+
+
+def deployable(detector: Detector, options: ExportOptions) -> Detector:
+    """A copy ready to trace: options applied, batch norm folded, weights in their precision."""
+    copy = build_detector(options.apply(detector.config))
+    copy.load_state_dict(detector.state_dict())
+    return prepare_for_inference(copy, DTYPES[options.precision])

@@ -1,0 +1,116 @@
+"""A detector as a TorchScript file for Python and libtorch, on CPU and CUDA."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from carafe_deploy.errors import ExportError
+from carafe_deploy.files import atomic_path
+from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
+from carafe_deploy.graph.options import ExportOptions, deployable
+from carafe_deploy.models.detector import (
+    Detector,
+    ImageNormalization,
+    StagedDetector,
+)
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["export_torchscript"]
+
+
+class _Exported(nn.Module):
+    """The traced module: ``forward`` for deployment, ``stages`` for parity; weights are shared."""
+
+    def __init__(self, detector: Detector, uint8_input: bool) -> None:
+        super().__init__()
+        staged = StagedDetector(detector)
+        preprocessing = detector.config.preprocessing
+        self.plain: nn.Module = detector
+        self.staged: nn.Module = staged
+        if uint8_input:
+            self.plain = ImageNormalization(detector, preprocessing)
+            self.staged = ImageNormalization(staged, preprocessing)
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.plain(images, image_sizes)
+        return outputs
+
+    def stages(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.staged(images, image_sizes)
+        return outputs
+
+
+def export_torchscript(
+    detector: Detector,
+    path: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    name: str,
+    source: Mapping[str, str],
+    progress: Callable[[str], None] = lambda step: None,
+) -> ModelInfo:
+    """Write a detector as TorchScript.
+
+    The file's ``forward`` returns the detector's outputs in order; its method ``stages`` returns
+    them followed by the intermediate tensors. The extra file ``carafe_deploy`` holds the metadata
+    as JSON, the names of both included. A program that loads the file must have the ``carafe``
+    operators registered (``import carafe_deploy.ops`` in Python).
+
+    Args:
+        detector: as trained; it is copied, not changed.
+        path: of the file to write; it appears complete or not at all.
+        options: precision and thresholds; sizes become bounds that runners check.
+        name: of the model, stored in the metadata.
+        source: file name and SHA-256 of the checkpoint, stored in the metadata.
+        progress: is told each step's name.
+
+    Raises:
+        ExportError: the options are out of range, or the trace holds a device, so that it would
+            run nowhere else.
+    """
+    info = model_info(detector.config, options, name=name, source=source)
+    progress("prepare")
+    deployed = deployable(detector, options)
+    module = _Exported(deployed, options.uint8_input).eval()
+    batch, height, width = _trace_shape(deployed, info)
+    if options.uint8_input:
+        images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+    else:
+        images = torch.zeros(batch, 3, height, width)
+    sizes = torch.tensor([[height, width]] * batch, dtype=torch.float32)
+    progress("trace")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace_module(
+            module,
+            {"forward": (images, sizes), "stages": (images, sizes)},
+            check_trace=False,
+        )
+    _check_portable(traced)
+    progress("write")
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(traced, str(temporary), _extra_files={METADATA_KEY: info.to_json()})
+    return info
+
+
+def _trace_shape(detector: Detector, info: ModelInfo) -> tuple[int, int, int]:
+    """The smallest size will do: a trace of this detector holds no size."""
+    if info.input.is_static:
+        return reference_shape(detector.config, info.input)
+    return info.input.batch[0], info.input.height[0], info.input.width[0]
+
+
+def _check_portable(traced: torch.jit.ScriptModule) -> None:
+    for method in ("forward", "stages"):
+        graph = str(getattr(traced, method).inlined_graph)
+        line = next((line for line in graph.splitlines() if "Device =" in line), None)
+        if line is not None:
+            raise ExportError(
+                f"the trace names a device, so the file would run there only: {line.strip()}"
+            )

@@ -1,0 +1,104 @@
+"""What every backend looks like: named NumPy arrays in, named NumPy arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from carafe_deploy.errors import InputShapeError
+from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
+
+__all__ = ["Array", "Runner", "check_inputs"]
+
+Array = npt.NDArray[Any]
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """One opened artefact. Use it as a context manager; leaving it frees everything.
+
+    ``run`` takes ``images`` (see :class:`~carafe_deploy.types.InputFormat`) and ``image_sizes``
+    ([B, 2] float32, height and width of each image before padding) and returns ``num_dets``
+    [B, 1] int32, ``det_boxes`` [B, D, 4] float32 in network-input pixels, ``det_scores`` [B, D]
+    float32, ``det_classes`` [B, D] int32 and, for Mask R-CNN, ``det_masks`` [B, D, 28, 28]
+    float32 probabilities. Rows from ``num_dets`` on are padding.
+    """
+
+    #: For tables: ``"pytorch"``, ``"torchscript"``, ``"onnxruntime"``, ...
+    backend: str
+    info: ModelInfo
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Raises InputShapeError on arrays the artefact does not accept."""
+        ...
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Like :meth:`run`, and returns the named intermediate tensors too."""
+        ...
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """Run one custom operator as this artefact implements it."""
+        ...
+
+    def close(self) -> None:
+        """Free all memory; calling it twice is harmless."""
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
+    """Check ``images`` and ``image_sizes`` against what the artefact accepts.
+
+    Raises:
+        InputShapeError: an input is missing, has another dtype, layout, batch or size, or its
+            height or width is not a multiple of ``pad_size_divisor``.
+    """
+    for name in ("images", "image_sizes"):
+        if name not in inputs:
+            raise InputShapeError(f"input {name!r} is missing, got {sorted(inputs)}")
+    images, sizes = inputs["images"], inputs["image_sizes"]
+    uint8 = info.input.layout == "nhwc_uint8"
+    dtype = np.dtype("uint8" if uint8 else "float32")
+    if images.dtype != dtype:
+        raise InputShapeError(f"images has dtype {images.dtype}, expected {dtype}")
+    if images.ndim != 4 or images.shape[3 if uint8 else 1] != 3:
+        expected = "[B, H, W, 3]" if uint8 else "[B, 3, H, W]"
+        raise InputShapeError(f"images has shape {list(images.shape)}, expected {expected}")
+    batch = images.shape[0]
+    height, width = images.shape[1:3] if uint8 else images.shape[2:4]
+    divisor = info.preprocessing.pad_size_divisor
+    for name, size in (("height", height), ("width", width)):
+        if size % divisor:
+            raise InputShapeError(
+                f"images has {name} {size}, expected a multiple of {divisor}: "
+                "pad right and bottom with zeros"
+            )
+    for name, size, (low, high) in (
+        ("batch", batch, info.input.batch),
+        ("height", height, info.input.height),
+        ("width", width, info.input.width),
+    ):
+        if not low <= size <= high:
+            accepted = f"exactly {low}" if low == high else f"{low} to {high}"
+            raise InputShapeError(
+                f"images has {name} {size}, this artefact accepts {accepted}: "
+                "resize the input or export with other bounds"
+            )
+    if sizes.dtype != np.dtype("float32") or sizes.shape != (batch, 2):
+        raise InputShapeError(
+            f"image_sizes is {sizes.dtype} {list(sizes.shape)}, expected float32 [{batch}, 2]"
+        )

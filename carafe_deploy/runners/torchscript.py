@@ -1,0 +1,56 @@
+"""TorchScript files behind the Runner protocol."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from carafe_deploy.errors import ArtefactError
+from carafe_deploy.runners._torch import TorchRunner, resolve_device
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["TorchScriptRunner"]
+
+_METADATA_KEY = "carafe_deploy"
+
+
+class TorchScriptRunner(TorchRunner):
+    """Runs a file written by ``export_torchscript``; loading executes no Python of the file.
+
+    Args:
+        path: of the ``.ts`` file.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        ArtefactError: the file is missing, truncated or was exported by something else.
+        BackendUnavailableError: there is no such device here.
+    """
+
+    backend = "torchscript"
+
+    def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
+        path = Path(path)
+        target = resolve_device(device)
+        extra_files = {_METADATA_KEY: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = torch.jit.load(
+                    str(path), map_location=target, _extra_files=extra_files
+                )
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(
+                f"{path} cannot be loaded as TorchScript ({reason}): export it again"
+            ) from error
+        text = extra_files[_METADATA_KEY]
+        if not text:
+            raise ArtefactError(
+                f"{path} holds no carafe_deploy metadata: export the checkpoint with "
+                "`carafe-deploy export --format torchscript`"
+            )
+        info = ModelInfo.from_json(text.decode() if isinstance(text, bytes) else text)
+        super().__init__(info, target, module, module.stages)

@@ -1,0 +1,208 @@
+"""ONNX files of the small trained detectors: structure, metadata, precision, and failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from carafe_deploy.errors import ExportError
+from carafe_deploy.graph import onnx_export
+from carafe_deploy.graph.metadata import METADATA_KEY
+from carafe_deploy.graph.onnx_export import export_onnx
+from carafe_deploy.graph.options import ExportOptions, deployable
+from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.models.detector import Detector, StagedDetector
+from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
+from carafe_deploy.types import ModelInfo
+
+STATIC = ExportOptions((1, 1), (128, 128), (192, 192))
+
+
+@pytest.fixture(scope="module")
+def detector(shapes_dir: Path) -> Detector:
+    loaded, _ = load_detector(shapes_dir / "shapes_mask_rcnn_carafe-fbec7e06.pth")
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def dynamic(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "dynamic.onnx"
+    export_onnx(detector, path, ExportOptions((1, 4)), name="toy", source={"file": "toy.pth"})
+    return path
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_inputs_and_outputs_are_named_and_shaped(dynamic: Path) -> None:
+    graph = onnx.load(dynamic).graph
+    assert {value.name: _dimensions(value) for value in graph.input} == {
+        "images": ["batch", 3, "64*height", "64*width"],
+        "image_sizes": ["batch", 2],
+    }
+    assert {value.name: _dimensions(value) for value in graph.output} == {
+        "num_dets": ["batch", 1],
+        "det_boxes": ["batch", 100, 4],
+        "det_scores": ["batch", 100],
+        "det_classes": ["batch", 100],
+        "det_masks": ["batch", 100, 28, 28],
+    }
+
+
+def test_custom_nodes_carry_plugin_attributes_and_bodies(dynamic: Path) -> None:
+    model = onnx.load(dynamic)
+    nodes = [node for node in model.graph.node if node.domain == "carafe"]
+    assert len(nodes) == 9
+    bodies = {(function.name, function.overload) for function in model.functions}
+    assert {(node.op_type, node.overload) for node in nodes} == bodies
+    for node in nodes:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert attributes["plugin_version"] == b"1"
+        assert attributes["plugin_namespace"] == b"carafe"
+    wide, narrow = (
+        {node.overload for node in nodes if node.op_type == "CarafeEncoded" and pick(node)}
+        for pick in (lambda n: n is not nodes[-1], lambda n: n is nodes[-1])
+    )
+    assert wide.isdisjoint(narrow), "one channel and many need different decompositions"
+
+
+def test_file_speaks_of_no_machine(dynamic: Path) -> None:
+    content = dynamic.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_metadata_is_in_the_file(dynamic: Path) -> None:
+    properties = {entry.key: entry.value for entry in onnx.load(dynamic).metadata_props}
+    info = ModelInfo.from_json(properties[METADATA_KEY])
+    assert info.classes == ("circle", "square", "triangle")
+    assert info.preprocessing.scale == (160, 128)
+    assert info.source == {"file": "toy.pth"}
+    assert info.versions["onnx"] == onnx.__version__
+    assert info.input.batch == (1, 4)
+
+
+def _inputs(batch: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(batch, 3, height, width)).astype(np.float32)
+    return {
+        "images": images,
+        "image_sizes": np.array([[height - 7, width - 11]] * batch, np.float32),
+    }
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (2, 128, 64), (3, 64, 192)])
+def test_every_admissible_size_runs(
+    detector: Detector, dynamic: Path, size: tuple[int, int, int]
+) -> None:
+    inputs = _inputs(*size)
+    staged = StagedDetector(deployable(detector, ExportOptions()))
+    with torch.inference_mode():
+        expected = staged(*map(torch.from_numpy, inputs.values()))
+    with OnnxRuntimeRunner(dynamic) as runner:
+        found = runner.run_stages(inputs)
+        names = (*runner.info.output_names, *runner.info.stages)
+    assert [found[name].shape for name in names] == [tuple(t.shape) for t in expected]
+    for name in ("P2", "P6", "rpn_cls0", "rpn_reg4"):
+        want = expected[names.index(name)].numpy()
+        np.testing.assert_allclose(found[name], want, rtol=0, atol=1e-3 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_uint8_input_normalises_and_clears_padding_inside_the_graph(
+    detector: Detector, tmp_path: Path, exporter: str
+) -> None:
+    options = ExportOptions((1, 1), (64, 64), (128, 128), uint8_input=True)
+    path = tmp_path / "uint8.onnx"
+    export_onnx(detector, path, options, name="toy", source={}, exporter=exporter)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 128, 3), np.uint8)
+    pixels[:, 50:] = pixels[:, :, 90:] = 0
+    settings = detector.config.preprocessing
+    normalised = (pixels[..., ::-1].astype(np.float32) - settings.mean) / settings.std
+    normalised[:, 50:] = normalised[:, :, 90:] = 0
+    sizes = np.array([[50, 90]], np.float32)
+    deployed = StagedDetector(deployable(detector, ExportOptions()))
+    with torch.inference_mode():
+        images = torch.from_numpy(normalised.transpose(0, 3, 1, 2).astype(np.float32))
+        expected = deployed(images, torch.from_numpy(sizes))
+    with OnnxRuntimeRunner(path) as runner:
+        found = runner.run_stages({"images": pixels, "image_sizes": sizes})
+        index = [*runner.info.output_names, *runner.info.stages].index("P2")
+    np.testing.assert_allclose(found["P2"], expected[index].numpy(), rtol=0, atol=1e-3)
+
+
+def test_bfloat16_file_is_valid_and_onnxruntime_says_why_it_cannot_run_it(
+    detector: Detector, tmp_path: Path
+) -> None:
+    path = tmp_path / "bf16.onnx"
+    export_onnx(
+        detector,
+        path,
+        ExportOptions((1, 1), (64, 64), (64, 64), precision="bf16"),
+        name="toy",
+        source={},
+    )
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
+    assert weights == {onnx.TensorProto.BFLOAT16}
+    with pytest.raises(Exception, match="no bfloat16 Conv"):
+        OnnxRuntimeRunner(path)
+
+
+def test_thresholds_are_in_the_graph(detector: Detector, tmp_path: Path) -> None:
+    path = tmp_path / "few.onnx"
+    options = ExportOptions(
+        (1, 1), (64, 64), (64, 64), score_threshold=0.25, nms_iou_threshold=0.3, max_detections=5
+    )
+    export_onnx(detector, path, options, name="toy", source={}, exporter="torchscript")
+    model = onnx.load(path)
+    second = [node for node in model.graph.node if node.op_type == "BatchedNms"][1]
+    attributes = {a.name: helper.get_attribute_value(a) for a in second.attribute}
+    assert attributes["score_threshold"] == pytest.approx(0.25)
+    assert attributes["iou_threshold"] == pytest.approx(0.3)
+    assert attributes["max_output"] == 5
+    with OnnxRuntimeRunner(path) as runner:
+        assert runner.run(_inputs(1, 64, 64))["det_boxes"].shape == (1, 5, 4)
+
+
+def test_unknown_exporter_and_contradictions_are_refused(
+    detector: Detector, tmp_path: Path
+) -> None:
+    path = tmp_path / "no.onnx"
+    for options, exporter, message in (
+        (STATIC, "scripted", "exporter is 'scripted': choose from dynamo, torchscript"),
+        (ExportOptions(), "torchscript", "for static shapes only"),
+        (
+            ExportOptions((1, 1), (64, 64), (64, 64), precision="bf16"),
+            "torchscript",
+            "knows no bfloat16 Conv",
+        ),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export_onnx(detector, path, options, name="", source={}, exporter=exporter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_check_leaves_nothing_behind(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = onnx_export._finish
+
+    def spoil(model: onnx.ModelProto, info: ModelInfo) -> None:
+        finish(model, info)
+        model.graph.node[0].input[0] = "nowhere"
+
+    monkeypatch.setattr(onnx_export, "_finish", spoil)
+    options = ExportOptions((1, 1), (64, 64), (64, 64))
+    with pytest.raises(ExportError, match="fails ONNX's checker"):
+        export_onnx(
+            detector, tmp_path / "x.onnx", options, name="", source={}, exporter="torchscript"
+        )
+    assert list(tmp_path.iterdir()) == []

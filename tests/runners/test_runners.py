@@ -1,0 +1,139 @@
+"""Runners: what they refuse, and that opening goes by suffix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError, InputShapeError
+from carafe_deploy.graph.onnx_export import export_onnx
+from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.graph.torchscript_export import export_torchscript
+from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.runners import Runner
+
+CHECKPOINT = "shapes_faster_rcnn_carafe-2a9d7f44.pth"
+STATIC = ExportOptions((1, 1), (64, 64), (128, 128))
+
+
+@pytest.fixture(scope="module")
+def files(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("artefacts")
+    detector, _ = load_detector(shapes_dir / CHECKPOINT)
+    found = {"pytorch": shapes_dir / CHECKPOINT}
+    found["torchscript"] = folder / "toy.ts"
+    found["onnxruntime"] = folder / "toy.onnx"
+    export_torchscript(detector, found["torchscript"], STATIC, name="toy", source={})
+    export_onnx(
+        detector, found["onnxruntime"], STATIC, name="toy", source={}, exporter="torchscript"
+    )
+    return found
+
+
+def _inputs(batch: int = 1, height: int = 64, width: int = 128) -> dict[str, np.ndarray]:
+    images = np.random.default_rng(0).normal(size=(batch, 3, height, width)).astype(np.float32)
+    return {"images": images, "image_sizes": np.array([[height, width]] * batch, np.float32)}
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "torchscript", "onnxruntime"])
+def test_all_backends_are_runners_and_agree(files: dict[str, Path], backend: str) -> None:
+    with open_runner(files["pytorch"], options=STATIC) as reference:
+        expected = reference.run(_inputs())
+    with open_runner(files[backend], options=STATIC if backend == "pytorch" else None) as runner:
+        assert isinstance(runner, Runner)
+        assert runner.backend == backend
+        found = runner.run(_inputs())
+        assert {spec.name: found[spec.name].shape for spec in runner.outputs} == {
+            spec.name: spec.shape for spec in runner.outputs
+        }
+        assert {spec.name: str(found[spec.name].dtype) for spec in runner.outputs} == {
+            spec.name: spec.dtype for spec in runner.outputs
+        }
+    assert found["num_dets"] == expected["num_dets"]
+    np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "torchscript", "onnxruntime"])
+def test_every_backend_runs_its_own_operators(files: dict[str, Path], backend: str) -> None:
+    with open_runner(files[backend], options=STATIC if backend == "pytorch" else None) as runner:
+        call = runner.info.operators[0]
+        generator = np.random.default_rng(3)
+        arrays = [generator.normal(size=shape).astype(np.float32) for shape in call.shapes]
+        (found,) = runner.run_operator(call, arrays)
+    expected = torch.ops.carafe.carafe_encoded(
+        *map(torch.from_numpy, arrays), **call.attributes
+    ).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": None}, r"input 'images' is missing, got \['image_sizes'\]"),
+        ({"images": np.zeros((1, 3, 64, 128))}, "images has dtype float64, expected float32"),
+        ({"images": np.zeros((1, 64, 128, 3), np.float32)}, r"expected \[B, 3, H, W\]"),
+        ({"images": np.zeros((1, 3, 64, 100), np.float32)}, "width 100, expected a multiple of 64"),
+        ({"images": np.zeros((1, 3, 128, 128), np.float32)}, "height 128, this .* exactly 64"),
+        ({"images": np.zeros((2, 3, 64, 128), np.float32)}, "batch 2, this .* exactly 1"),
+        ({"image_sizes": np.zeros((1, 3), np.float32)}, r"expected float32 \[1, 2\]"),
+        ({"image_sizes": np.zeros((1, 2))}, r"image_sizes is float64 \[1, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
+def test_arrays_that_do_not_fit_are_refused(
+    files: dict[str, Path], backend: str, change: dict, message: str
+) -> None:
+    inputs = {**_inputs(), **change}
+    inputs = {name: array for name, array in inputs.items() if array is not None}
+    with open_runner(files[backend]) as runner, pytest.raises(InputShapeError, match=message):
+        runner.run(inputs)
+
+
+@pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_truncated_files_are_refused(
+    files: dict[str, Path], tmp_path: Path, backend: str, keep: float
+) -> None:
+    content = files[backend].read_bytes()
+    short = tmp_path / files[backend].name
+    short.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
+    with pytest.raises(ArtefactError, match="cannot be loaded .* export it again"):
+        open_runner(short)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    values = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph([relu], "g", values[:1], values[1:])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save(model, tmp_path / "foreign.onnx")
+    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "foreign.ts"))
+    for name in ("foreign.onnx", "foreign.ts"):
+        with pytest.raises(ArtefactError, match="holds no carafe_deploy metadata"):
+            open_runner(tmp_path / name)
+
+
+def test_unknown_suffix_missing_file_and_missing_device_are_refused(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactError, match=r"suffix '.tflite': give one of .pth"):
+        open_runner(tmp_path / "x.tflite")
+    with pytest.raises(ArtefactError, match="does not exist"):
+        open_runner(tmp_path / "x.onnx")
+    for path in files.values():
+        with pytest.raises(BackendUnavailableError, match="'tpu': give cpu"):
+            open_runner(path, device="tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_absent_cuda_is_an_error_and_no_fallback(files: dict[str, Path]) -> None:
+    with pytest.raises(BackendUnavailableError, match="sees 0 CUDA devices"):
+        open_runner(files["torchscript"], device="cuda")
+    with pytest.raises(BackendUnavailableError, match="install onnxruntime-gpu"):
+        open_runner(files["onnxruntime"], device="cuda")
