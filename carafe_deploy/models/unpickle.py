@@ -1,0 +1,144 @@
+"""Reading a ``.pth`` file without running anything that is in it.
+
+A pickle is a program: it names functions and calls them. Files are therefore read by
+``torch.load(weights_only=True)``, whose unpickler calls a fixed list of PyTorch's own functions
+that rebuild tensors, and nothing else. A file as mmengine or mmcv saves it during training names a
+few more things, all in metadata that inference does not need (log histories, scheduler and loss
+statistics). They are let through as follows, for the time of one load and under these names only:
+
+* ``mmengine.logging.history_buffer.HistoryBuffer``, NumPy's ``_reconstruct``, ``scalar``,
+  ``_frombuffer``, ``ndarray`` and ``dtype``, and ``getattr`` (mmengine stores the statistics of a
+  HistoryBuffer as ``getattr(HistoryBuffer, 'min')``) all become :class:`Discarded`, an inert class
+  that ignores its arguments and its state. No NumPy array is built from the file, and no attribute
+  of anything is ever looked up: the function ``getattr`` is not called, its name is just taken.
+* ``ConfigDict`` of mmcv and mmengine and addict's ``Dict`` become ``collections.OrderedDict``, on
+  PyTorch's own list already. (The unpickler fills no other dict subclasses; and addict restores
+  state into the instance, which a plain dict cannot take.)
+
+Any other name makes the load fail, and the error says which one it was.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch.serialization import safe_globals
+
+from carafe_deploy.errors import CheckpointError
+
+__all__ = ["Discarded", "load_weights_only"]
+
+
+class Discarded:
+    """Stands for a piece of metadata that was not rebuilt."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __new__(cls, *arguments: object) -> Discarded:
+        """Ignore what the file would construct."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore what the file would restore."""
+
+
+_DISCARDED = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(
+        f"numpy.{core}.{name}"
+        for core in ("core", "_core")  # NumPy 1 and 2
+        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+    ),
+)
+_DICTS = (
+    "addict.addict.Dict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+)
+_STAND_INS: list[Any] = [
+    *((Discarded, name) for name in _DISCARDED),
+    *((OrderedDict, name) for name in _DICTS),
+]
+
+#: How files that are often mistaken for checkpoints begin.
+_FOREIGN = (
+    (re.compile(rb"\s*(<!doctype|<html|<\?xml|<head)", re.IGNORECASE), "a web page"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer (run: git lfs pull)"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "a JSON file"),
+    (re.compile(rb".{8}\{\"", re.DOTALL), "a safetensors file"),
+    (re.compile(rb"\x08[\x01-\x20].{0,2}[\x12\x1a:]", re.DOTALL), "an ONNX file"),
+    (re.compile(rb"\x1f\x8b"), "a gzip file (unpack it)"),
+)
+#: Instructions that files of pickle protocol 4 and 5 begin with (FRAME, SHORT_BINUNICODE, ...).
+_PROTOCOL_4 = frozenset((0x8C, 0x8D, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x94, 0x95, 0x96))
+
+
+def load_weights_only(path: Path) -> Any:
+    """What the file holds: tensors on the CPU, plain containers, and :class:`Discarded` metadata.
+
+    Both of PyTorch's formats are read: zip (since 1.6) and the sequence of pickles before it, in
+    which the checkpoints of 2020 are.
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated, of another kind, or names a
+            function or class that weights do not need.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {path} ({error.strerror}): check the path"
+        ) from error
+    if not head:
+        raise CheckpointError(f"checkpoint {path} is empty: download or copy it again")
+    kind = next((kind for pattern, kind in _FOREIGN if pattern.match(head)), None)
+    if kind is not None:
+        raise CheckpointError(f"{path} is {kind}, not a checkpoint: download or copy it again")
+    try:
+        with warnings.catch_warnings(), safe_globals(_STAND_INS):
+            warnings.simplefilter("ignore")  # on pickle protocols and typed storages
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle makes the unpickler raise anything
+        raise _explain(path, error) from error
+
+
+def _explain(path: Path, error: Exception) -> CheckpointError:
+    """One line in place of PyTorch's advice, which includes loading the file without protection."""
+    message = str(error)
+    if "TorchScript" in message:
+        return CheckpointError(
+            f"{path} is a TorchScript file, not a checkpoint: give the .pth file"
+        )
+    detail = re.search(r"WeightsUnpickler error:\s*([^\n]*)", message)
+    reason = detail.group(1) if detail else message
+    foreign = re.search(r"GLOBAL (\S+)", reason)
+    if foreign or re.match(r"(Can only|Trying to call)", reason):
+        what = f"names {foreign.group(1)}" if foreign else "builds objects of its own"
+        return CheckpointError(
+            f"{path} {what}, which weights do not need. It was refused, and nothing in it was run, "
+            "because reading it in full could run any code. If you trust whoever made it, have the "
+            "weights alone saved there: mmdetection's tools/model_converters/publish_model.py, or "
+            "torch.save({'state_dict': model.state_dict()}, ...)"
+        )
+    operand = re.match(r"Unsupported operand (\d+)", reason)
+    if operand and int(operand.group(1)) in _PROTOCOL_4:
+        return CheckpointError(
+            f"{path} is a pickle of protocol 4 or 5, which is not read because it could run any "
+            "code: have it saved with torch.save and its default protocol"
+        )
+    known = isinstance(error, (RuntimeError, EOFError, UnpicklingError)) and not operand
+    hint = f" ({reason.split('. ')[0][:120]})" if known and reason else ""
+    return CheckpointError(
+        f"{path} is truncated, damaged or no PyTorch checkpoint{hint}: download or copy it again"
+    )
