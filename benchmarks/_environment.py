@@ -32,10 +32,11 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """CPU, cores, Python, package versions, commit and date; ``commit`` is None outside git."""
+    """The machine and its load, Python, package versions, commit (None outside git) and date."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load_average": [round(load, 2) for load in os.getloadavg()],
         "threads": {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")},
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -76,18 +77,23 @@ def _git(*arguments: str) -> str | None:
 
 
 def time_ms(function: Callable[[], object], *, repeats: int, warmup: int = 3) -> dict[str, float]:
-    """Wall-clock milliseconds of a call: median, fastest and slowest of ``repeats``."""
+    """Milliseconds of a call over ``repeats``: wall clock, and CPU time of all its threads.
+
+    CPU time well below the wall clock says that others had the machine.
+    """
     for _ in range(warmup):
         function()
-    times = []
+    wall, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
         function()
-        times.append((time.perf_counter() - start) * 1e3)
+        cpu.append((time.process_time() - cpu_start) * 1e3)
+        wall.append((time.perf_counter() - wall_start) * 1e3)
     return {
-        "median_ms": round(statistics.median(times), 4),
-        "fastest_ms": round(min(times), 4),
-        "slowest_ms": round(max(times), 4),
+        "median_ms": round(statistics.median(wall), 3),
+        "fastest_ms": round(min(wall), 3),
+        "slowest_ms": round(max(wall), 3),
+        "median_cpu_ms": round(statistics.median(cpu), 3),
     }
 
 

@@ -1,0 +1,258 @@
+"""COCO's file formats: annotations read and checked, detections written and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carafe_deploy.errors import AnnotationError
+from carafe_deploy.files import atomic_write_text
+from carafe_deploy.types import Detections
+
+__all__ = ["category_ids", "from_results", "load_annotations", "to_results", "write_results"]
+
+_ENTRIES = ("images", "annotations", "categories")
+_KEYS: dict[str, dict[str, Any]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {
+        "id": int,
+        "image_id": int,
+        "category_id": int,
+        "bbox": list,
+        "area": (int, float),
+        "iscrowd": int,
+    },
+    "categories": {"id": int, "name": str},
+}
+# Polygons cannot be rasterised without the size of their image.
+_MASK_KEYS: dict[str, dict[str, Any]] = {
+    "images": {"height": int, "width": int},
+    "annotations": {"segmentation": (list, dict)},
+    "categories": {},
+}
+
+
+def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) -> dict[str, Any]:
+    """Read a COCO annotation file and check what an evaluation relies on.
+
+    Args:
+        path: JSON with ``images``, ``annotations`` and ``categories``.
+        with_masks: also require ``segmentation`` and the images' ``height`` and ``width``.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        AnnotationError: the file is missing or no JSON, lacks a key, has a value of another type,
+            uses an id or name twice, or an annotation refers to no image or no category.
+    """
+    data = _read_json(path, "annotation file")
+    if not isinstance(data, dict) or any(not isinstance(data.get(k), list) for k in _ENTRIES):
+        raise AnnotationError(
+            f"annotation file {path} lacks one of the lists {', '.join(_ENTRIES)}: "
+            "give an annotation file in COCO's format (instances_*.json)"
+        )
+    for group in _ENTRIES:
+        keys = {**_KEYS[group], **(_MASK_KEYS[group] if with_masks else {})}
+        for index, entry in enumerate(data[group]):
+            for key, kind in keys.items():
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                    raise AnnotationError(
+                        f"annotation file {path}: {group}[{index}] has no valid {key!r}: add it"
+                    )
+    for entry in data["annotations"]:
+        if len(entry["bbox"]) != 4 or (with_masks and not _is_shape(entry["segmentation"])):
+            raise AnnotationError(
+                f"annotation file {path}: annotation {entry['id']} has a malformed bbox or "
+                "segmentation: give x, y, width, height, and polygons or a run-length encoding"
+            )
+    images = _unique(path, data, "images", "id")
+    if not images:
+        raise AnnotationError(f"annotation file {path} has no images: nothing to evaluate on")
+    _unique(path, data, "categories", "name")
+    categories = _unique(path, data, "categories", "id")
+    for entry in data["annotations"]:
+        for key, known in (("image_id", images), ("category_id", categories)):
+            if entry[key] not in known:
+                raise AnnotationError(
+                    f"annotation file {path}: annotation {entry['id']} has {key} {entry[key]}, "
+                    f"which is not in {'images' if known is images else 'categories'}: correct it"
+                )
+    return data
+
+
+def _is_shape(segmentation: Any) -> bool:
+    """A run-length encoding, or polygons of at least three points: what pycocotools accepts."""
+    if isinstance(segmentation, dict):
+        return "size" in segmentation and "counts" in segmentation
+    return bool(segmentation) and all(
+        isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
+    )
+
+
+def _read_json(path: str | os.PathLike[str], what: str) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise AnnotationError(f"{what} {path} does not exist: check the path") from error
+    except OSError as error:
+        raise AnnotationError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError
+        raise AnnotationError(
+            f"{what} {path} is not JSON ({error}): it may be truncated, copy it again"
+        ) from error
+
+
+def _unique(path: str | os.PathLike[str], data: dict[str, Any], group: str, key: str) -> set[Any]:
+    seen: set[Any] = set()
+    for entry in data[group]:
+        if entry[key] in seen:
+            raise AnnotationError(
+                f"annotation file {path}: {group} use {key} {entry[key]!r} twice: make it unique"
+            )
+        seen.add(entry[key])
+    return seen
+
+
+def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...]:
+    """COCO category id of every label, matched by name as mmdetection 3.3's CocoDataset does.
+
+    Ids in a file need be neither contiguous nor in the order of the labels. Categories that the
+    detector does not know are left out.
+
+    Raises:
+        AnnotationError: a class has no category of its name.
+    """
+    by_name = {entry["name"]: entry["id"] for entry in annotations["categories"]}
+    missing = [name for name in classes if name not in by_name]
+    if missing:
+        raise AnnotationError(
+            f"the annotations lack {_some(missing)}, which the detector knows; they have "
+            f"{_some(list(by_name))}: evaluate on annotations of the detector's own classes"
+        )
+    return tuple(by_name[name] for name in classes)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "none"
+
+
+def to_results(
+    image_id: int, detections: Detections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Turn detections of one image into entries of COCO's result format, best first.
+
+    Args:
+        image_id: of the annotation file.
+        detections: boxes become x, y, width, height in pixels.
+        category_ids: by label, see :func:`category_ids`.
+
+    Returns:
+        One JSON-serialisable dict a detection; ``segmentation`` is there when masks are.
+    """
+    x1, y1, x2, y2 = detections.boxes.T.astype(np.float64)
+    boxes = np.stack((x1, y1, x2 - x1, y2 - y1), axis=1).tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(
+            boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True
+        )
+    ]
+    if detections.masks is not None:
+        for result, mask in zip(results, detections.masks, strict=True):
+            result["segmentation"] = {
+                "size": list(mask["size"]),
+                "counts": mask["counts"].decode("ascii"),
+            }
+    return results
+
+
+def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:
+    """Write a COCO result file, atomically.
+
+    Raises:
+        CarafeDeployError: the path is not writable.
+    """
+    atomic_write_text(path, json.dumps(list(results)) + "\n")
+
+
+def from_results(
+    path: str | os.PathLike[str], annotations: Mapping[str, Any], classes: Sequence[str]
+) -> dict[int, Detections]:
+    """Read a COCO result file, mmdetection's ``*.bbox.json`` and ``*.segm.json`` included.
+
+    Args:
+        path: JSON list of results with ``image_id``, ``category_id``, ``bbox``, ``score`` and
+            optionally ``segmentation`` (compressed run-length encoding).
+        annotations: of the same images, with ``height`` and ``width``.
+        classes: class names by label.
+
+    Returns:
+        Detections of every annotated image, best first, empty ones included; masks are None unless
+        every result has one.
+
+    Raises:
+        AnnotationError: the file is missing, no JSON or no list of results, or a result refers to
+            no image or class.
+    """
+    results = _read_json(path, "result file")
+    labels = {category: label for label, category in enumerate(category_ids(annotations, classes))}
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        for result in results:
+            if result["category_id"] not in labels:
+                raise AnnotationError(
+                    f"result file {path} has category_id {result['category_id']}, which is none "
+                    "of the detector's classes: give results of the same classes"
+                )
+            by_image[result["image_id"]].append(result)
+        with_masks = bool(results) and all("segmentation" in result for result in results)
+        found = {
+            image["id"]: _from_entries(by_image.pop(image["id"], []), image, labels, with_masks)
+            for image in annotations["images"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AnnotationError(
+            f"result file {path} does not fit the annotations ({type(error).__name__}: {error}): "
+            "give results of these images and classes in COCO's format"
+        ) from error
+    if by_image:
+        raise AnnotationError(
+            f"result file {path} has image_id {next(iter(by_image))}, which the annotations lack: "
+            "give results of the annotated images"
+        )
+    return found
+
+
+def _from_entries(
+    entries: list[dict[str, Any]],
+    image: Mapping[str, Any],
+    labels: Mapping[int, int],
+    with_masks: bool,
+) -> Detections:
+    entries = sorted(entries, key=lambda entry: -entry["score"])
+    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = None
+    if with_masks:
+        masks = tuple(
+            {
+                "size": list(entry["segmentation"]["size"]),
+                "counts": entry["segmentation"]["counts"].encode("ascii"),
+            }
+            for entry in entries
+        )
+    return Detections(
+        boxes=boxes.astype(np.float32),
+        scores=np.array([entry["score"] for entry in entries], np.float32),
+        labels=np.array([labels[entry["category_id"]] for entry in entries], np.int64),
+        image_size=(image["height"], image["width"]),
+        masks=masks,
+    )

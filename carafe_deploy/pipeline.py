@@ -1,0 +1,97 @@
+"""Images in, detections out, over any runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from carafe_deploy.errors import InputShapeError
+from carafe_deploy.images import Image, load_image
+from carafe_deploy.postprocess import postprocess
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.types import Detections
+
+__all__ = ["Pipeline", "Progress"]
+
+#: Called with the number of images done and their total.
+Progress = Callable[[int, int], None]
+
+
+class Pipeline:
+    """Preprocess, run, postprocess.
+
+    Args:
+        runner: stays the caller's to close.
+        batch_size: images a run. An artefact whose smallest batch is larger gets its smallest; a
+            batch that is not full is filled up by repeating its last image.
+
+    Raises:
+        InputShapeError: ``batch_size`` is below 1 or above what the artefact accepts.
+    """
+
+    def __init__(self, runner: Runner, batch_size: int = 1) -> None:
+        smallest, largest = runner.info.input.batch
+        if not 1 <= batch_size <= largest:
+            raise InputShapeError(
+                f"batch size {batch_size} is not within 1 to {largest}, which this artefact "
+                "accepts: choose another, or export with a dynamic batch"
+            )
+        self._runner = runner
+        self._preprocess = Preprocessor(runner.info)
+        self._smallest = smallest
+        self._batch_size = max(batch_size, smallest)
+
+    def detect(self, images: Sequence[Image]) -> list[Detections]:
+        """Detect in any number of images.
+
+        Args:
+            images: [H, W, 3] uint8 each, BGR, sizes may differ.
+
+        Returns:
+            One :class:`Detections` an image, in order.
+
+        Raises:
+            InputShapeError: an image has another shape or dtype.
+            ArtefactError: the outputs are not those of a detector.
+        """
+        return [
+            detections
+            for start in range(0, len(images), self._batch_size)
+            for detections in self._detect_batch(images[start : start + self._batch_size])
+        ]
+
+    def detect_paths(
+        self, paths: Sequence[str | os.PathLike[str]], progress: Progress | None = None
+    ) -> Iterator[tuple[Path, Detections]]:
+        """Detect in image files, holding no more than one batch of images at a time.
+
+        Raises:
+            ImageError: a file cannot be read; detections of earlier batches are out by then.
+        """
+        for start in range(0, len(paths), self._batch_size):
+            chunk = [Path(path) for path in paths[start : start + self._batch_size]]
+            found = self._detect_batch([load_image(path) for path in chunk])
+            for done, item in enumerate(zip(chunk, found, strict=True), start + 1):
+                if progress is not None:
+                    progress(done, len(paths))
+                yield item
+
+    def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
+        info = self._runner.info
+        batch = self._preprocess(images)
+        missing = self._smallest - len(batch)
+        outputs = self._runner.run(_filled(batch.inputs, missing) if missing > 0 else batch.inputs)
+        return postprocess(
+            outputs, batch, mask_threshold=info.mask_threshold, with_masks=info.has_masks
+        )
+
+
+def _filled(inputs: dict[str, Array], missing: int) -> dict[str, Array]:
+    return {
+        name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
+        for name, array in inputs.items()
+    }

@@ -1,0 +1,229 @@
+"""COCO's file formats."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from carafe_deploy.coco import (
+    category_ids,
+    from_results,
+    load_annotations,
+    to_results,
+    write_results,
+)
+from carafe_deploy.errors import AnnotationError
+from carafe_deploy.masks import paste_masks
+from carafe_deploy.types import Detections
+
+CLASSES = ("cat", "dog")
+
+ANNOTATIONS = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "height": 40, "width": 50},
+        {"id": 3, "file_name": "b.png", "height": 30, "width": 20},
+    ],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 7,
+            "category_id": 90,
+            "bbox": [1, 2, 3, 4],
+            "area": 12,
+            "iscrowd": 0,
+            "segmentation": [[1, 2, 4, 2, 4, 6, 1, 6]],
+        }
+    ],
+    "categories": [{"id": 90, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 6, "name": "emu"}],
+}
+
+
+def found(*labels: int, masks: bool = True) -> Detections:
+    count = len(labels)
+    boxes = np.array([[1, 2, 11, 22]] * count, np.float32).reshape(-1, 4)
+    return Detections(
+        boxes=boxes,
+        scores=np.linspace(0.9, 0.5, count, dtype=np.float32),
+        labels=np.array(labels, np.int64),
+        image_size=(40, 50),
+        masks=paste_masks(np.ones((count, 28, 28), np.float32), boxes, (40, 50)) if masks else None,
+    )
+
+
+def write(path, content) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+class TestLoadAnnotations:
+    def test_reads_what_is_there(self, tmp_path):
+        path = write(tmp_path / "a.json", ANNOTATIONS)
+        assert load_annotations(path, with_masks=True) == ANNOTATIONS
+
+    def test_real_file(self, shapes_dir):
+        assert len(load_annotations(shapes_dir / "val.json", with_masks=True)["images"]) == 100
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(AnnotationError, match=r"a\.json does not exist: check the path"):
+            load_annotations(tmp_path / "a.json")
+
+    @pytest.mark.parametrize("content", ["", '{"images": [', "{1}"])
+    def test_no_json(self, tmp_path, content):
+        with pytest.raises(AnnotationError, match=r"a\.json is not JSON \(.*\): it may be trunc"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    @pytest.mark.parametrize("content", [[], 3, {"images": []}, {**ANNOTATIONS, "images": {}}])
+    def test_other_json(self, tmp_path, content):
+        with pytest.raises(AnnotationError, match="lacks one of the lists images, annotations, ca"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    @pytest.mark.parametrize(
+        ("group", "key"),
+        [
+            ("images", "id"),
+            ("images", "file_name"),
+            ("annotations", "image_id"),
+            ("annotations", "category_id"),
+            ("annotations", "bbox"),
+            ("annotations", "area"),
+            ("annotations", "iscrowd"),
+            ("categories", "name"),
+        ],
+    )
+    @pytest.mark.parametrize("broken", [None, "absent"])
+    def test_missing_or_wrong_key(self, tmp_path, group, key, broken):
+        content = copy.deepcopy(ANNOTATIONS)
+        content[group][0][key] = None
+        if broken == "absent":
+            del content[group][0][key]
+        with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}': add it"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    @pytest.mark.parametrize(("group", "key"), [("images", "height"), ("annotations", "segm")])
+    def test_masks_need_more(self, tmp_path, group, key):
+        content = copy.deepcopy(ANNOTATIONS)
+        for name in [name for name in content[group][0] if name.startswith(key)]:
+            del content[group][0][name]
+        path = write(tmp_path / "a.json", content)
+        load_annotations(path)
+        with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}"):
+            load_annotations(path, with_masks=True)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("bbox", [1, 2, 3]),
+            ("segmentation", []),
+            ("segmentation", [[1, 2, 3, 4]]),
+            ("segmentation", [1, 2, 3, 4, 5, 6]),
+            ("segmentation", {"size": [40, 50]}),
+        ],
+    )
+    def test_malformed_shapes(self, tmp_path, key, value):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["annotations"][0][key] = value
+        with pytest.raises(AnnotationError, match="annotation 1 has a malformed bbox or segment"):
+            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+
+    @pytest.mark.parametrize(
+        ("key", "where"), [("image_id", "images"), ("category_id", "categories")]
+    )
+    def test_reference_to_nothing(self, tmp_path, key, where):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["annotations"][0][key] = 1234
+        with pytest.raises(AnnotationError, match=rf"annotation 1 has {key} 1234.* not in {where}"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    @pytest.mark.parametrize(
+        ("group", "key"), [("images", "id"), ("categories", "id"), ("categories", "name")]
+    )
+    def test_used_twice(self, tmp_path, group, key):
+        content = copy.deepcopy(ANNOTATIONS)
+        content[group][1][key] = content[group][0][key]
+        with pytest.raises(AnnotationError, match=rf"{group} use {key} .* twice: make it unique"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    def test_no_images(self, tmp_path):
+        content = {"images": [], "annotations": [], "categories": []}
+        with pytest.raises(AnnotationError, match="has no images"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+
+class TestCategoryIds:
+    def test_matched_by_name_in_order_of_the_labels(self):
+        assert category_ids(ANNOTATIONS, ("dog", "cat")) == (5, 90)
+
+    def test_unknown_class(self):
+        with pytest.raises(
+            AnnotationError, match="lack 'fox', which the detector knows; they have 'cat', 'dog'"
+        ):
+            category_ids(ANNOTATIONS, ("cat", "fox"))
+
+    def test_long_lists_are_shortened(self):
+        with pytest.raises(AnnotationError, match=r"'class_0', .*'class_4' and 75 more, which"):
+            category_ids(ANNOTATIONS, [f"class_{i}" for i in range(80)])
+
+
+class TestResults:
+    def test_entry(self):
+        (entry,) = to_results(7, found(1), (90, 5))
+        mask = entry.pop("segmentation")
+        score = entry.pop("score")
+        assert entry == {"image_id": 7, "category_id": 5, "bbox": [1.0, 2.0, 10.0, 20.0]}
+        assert score == pytest.approx(0.9)
+        assert mask["size"] == [40, 50]
+        assert isinstance(mask["counts"], str)
+
+    def test_detector_without_masks(self):
+        assert "segmentation" not in to_results(7, found(0, masks=False), (90, 5))[0]
+
+    def test_nothing_detected(self):
+        assert to_results(7, found(), (90, 5)) == []
+
+    @pytest.mark.parametrize("masks", [True, False])
+    def test_round_trip(self, tmp_path, masks):
+        path = tmp_path / "results.json"
+        detections = found(0, 1, 0, masks=masks)
+        write_results(path, to_results(7, detections, (90, 5)))
+        read = from_results(path, ANNOTATIONS, CLASSES)
+        assert list(read) == [7, 3]
+        assert len(read[3]) == 0
+        assert read[3].image_size == (30, 20)
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(read[7], name), getattr(detections, name))
+        assert read[7].masks == detections.masks
+        assert read[7].image_size == (40, 50)
+
+    def test_best_first(self, tmp_path):
+        path = tmp_path / "results.json"
+        write_results(path, to_results(7, found(0, 1), (90, 5))[::-1])
+        assert from_results(path, ANNOTATIONS, CLASSES)[7].labels.tolist() == [0, 1]
+
+    def test_empty_file(self, tmp_path):
+        write_results(tmp_path / "a.json", [])
+        read = from_results(tmp_path / "a.json", ANNOTATIONS, CLASSES)
+        assert [len(detections) for detections in read.values()] == [0, 0]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image_id": 8}, "has image_id 8, which the annotations lack"),
+            ({"category_id": 6}, "has category_id 6, which is none of the detector's classes"),
+            ({"bbox": [1, 2]}, "does not fit the annotations"),
+            ({"score": None}, "does not fit the annotations"),
+            ({"segmentation": 5}, "does not fit the annotations"),
+        ],
+    )
+    def test_results_of_something_else(self, tmp_path, change, message):
+        results = to_results(7, found(0), (90, 5))
+        path = write(tmp_path / "a.json", [{**results[0], **change}])
+        with pytest.raises(AnnotationError, match=message):
+            from_results(path, ANNOTATIONS, CLASSES)
+
+    @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]"])
+    def test_no_result_file(self, tmp_path, content):
+        with pytest.raises(AnnotationError, match=r"result file .*a\.json"):
+            from_results(write(tmp_path / "a.json", content), ANNOTATIONS, CLASSES)

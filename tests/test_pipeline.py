@@ -1,0 +1,147 @@
+"""The pipeline over a runner that answers from its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from carafe_deploy.errors import ImageError, InputShapeError
+from carafe_deploy.images import save_image
+from carafe_deploy.masks import decode_mask
+from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.runners.base import Runner, check_inputs
+from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
+
+
+class FrameRunner:
+    """Finds one box an image, its frame, with the image's first pixel as score."""
+
+    backend = "fake"
+    inputs = ()
+    outputs = ()
+
+    def __init__(self, batch: tuple[int, int] = (1, 8), architecture: str = "faster_rcnn") -> None:
+        self.info = ModelInfo(
+            name="frames",
+            architecture=architecture,
+            classes=("frame",),
+            preprocessing=Preprocessing((64, 64), (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+            input=InputFormat(batch=batch),
+        )
+        self.batches: list[int] = []
+
+    def run(self, inputs):
+        check_inputs(self.info, inputs)
+        images, sizes = inputs["images"], inputs["image_sizes"]
+        batch = len(images)
+        self.batches.append(batch)
+        boxes = np.zeros((batch, 3, 4), np.float32)
+        boxes[:, 0, 2:] = sizes[:, ::-1]
+        scores = np.zeros((batch, 3), np.float32)
+        scores[:, 0] = images[:, 0, 0, 0]
+        outputs = {
+            "num_dets": np.ones((batch, 1), np.int32),
+            "det_boxes": boxes,
+            "det_scores": scores,
+            "det_classes": np.zeros((batch, 3), np.int32),
+        }
+        if self.info.has_masks:
+            outputs["det_masks"] = np.ones((batch, 3, 28, 28), np.float32)
+        return outputs
+
+    def run_stages(self, inputs):
+        return self.run(inputs)
+
+    def run_operator(self, call, inputs):
+        raise NotImplementedError
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+
+def images(count: int) -> list[np.ndarray]:
+    """Of different sizes, each filled with its index."""
+    return [np.full((20 + 3 * i, 50 - 2 * i, 3), i, np.uint8) for i in range(count)]
+
+
+def indices(detections) -> list[int]:
+    return [round(float(item.scores[0]) * 255) for item in detections]
+
+
+def test_fake_is_a_runner():
+    assert isinstance(FrameRunner(), Runner)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "batches"),
+    [(5, 1, [1] * 5), (5, 2, [2, 2, 1]), (5, 8, [5]), (0, 2, [])],
+)
+def test_every_image_in_order(count, batch_size, batches):
+    runner = FrameRunner()
+    found = Pipeline(runner, batch_size).detect(images(count))
+    assert indices(found) == list(range(count))
+    assert runner.batches == batches
+
+
+def test_boxes_are_in_pixels_of_the_original():
+    for image, found in zip(images(3), Pipeline(FrameRunner(), 3).detect(images(3)), strict=True):
+        height, width = image.shape[:2]
+        assert found.image_size == (height, width)
+        np.testing.assert_allclose(found.boxes, [[0, 0, width, height]], rtol=1e-6)
+
+
+def test_masks_of_a_mask_rcnn():
+    runner = FrameRunner(architecture="mask_rcnn")
+    (found,) = Pipeline(runner).detect([np.zeros((30, 40, 3), np.uint8)])
+    assert decode_mask(found.masks[0]).mean() > 0.9
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, [4]), (4, [4]), (6, [4, 4])])
+def test_static_batch_is_filled_up(count, batches):
+    runner = FrameRunner(batch=(4, 4))
+    assert indices(Pipeline(runner).detect(images(count))) == list(range(count))
+    assert runner.batches == batches
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 9])
+def test_batch_size_that_the_artefact_refuses(batch_size):
+    with pytest.raises(
+        InputShapeError, match=rf"batch size {batch_size} is not within 1 to 8.*: choose another"
+    ):
+        Pipeline(FrameRunner(), batch_size)
+
+
+def test_paths_are_read_batch_by_batch(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images(3), strict=True):
+        save_image(path, image)
+    runner = FrameRunner()
+    calls: list[tuple[int, int]] = []
+    found = Pipeline(runner, 2).detect_paths(paths, lambda *call: calls.append(call))
+    assert runner.batches == []
+    first, _ = next(found)
+    assert first == paths[0]
+    assert runner.batches == [2]
+    assert indices(item for _, item in found) == [1, 2]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_unreadable_image_is_named(tmp_path):
+    save_image(tmp_path / "0.png", images(1)[0])
+    (tmp_path / "1.png").write_bytes(b"no image")
+    found = Pipeline(FrameRunner()).detect_paths([tmp_path / "0.png", tmp_path / "1.png"])
+    assert next(found)[0].name == "0.png"
+    with pytest.raises(ImageError, match=r"1\.png"):
+        next(found)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (10000, 50, 3)])
+def test_extreme_sizes(shape):
+    (found,) = Pipeline(FrameRunner()).detect([np.zeros(shape, np.uint8)])
+    np.testing.assert_allclose(found.boxes, [[0, 0, shape[1], shape[0]]], rtol=1e-6)
