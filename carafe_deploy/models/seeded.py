@@ -18,13 +18,18 @@ from torch import Tensor, nn
 
 from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import Detector, build_detector
+from carafe_deploy.models.resnet import BasicBlock, Bottleneck
 from carafe_deploy.models.rpn import Proposals
 
 __all__ = ["seeded_detector"]
 
+#: Weight of the last normalisation of a residual branch. Trained networks add small residuals;
+#: random ones of unit variance would multiply rounding errors with depth.
+_RESIDUAL = 0.2
+
 #: Standard deviation of a layer's outputs on the photograph; 1 for all others.
 _OUTPUT_STD = {
-    "content_encoder": 1.5,  # reassembly kernels neither uniform nor one-hot
+    "content_encoder": 0.5,  # reassembly kernels not uniform, and yet smooth
     # Coarse levels have few anchors; louder ones still place RoIs among the best.
     "neck.fpn_convs.1.conv": 1.2,
     "neck.fpn_convs.2.conv": 1.5,
@@ -64,6 +69,10 @@ def seeded_detector(
             nn.init.kaiming_normal_(module.weight, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in detector.modules():
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.constant_(last.weight, _RESIDUAL)
     seen: dict[str, Any] = {}
     with torch.no_grad(), _calibration(detector, seen):
         detector(images, image_sizes)

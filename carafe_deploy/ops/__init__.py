@@ -12,15 +12,20 @@ from carafe_deploy.ops import carafe as _carafe
 from carafe_deploy.ops import nms as _nms
 from carafe_deploy.ops import roi_align as _roi_align
 from carafe_deploy.ops.carafe import carafe, carafe_encoded
+from carafe_deploy.ops.modules import CARAFE, CARAFEPack
 from carafe_deploy.ops.nms import batched_nms
+from carafe_deploy.ops.replace import replace_carafe
 from carafe_deploy.ops.roi_align import multilevel_roi_align
 
 __all__ = [
+    "CARAFE",
+    "CARAFEPack",
     "batched_nms",
     "carafe",
     "carafe_encoded",
     "dynamo_translations",
     "multilevel_roi_align",
+    "replace_carafe",
     "torchscript_symbolics",
 ]
 

@@ -15,6 +15,7 @@ Figures for these and for what they replaced: benchmarks/function_bodies.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,15 @@ import onnx
 
 from carafe_deploy.ops._body_writer import FLOAT, BodyWriter
 
-__all__ = ["carafe_body", "choose_carafe_variant"]
+__all__ = [
+    "VARIANTS",
+    "Call",
+    "assemble_tiles",
+    "carafe_body",
+    "choose_carafe_variant",
+    "pixel_weights",
+    "tap_positions",
+]
 
 #: Below or at this number of channels "taps" is quicker than "tiles".
 _NARROW = 4
@@ -42,13 +51,12 @@ def carafe_body(
     opset: int,
     overload: str,
     variant: str,
-    tile: tuple[int, int] = (4, 4),
 ) -> onnx.FunctionProto:
     """Function for ``Carafe(features, masks)`` or ``CarafeEncoded(features, encoded)``.
 
     Batch, channels, height and width are read from the inputs at run time and may be zero. The
-    arithmetic is float32 whatever the inputs' type. A NaN or infinite feature makes NaN of every
-    output of its tile and the tiles around it, not only of those that reach it.
+    arithmetic is float32 whatever the inputs' type. With ``"tiles"`` a NaN or infinite feature
+    makes NaN of all outputs of every tile that reads it, not only of those within k//2 of it.
 
     Args:
         kernel_size: odd side k of a reassembly kernel.
@@ -57,8 +65,7 @@ def carafe_body(
         encoded: for CarafeEncoded, which shuffles and normalises its second input.
         opset: version of the standard operators, 18 or later.
         overload: tells this function from others of the same name in a model.
-        variant: ``"tiles"`` or ``"taps"``, see :func:`choose_carafe_variant`.
-        tile: height and width in source pixels, for variant ``"tiles"``.
+        variant: a key of ``VARIANTS``, see :func:`choose_carafe_variant`.
 
     Returns:
         Function with inputs [N, C, H, W] and [N, G*k*k, s*H, s*W], or [N, s*s*G*k*k, H, W] when
@@ -67,24 +74,21 @@ def carafe_body(
     Raises:
         ValueError: the variant is unknown.
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(VARIANTS)}")
     body = BodyWriter()
     weights = "encoded" if encoded else "masks"
     batch, channels, height, width = body.dims("features", 4)
     # A group reads no other group's channels or weights: treat it as an image of its own.
     images = body.Mul(batch, group_size)
-    call = _Call(
+    call = Call(
         k=kernel_size, s=scale_factor, encoded=encoded, images=images,
         channels=body.Div(channels, group_size), height=height, width=width,
         pixels=body.Mul(height, width), weights=body.Cast(weights, to=FLOAT),
     )  # fmt: skip
     features = body.Cast("features", to=FLOAT)
     features = body.reshape(features, images, call.channels, height, width)
-    if variant == "tiles":
-        result = _tiles(body, call, features, tile)
-    elif variant == "taps":
-        result = _taps(body, call, features)
-    else:
-        raise ValueError(f"variant is {variant!r}, expected 'tiles' or 'taps'")
+    result = VARIANTS[variant](body, call, features)
     sizes = body.Mul(height, scale_factor), body.Mul(width, scale_factor)
     result = body.reshape(result, batch, channels, *sizes)
     body.CastLike(result, "features", out="out")
@@ -99,8 +103,12 @@ def carafe_body(
 
 
 @dataclass(frozen=True)
-class _Call:
-    """Numbers known here and names of values known at run time; an image is one group of one."""
+class Call:
+    """Numbers known at export, and names of values known at run time.
+
+    ``images`` counts the groups of all images, ``channels`` those of one group, ``pixels`` are H*W.
+    ``weights`` is the second input in float32, of the operator's own shape.
+    """
 
     k: int
     s: int
@@ -113,8 +121,10 @@ class _Call:
     weights: str
 
 
-def _tiles(body: BodyWriter, call: _Call, features: str, tile: tuple[int, int]) -> str:
-    """One matrix product a tile: [images, C/G, s*H, s*W]."""
+def assemble_tiles(
+    body: BodyWriter, call: Call, features: str, tile: tuple[int, int] = (4, 4)
+) -> str:
+    """One matrix product a tile of so many rows and columns: [images, C/G, s*H, s*W]."""
     k, s, (rows, columns) = call.k, call.s, tile
     margin = k // 2
     window = (rows + k - 1, columns + k - 1)  # a tile and its margin
@@ -142,10 +152,10 @@ def _tiles(body: BodyWriter, call: _Call, features: str, tile: tuple[int, int]) 
     where = body.Pad(where, body.Concat([0, 0], bottom, right, axis=0), mode="edge")
     where = body.reshape(where, down, rows, across, columns)
     where = body.reshape(body.Transpose(where, perm=[0, 2, 1, 3]), tiles, rows * columns)
-    weights = body.Gather(_pixel_weights(body, call), where, axis=1)
+    weights = body.Gather(pixel_weights(body, call), where, axis=1)
     # A constant 0/1 matrix a pixel of the tile puts its k*k weights where they apply.
     placement = body.OneHot(
-        _tap_positions(tile, k), window[0] * window[1], np.array([0, 1], np.float32)
+        tap_positions(tile, k), window[0] * window[1], np.array([0, 1], np.float32)
     )
     weights = body.MatMul(weights, placement)  # [images, tiles, tile, s*s, window]
     outputs = rows * columns * s * s
@@ -169,14 +179,14 @@ def _axis(count: int, trailing: int = 0) -> np.ndarray:
     return np.arange(count).reshape(count, *[1] * trailing)
 
 
-def _tap_positions(tile: tuple[int, int], k: int) -> np.ndarray:
+def tap_positions(tile: tuple[int, int], k: int) -> np.ndarray:
     """[tile, k*k]: where in the flattened window a tap of a pixel of the tile lies."""
     y, x = np.mgrid[: tile[0], : tile[1]].reshape(2, -1, 1)
     u, v = np.mgrid[:k, :k].reshape(2, 1, -1)
     return (y + u) * (tile[1] + k - 1) + x + v
 
 
-def _pixel_weights(body: BodyWriter, call: _Call) -> str:
+def pixel_weights(body: BodyWriter, call: Call) -> str:
     """All weights of a source pixel together: [images, H*W, s*s, k*k].
 
     In steps that move whole rows or one axis only, which ONNX Runtime does many times faster than
@@ -198,8 +208,8 @@ def _pixel_weights(body: BodyWriter, call: _Call) -> str:
     return body.reshape(weights, images, pixels, s * s, k * k)
 
 
-def _taps(body: BodyWriter, call: _Call, features: str) -> str:
-    """Sum of weights times shifted maps: [images, C/G, s*H, s*W] or a shape of as many elements."""
+def assemble_taps(body: BodyWriter, call: Call, features: str) -> str:
+    """Sum of weights times shifted maps: [images, C/G, H, s, W, s]."""
     k, s, images, channels = call.k, call.s, call.images, call.channels
     height, width, pixels = call.height, call.width, call.pixels
     size = body.Concat(height, width, axis=0)
@@ -224,3 +234,11 @@ def _taps(body: BodyWriter, call: _Call, features: str) -> str:
     result = body.reshape(result, images, s, s, channels, height, width)
     name = body.Transpose(result, perm=[0, 3, 4, 1, 5, 2])  # [images, C/G, H, s, W, s]
     return name
+
+
+#: How to get from the call and its features [images, C/G, H, W] in float32 to the result, whose
+#: shape need not be the operator's as long as the order of elements is.
+VARIANTS: dict[str, Callable[[BodyWriter, Call, str], str]] = {
+    "tiles": assemble_tiles,
+    "taps": assemble_taps,
+}

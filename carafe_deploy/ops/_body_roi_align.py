@@ -11,6 +11,8 @@ from carafe_deploy.ops._body_writer import FLOAT, INT64, BodyWriter
 
 __all__ = ["multilevel_roi_align_body"]
 
+_FAR_OUTSIDE = -1e9
+
 
 def multilevel_roi_align_body(
     *,
@@ -26,7 +28,7 @@ def multilevel_roi_align_body(
 
     Each level pools its own RoIs only: a large RoI has hundreds of times more samples on the
     finest level than on its own. The results are put back in order by one gather. Levels without
-    RoIs, and no RoIs at all, are fine. ONNX Runtime refuses RoIs that are not finite, and its CPU
+    RoIs, and no RoIs at all, are fine; a RoI that is not finite pools to zeros. ONNX Runtime's CPU
     provider (1.32) has no kernel for RoiAlign of opset 22: models for it stay at opset 21 or lower.
 
     Args:
@@ -47,6 +49,10 @@ def multilevel_roi_align_body(
     batch, count = body.dims("rois", 2)
     total = body.Mul(batch, count)
     rois = body.reshape("rois", total, 4)
+    # ONNX Runtime refuses RoIs that are not finite; one far outside pools to zeros. Only a finite
+    # number times zero is zero.
+    finite = body.Equal(body.ReduceSum(body.Mul(rois, 0.0), 1), 0.0)  # [K, 1]
+    rois = body.Where(finite, rois, _FAR_OUTSIDE)
     low, high = body.Split(rois, axis=1, num_outputs=2, out=2)
     levels = _levels(body, body.Sub(high, low), num_levels, finest_scale)
     if sampling_ratio == 0:

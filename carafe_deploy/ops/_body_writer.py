@@ -43,7 +43,7 @@ class BodyWriter:
                 outputs = [out]
             else:
                 outputs = [stem] if out == 1 else [f"{stem}_{i}" for i in range(out)]
-            self._nodes.append(helper.make_node(op_type, names, outputs, **attributes))
+            self._nodes.append(helper.make_node(op_type, names, outputs, name=stem, **attributes))
             return outputs[0] if len(outputs) == 1 else outputs
 
         return append

@@ -7,6 +7,7 @@ softmax need no pass over memory of their own. Both differentiate once.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _reassemble_backward(grad: Tensor, features: Tensor, taps: Tensor) -> tuple[
 
 
 def _kernel_size(taps: Tensor) -> int:
-    return int(round(taps.shape[2] ** 0.5))
+    return math.isqrt(taps.shape[2])
 
 
 def _check(

@@ -119,5 +119,5 @@ class CARAFEPack(nn.Module):
 
 
 def _like(weights: Tensor, features: Tensor) -> Tensor:
-    """Undo autocast's float32; a cast that changes nothing would still stand in an exported graph."""
+    """Undo autocast's change of dtype; a cast that does nothing would stand in exported graphs."""
     return weights if weights.dtype == features.dtype else weights.to(features.dtype)

@@ -1,0 +1,124 @@
+"""Models of one operator node with its function body, and ways to check and run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, inliner, shape_inference
+
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+
+Array = npt.NDArray[Any]
+
+#: Of float32 and float16 models, and of bfloat16 ones.
+OPSETS = (18, 22)
+
+
+def one_node_model(
+    body: onnx.FunctionProto, shapes: Sequence[Sequence[int | str]], attributes: dict[str, Any]
+) -> onnx.ModelProto:
+    """Float32 inputs of the given shapes into one node that carries ``attributes``."""
+    node = helper.make_node(
+        body.name, body.input, body.output, domain="carafe", **attributes, **PLUGIN_ATTRIBUTES
+    )
+    node.overload = body.overload
+    types = {"num_dets": TensorProto.INT32, "indices": TensorProto.INT64}
+    ranks = {"Carafe": 4, "CarafeEncoded": 4, "MultilevelRoiAlign": 5, "BatchedNms": 2}
+    rank = ranks[body.name]
+    graph = helper.make_graph(
+        [node],
+        "one node",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in zip(body.input, shapes, strict=True)
+        ],
+        [
+            helper.make_tensor_value_info(
+                name, types.get(name, TensorProto.FLOAT), [f"{name}_{i}" for i in range(rank)]
+            )
+            for name in body.output
+        ],
+    )
+    opset = body.opset_import[0].version
+    return helper.make_model(
+        graph,
+        functions=[body],
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("carafe", 1)],
+        ir_version=10,
+    )
+
+
+def infer_checked(model: onnx.ModelProto) -> list[list[int | str | None]]:
+    """Full check and strict shape inference; the inferred shapes of the outputs."""
+    onnx.checker.check_model(model, full_check=True)
+    inferred = shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    return [
+        [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for value in inferred.graph.output
+    ]
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(model: onnx.ModelProto, *arrays: Array) -> list[Array]:
+    names = [value.name for value in model.graph.input]
+    return session(model).run(None, dict(zip(names, arrays, strict=True)))
+
+
+def run_in_type(model: onnx.ModelProto, half: int, *arrays: Array, keep: int = 0) -> list[Array]:
+    """Run with all inputs but the first ``keep`` cast to another type, the output cast back."""
+    graph, node = model.graph, model.graph.node[0]
+    for index, name in enumerate(node.input):
+        if index >= keep:
+            graph.node.insert(0, helper.make_node("Cast", [name], [f"{name}_half"], to=half))
+            node.input[index] = f"{name}_half"
+    last = graph.node[-1]
+    output = last.output[0]
+    last.output[0] = f"{output}_half"
+    graph.node.append(helper.make_node("Cast", [last.output[0]], [output], to=TensorProto.FLOAT))
+    graph.value_info.append(helper.make_tensor_value_info(last.output[0], half, None))
+    onnx.checker.check_model(model, full_check=True)
+    return run(model, *arrays)
+
+
+def intermediates(model: onnx.ModelProto, *arrays: Array) -> list[tuple[str, Array]]:
+    """Run with the function inlined: operator and result of every node, several if it has."""
+    flat = shape_inference.infer_shapes(inliner.inline_local_functions(model))
+    known = {value.name for value in flat.graph.output}
+    flat.graph.output.extend(value for value in flat.graph.value_info if value.name not in known)
+    names = [value.name for value in flat.graph.output]
+    found = dict(zip(names, run(flat, *arrays), strict=True))
+    return [(node.op_type, found[name]) for node in flat.graph.node for name in node.output]
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def set_input_shapes(model: onnx.ModelProto, *shapes: Sequence[int]) -> None:
+    for value, shape in zip(model.graph.input, shapes, strict=True):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
+
+
+def assert_attributes_declared(model: onnx.ModelProto) -> None:
+    """The function declares all attributes that the node carries, the plugin's among them."""
+    node, body = model.graph.node[0], model.functions[0]
+    assert sorted(body.attribute) == sorted(attribute.name for attribute in node.attribute)
+    assert {"plugin_version", "plugin_namespace"} < set(body.attribute)
+    assert (body.domain, body.overload) == ("carafe", node.overload)
