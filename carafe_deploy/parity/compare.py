@@ -1,0 +1,257 @@
+"""Run the levels of a comparison one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from carafe_deploy.errors import AnnotationError, CarafeDeployError, ImageError
+from carafe_deploy.evaluate import evaluate_runner
+from carafe_deploy.images import Image
+from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
+from carafe_deploy.parity.matching import combined, match_detections
+from carafe_deploy.parity.operators import compare_operators
+from carafe_deploy.parity.report import ParityReport, ParityRow
+from carafe_deploy.parity.stages import compare_stages
+from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.runners.base import Runner
+from carafe_deploy.tolerances import coarsest, tolerance
+
+__all__ = ["LEVELS", "Progress", "compare_ap", "compare_detections", "run_parity"]
+
+#: From the smallest part to the whole.
+LEVELS = ("operators", "stages", "detections", "ap")
+
+#: Called with the level, the number of its steps done and their total.
+Progress = Callable[[str, int, int], None]
+
+
+def run_parity(
+    reference: Runner,
+    candidate: Runner,
+    *,
+    images: Sequence[Image] = (),
+    levels: Sequence[str] | None = None,
+    batch_size: int = 1,
+    annotations: str | os.PathLike[str] | None = None,
+    image_dir: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare two artefacts of one model.
+
+    Limits come from :mod:`carafe_deploy.tolerances`, for the coarser precision of the two. Where
+    one artefact accepts fewer sizes than the other, both are run at sizes that both accept.
+
+    Args:
+        reference: what is right; stays open.
+        candidate: what is checked; stays open.
+        images: [H, W, 3] uint8 BGR each, for the levels ``stages`` and ``detections``.
+        levels: some of :data:`LEVELS`; None for every level whose data is given, that is
+            ``operators``, with images ``stages`` and ``detections``, with annotations ``ap``.
+        batch_size: images a run.
+        annotations: COCO file for the level ``ap``.
+        image_dir: to which its file names are relative; None for the file's own folder.
+        limit: use the first images of the annotations only.
+        seed: of the operators' random inputs.
+        progress: told of every step.
+
+    Raises:
+        ArtefactError: the artefacts are of different models or settings, or accept no common size.
+        CarafeDeployError: ``levels`` holds an unknown level or none.
+        ImageError: a level needs images and there are none.
+        AnnotationError: ``ap`` needs annotations and there are none, or see
+            :func:`carafe_deploy.evaluate.evaluate_runner`.
+    """
+    chosen = _levels(levels, images, annotations)
+    check_same_model(reference.info, candidate.info)
+    pair = bounded_alike(reference, candidate)
+
+    def step(level: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(level, done, total) if progress else None
+
+    rows: list[ParityRow] = []
+    if "operators" in chosen:
+        rows += compare_operators(*pair, seed=seed, progress=step("operators"))
+    if "stages" in chosen:
+        rows += compare_stages(*pair, images, batch_size=batch_size, progress=step("stages"))
+    if "detections" in chosen:
+        rows.append(
+            compare_detections(*pair, images, batch_size=batch_size, progress=step("detections"))
+        )
+    if "ap" in chosen and annotations is not None:
+        rows += compare_ap(
+            *pair,
+            annotations,
+            Path(annotations).parent if image_dir is None else image_dir,
+            limit=limit,
+            batch_size=batch_size,
+            progress=step("ap"),
+        )
+    return ParityReport(
+        rows=tuple(rows),
+        reference=describe(reference),
+        candidate=describe(candidate),
+        images=len(images),
+        seed=seed,
+    )
+
+
+def _levels(
+    levels: Sequence[str] | None,
+    images: Sequence[Image],
+    annotations: str | os.PathLike[str] | None,
+) -> tuple[str, ...]:
+    given = {"operators": True, "stages": bool(images), "detections": bool(images)}
+    given["ap"] = annotations is not None
+    if levels is None:
+        return tuple(level for level in LEVELS if given[level])
+    if not levels:
+        raise CarafeDeployError(f"no level of parity is chosen: give some of {', '.join(LEVELS)}")
+    for level in levels:
+        if level not in LEVELS:
+            raise CarafeDeployError(
+                f"there is no level {level!r} of parity: choose from {', '.join(LEVELS)}"
+            )
+        if given[level]:
+            continue
+        if level == "ap":
+            raise AnnotationError("parity of AP needs annotations: give a COCO annotation file")
+        raise ImageError(f"parity of {level} needs images: give at least one")
+    return tuple(level for level in LEVELS if level in levels)
+
+
+def compare_detections(
+    reference: Runner,
+    candidate: Runner,
+    images: Sequence[Image],
+    *,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> ParityRow:
+    """Detect with both artefacts and pair what they find, see :func:`match_detections`.
+
+    Args:
+        reference: accepts the same sizes as ``candidate``.
+        candidate: likewise.
+        images: [H, W, 3] uint8 BGR each.
+        batch_size: images a run.
+        progress: called with images done and their total.
+    """
+    info = reference.info
+    precision = coarsest(info.precision, candidate.info.precision)
+    iou, score, mask_iou, limit = (
+        tolerance("detections", kind, precision) for kind in ("iou", "score", "mask_iou", "matched")
+    )
+    pipelines = Pipeline(reference, batch_size), Pipeline(candidate, batch_size)
+    size = max(batch_size, info.input.batch[0])
+    results = []
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        found = (pipeline.detect(chunk) for pipeline in pipelines)
+        for ours, theirs in zip(*found, strict=True):
+            results.append(
+                match_detections(
+                    ours,
+                    theirs,
+                    iou=iou.value,
+                    score=score.value,
+                    mask_iou=mask_iou.value if info.has_masks else None,
+                    score_threshold=info.score_threshold,
+                    max_detections=info.max_detections,
+                )
+            )
+        if progress is not None:
+            progress(min(start + size, len(images)), len(images))
+    match = combined(results)
+    masks = f", mask IoU >= {mask_iou.value:g}" if info.has_masks else ""
+    return ParityRow(
+        level="detections",
+        name="boxes and masks" if info.has_masks else "boxes",
+        max_abs_error=match.max_box_error,
+        max_rel_error=None,
+        matched=match.matched,
+        total=match.total,
+        tolerance=limit.value,
+        measure=limit.measure,
+        passed=limit.accepts(match.fraction),
+        note=(
+            f"same class, IoU >= {iou.value:g}, score within {score.value:g}{masks}; "
+            f"{match.only_in_reference} only in the reference, {match.only_in_candidate} only in "
+            f"the candidate, {match.borderline} at a threshold"
+            + ("" if match.total else "; nothing to compare, choose other images")
+        ),
+        details={
+            "only_in_reference": match.only_in_reference,
+            "only_in_candidate": match.only_in_candidate,
+            "borderline": match.borderline,
+            "max_score_error": match.max_score_error,
+            "min_mask_iou": match.min_mask_iou,
+        },
+    )
+
+
+def compare_ap(
+    reference: Runner,
+    candidate: Runner,
+    annotations: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ParityRow, ...]:
+    """Difference of average precision, of boxes and, for Mask R-CNN, of masks.
+
+    Args:
+        reference: accepts the same sizes as ``candidate``.
+        candidate: likewise.
+        annotations: COCO file.
+        image_dir: to which its file names are relative.
+        limit: use the first images only.
+        batch_size: images a run.
+        progress: called with images done and their total, both artefacts together.
+
+    Raises:
+        AnnotationError: there is no annotated object to average over, or see
+            :func:`carafe_deploy.evaluate.evaluate_runner`.
+    """
+    results = []
+    for turn, runner in enumerate((reference, candidate)):
+
+        def step(done: int, total: int, turn: int = turn) -> None:
+            if progress is not None:
+                progress(turn * total + done, 2 * total)
+
+        result, _ = evaluate_runner(
+            runner, annotations, image_dir, limit=limit, batch_size=batch_size, progress=step
+        )
+        results.append(result)
+    allowed = tolerance("ap", "ap", coarsest(reference.info.precision, candidate.info.precision))
+    rows = []
+    for kind, name in (("bbox", "box AP"), ("segm", "mask AP")):
+        if kind not in results[0].numbers:
+            continue
+        ours, theirs = (result.numbers[kind]["AP"] for result in results)
+        if ours is None or theirs is None:
+            raise AnnotationError(
+                f"{annotations} annotates no object in these images: choose others to compare AP"
+            )
+        rows.append(
+            ParityRow(
+                level="ap",
+                name=name,
+                max_abs_error=abs(ours - theirs),
+                max_rel_error=None,
+                matched=None,
+                total=None,
+                tolerance=allowed.value,
+                measure=allowed.measure,
+                passed=allowed.accepts(abs(ours - theirs)),
+                note=f"{ours:.4f} and {theirs:.4f} on {results[0].images} images",
+                details={"reference": ours, "candidate": theirs},
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,166 @@
+"""Can two artefacts be compared, and at which input sizes?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from carafe_deploy.errors import ArtefactError
+from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
+
+__all__ = ["BoundedRunner", "bounded_alike", "check_same_model", "describe", "is_feature_map"]
+
+#: Whatever of ModelInfo decides what is detected; precision, layout and sizes may differ.
+_DECISIVE = (
+    "architecture",
+    "classes",
+    "preprocessing",
+    "score_threshold",
+    "nms_iou_threshold",
+    "max_detections",
+    "mask_threshold",
+    "mask_size",
+    "stages",
+)
+
+
+def describe(runner: Runner) -> str:
+    """Backend, precision and model in a few words."""
+    return f"{runner.backend} {runner.info.precision} {runner.info.name}"
+
+
+def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:
+    """Refuse to compare what cannot agree.
+
+    Raises:
+        ArtefactError: architecture, classes, preprocessing, thresholds, stages or operators
+            differ; the message says which.
+    """
+    differences = [
+        _difference(name, getattr(reference, name), getattr(candidate, name))
+        for name in _DECISIVE
+        if getattr(reference, name) != getattr(candidate, name)
+    ]
+    if not differences:
+        ours, theirs = (list(map(_signature, info.operators)) for info in (reference, candidate))
+        if ours != theirs:
+            differences.append(_difference("operators", ours, theirs))
+    if differences:
+        raise ArtefactError(
+            f"these are different models or settings: {'; '.join(differences)}. "
+            "Export both from one checkpoint with the same thresholds"
+        )
+
+
+def _difference(name: str, reference: Any, candidate: Any) -> str:
+    if isinstance(reference, (list, tuple)):
+        if len(reference) != len(candidate):
+            return f"{len(reference)} and {len(candidate)} {name}"
+        index = next(i for i, value in enumerate(reference) if value != candidate[i])
+        return f"{name}[{index}] is {reference[index]!r} and {candidate[index]!r}"
+    if dataclasses.is_dataclass(reference):
+        for field in dataclasses.fields(reference):
+            values = getattr(reference, field.name), getattr(candidate, field.name)
+            if values[0] != values[1]:
+                return _difference(f"{name}.{field.name}", *map(str, values))
+    return f"{name} is {reference} and {candidate}"
+
+
+def _signature(call: OperatorCall) -> tuple[Any, ...]:
+    """What is equal in two exports of one model, whatever their batch and input size."""
+    return (
+        call.name,
+        dict(call.attributes),
+        tuple(
+            shape[1:2] if is_feature_map(call, index) else shape[1:]
+            for index, shape in enumerate(call.shapes)
+        ),
+    )
+
+
+def is_feature_map(call: OperatorCall, index: int) -> bool:
+    """Tensor argument ``index`` is [N, C, H, W], and not boxes or scores."""
+    return call.name in ("carafe", "carafe_encoded") or (
+        call.name == "multilevel_roi_align" and index > 0
+    )
+
+
+def bounded_alike(reference: Runner, candidate: Runner) -> tuple[Runner, Runner]:
+    """The two runners with the sizes that both accept, so that both pad alike.
+
+    Padding shows in the result: behind the first convolution it is no longer zero.
+
+    Raises:
+        ArtefactError: no size or batch is accepted by both.
+    """
+    ours, theirs = reference.info.input, candidate.info.input
+    common = {}
+    for name in ("batch", "height", "width"):
+        (low, high), (other_low, other_high) = getattr(ours, name), getattr(theirs, name)
+        common[name] = max(low, other_low), min(high, other_high)
+        if common[name][0] > common[name][1]:
+            raise ArtefactError(
+                f"the reference accepts {name} {_range(low, high)}, the candidate "
+                f"{_range(other_low, other_high)}: export one of them with bounds that overlap"
+            )
+    return BoundedRunner(reference, **common), BoundedRunner(candidate, **common)
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+class BoundedRunner:
+    """Another runner that says it accepts fewer sizes.
+
+    Args:
+        runner: does the work.
+        batch: (smallest, largest) accepted batch size.
+        height: likewise, in pixels.
+        width: likewise.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        batch: tuple[int, int],
+        height: tuple[int, int],
+        width: tuple[int, int],
+    ) -> None:
+        self._runner = runner
+        self.backend = runner.backend
+        self.info = dataclasses.replace(
+            runner.info, input=InputFormat(runner.info.input.layout, batch, height, width)
+        )
+        self.inputs = self.info.input_specs
+        self.outputs = self.info.output_specs
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._runner.run(inputs)
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._runner.run_stages(inputs)
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._runner.run_operator(call, inputs)
+
+    def close(self) -> None:
+        """Close the other runner."""
+        self._runner.close()
+
+    def __enter__(self) -> BoundedRunner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

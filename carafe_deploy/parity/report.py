@@ -1,0 +1,118 @@
+"""What a comparison found, as rows of a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from carafe_deploy.errors import ArtefactError
+
+__all__ = ["ParityReport", "ParityRow"]
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One compared thing and its verdict.
+
+    Attributes:
+        level: ``"operators"``, ``"stages"``, ``"detections"`` or ``"ap"``.
+        name: of the operator, tensor or number.
+        max_abs_error: largest difference in the thing's own unit (boxes: pixels); None where
+            there was nothing to subtract, infinite where one side is not a number.
+        max_rel_error: the same over the largest magnitude in the reference tensor (proposals:
+            over the box's longer side); None where that has no meaning.
+        matched: elements, rows or detections that agree; None where nothing is counted.
+        total: how many there are.
+        tolerance: limit from :mod:`carafe_deploy.tolerances`.
+        measure: what the limit applies to, see :class:`carafe_deploy.tolerances.Tolerance`.
+        passed: the verdict.
+        note: what a reader should know besides.
+        details: more numbers by name, for machines.
+    """
+
+    level: str
+    name: str
+    max_abs_error: float | None
+    max_rel_error: float | None
+    matched: int | None
+    total: int | None
+    tolerance: float
+    measure: str
+    passed: bool
+    note: str = ""
+    details: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All rows of a comparison.
+
+    Attributes:
+        rows: in the order of the levels.
+        reference: backend, precision and model, for people.
+        candidate: likewise.
+        images: how many went through stages and detections.
+        seed: of the operators' random inputs.
+    """
+
+    rows: tuple[ParityRow, ...]
+    reference: str
+    candidate: str
+    images: int
+    seed: int
+
+    @property
+    def passed(self) -> bool:
+        """No row failed, and there is at least one."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def failures(self) -> tuple[ParityRow, ...]:
+        """The rows that failed."""
+        return tuple(row for row in self.rows if not row.passed)
+
+    def to_json(self) -> str:
+        """Strict JSON; an infinite error becomes the string ``"inf"``."""
+        data = {"passed": self.passed, **dataclasses.asdict(self)}
+        return json.dumps(_encoded(data), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ParityReport:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ArtefactError: the text is no report.
+        """
+        try:
+            data = _decoded(json.loads(text))
+            del data["passed"]  # follows from the rows
+            data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"this is no parity report ({error}): write one with `carafe-deploy parity --json`"
+            ) from error
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf"
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: item if key in ("name", "note") else _decoded(item) for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return math.inf if value == "inf" else value

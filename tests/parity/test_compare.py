@@ -1,0 +1,509 @@
+"""Whole comparisons of the small Mask R-CNN: planted errors fail where they were planted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.errors import AnnotationError, ArtefactError, CarafeDeployError, ImageError
+from carafe_deploy.graph.onnx_export import export_onnx
+from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.images import Image, load_image
+from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.models.detector import StagedDetector, build_detector, prepare_for_inference
+from carafe_deploy.parity import ParityReport, run_parity
+from carafe_deploy.runners.base import Runner
+from carafe_deploy.runners.pytorch import PyTorchRunner
+from carafe_deploy.tolerances import tolerance
+from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
+
+Tensors = dict[str, np.ndarray]
+Spoil = Callable[[Tensors], None]
+CHECKPOINT = "shapes_mask_rcnn_carafe-fbec7e06.pth"
+
+
+class Spoilt:
+    """Another runner whose results went through a function."""
+
+    def __init__(
+        self, runner: Runner, *, run: Spoil | None = None, stages: Spoil | None = None
+    ) -> None:
+        self.backend, self.info = runner.backend, runner.info
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+        self._runner, self._run, self._stages = runner, run, stages
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        tensors = self._runner.run(inputs)
+        if self._run is not None:
+            self._run(tensors)
+        return tensors
+
+    def run_stages(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        tensors = self._runner.run_stages(inputs)
+        if self._stages is not None:
+            self._stages(tensors)
+        return tensors
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[np.ndarray]) -> tuple:
+        return self._runner.run_operator(call, inputs)
+
+
+class WithInfo(Spoilt):
+    """Another runner with other metadata."""
+
+    def __init__(self, runner: Runner, info: ModelInfo) -> None:
+        super().__init__(runner)
+        self.info = info
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shapes_dir: Path) -> Path:
+    return shapes_dir / CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Runner:
+    return open_runner(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def val(shapes_dir: Path) -> Path:
+    return shapes_dir / "val.json"
+
+
+@pytest.fixture(scope="module")
+def images(shapes_dir: Path, val: Path) -> list[Image]:
+    names = [entry["file_name"] for entry in json.loads(val.read_text())["images"][:2]]
+    return [load_image(shapes_dir / "val" / name) for name in names]
+
+
+def _names(report: ParityReport) -> list[str]:
+    return [f"{row.level} {row.name}" for row in report.rows]
+
+
+def _failed(report: ParityReport) -> list[str]:
+    return [f"{row.level} {row.name}" for row in report.failures]
+
+
+def test_an_artefact_agrees_with_itself_on_every_level(
+    reference: Runner, images: list[Image], val: Path, shapes_dir: Path
+) -> None:
+    report = run_parity(
+        reference,
+        reference,
+        images=images,
+        annotations=val,
+        image_dir=shapes_dir / "val",
+        limit=2,
+    )
+    assert report.passed
+    assert {row.max_abs_error for row in report.rows} == {0.0, None}
+    assert all(row.matched == row.total for row in report.rows)
+    assert [row.name for row in report.rows if row.level != "stages"] == [
+        "carafe_encoded 1x32x2x3",
+        "carafe_encoded 1x32x4x6",
+        "carafe_encoded 1x32x8x12",
+        "carafe_encoded 1x32x16x24",
+        "batched_nms 5x1000",
+        "multilevel_roi_align 1000 to 7x7",
+        "batched_nms 3x1000",
+        "multilevel_roi_align 100 to 14x14",
+        "carafe_encoded 100x1x14x14",
+        "boxes and masks",
+        "box AP",
+        "mask AP",
+    ]
+    stages = [row.name for row in report.rows if row.level == "stages"]
+    assert stages == [name for name in reference.info.stages if name != "proposal_scores"]
+    detections = next(row for row in report.rows if row.level == "detections")
+    assert detections.total is not None
+    assert detections.total >= 10
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+def _with_one_other_weight(runner: Runner, checkpoint: Path, key: str) -> Runner:
+    """The same detector, but for the largest weight of one tensor, which grows by a tenth."""
+    detector, _ = load_detector(checkpoint)
+    copy = build_detector(detector.config)
+    copy.load_state_dict(detector.state_dict())
+    weight = copy.get_parameter(key)
+    with torch.no_grad():
+        weight.view(-1)[weight.abs().argmax()] *= 1.1
+    deployed = prepare_for_inference(copy)
+    return PyTorchRunner(runner.info, torch.device("cpu"), deployed, StagedDetector(deployed))
+
+
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        ("backbone.layer1.0.conv1.weight", "C2"),
+        ("backbone.layer4.1.conv2.weight", "C5"),
+        ("neck.upsample_modules.0.content_encoder.weight", "carafe0"),
+        ("neck.fpn_convs.2.conv.weight", "P4"),
+        ("rpn_head.rpn_cls.weight", "rpn_cls0"),
+        ("rpn_head.rpn_reg.weight", "rpn_reg0"),
+        ("roi_head.bbox_head.fc_cls.weight", "cls_score"),
+        ("roi_head.bbox_head.fc_reg.weight", "bbox_pred"),
+        ("roi_head.mask_head.conv_logits.weight", "mask_logits"),
+    ],
+)
+def test_one_other_weight_fails_the_first_stage_behind_it(
+    reference: Runner, checkpoint: Path, images: list[Image], key: str, first: str
+) -> None:
+    candidate = _with_one_other_weight(reference, checkpoint, key)
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages", "operators"))
+    assert not report.passed
+    assert _failed(report)[0] == f"stages {first}"
+
+
+def _shuffle_proposals(tensors: Tensors) -> None:
+    order = np.random.default_rng(0).permutation(tensors["proposals"].shape[1])
+    for name in ("proposals", "proposal_scores", "cls_score", "bbox_pred"):
+        tensors[name] = tensors[name][:, order]
+
+
+def _shuffle_detections(tensors: Tensors) -> None:
+    count = int(tensors["num_dets"][0, 0])
+    order = [*reversed(range(count)), *range(count, tensors["det_boxes"].shape[1])]
+    for name in ("det_boxes", "det_scores", "det_classes"):
+        tensors[name] = tensors[name][:, order]
+    tensors["mask_logits"] = tensors["mask_logits"][order]
+
+
+def _spoil_mask_padding(tensors: Tensors) -> None:
+    tensors["mask_logits"][int(tensors["num_dets"][0, 0]) :] = np.nan
+
+
+@pytest.mark.parametrize("change", [_shuffle_proposals, _shuffle_detections, _spoil_mask_padding])
+def test_order_and_padding_of_rows_do_not_matter(
+    reference: Runner, images: list[Image], change: Spoil
+) -> None:
+    candidate = Spoilt(reference, stages=change)
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
+    assert report.passed
+    assert all(row.max_abs_error == 0.0 for row in report.rows)
+
+
+def _pad_proposals(tensors: Tensors) -> None:
+    """As if 100 had been found, with whatever in the padding."""
+    tensors["proposals"][:, 100:] = 0
+    tensors["proposal_scores"][:, 100:] = 0
+    tensors["cls_score"][:, 100:] = np.random.default_rng().normal()
+
+
+def test_padding_of_proposals_is_left_out(reference: Runner, images: list[Image]) -> None:
+    sides = (Spoilt(reference, stages=_pad_proposals) for _ in range(2))
+    report = run_parity(*sides, images=images[:1], levels=("stages",))
+    rows = {row.name: row for row in report.rows}
+    assert report.passed
+    assert rows["proposals"].total == rows["cls_score"].total == 100
+
+
+def _move_proposals(share: float) -> Spoil:
+    def move(tensors: Tensors) -> None:
+        count = int(share * tensors["proposals"].shape[1])
+        tensors["proposals"][:, :count] += 5.0
+
+    return move
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.001, True), (0.02, False)])
+def test_enough_proposals_must_agree(
+    reference: Runner, images: list[Image], share: float, passes: bool
+) -> None:
+    candidate = Spoilt(reference, stages=_move_proposals(share))
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
+    assert _failed(report) == ([] if passes else ["stages proposals"])
+
+
+def test_scores_of_proposals_count(reference: Runner, images: list[Image]) -> None:
+    def raise_scores(tensors: Tensors) -> None:
+        tensors["proposal_scores"] *= 1.01
+
+    candidate = Spoilt(reference, stages=raise_scores)
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
+    assert "stages proposals" in _failed(report)
+
+
+def test_a_stage_of_another_shape_is_an_error(reference: Runner, images: list[Image]) -> None:
+    def cut(tensors: Tensors) -> None:
+        tensors["P3"] = tensors["P3"][:, :8]
+
+    candidate = Spoilt(reference, stages=cut)
+    with pytest.raises(ArtefactError, match=r"P3 is \[1, 32, 16, 24\] in the reference and \[1, 8"):
+        run_parity(reference, candidate, images=images[:1], levels=("stages",))
+
+
+# --- detections ----------------------------------------------------------------------------------
+
+
+def _shift_box(tensors: Tensors) -> None:
+    tensors["det_boxes"][0, 0, [0, 2]] += 4.0
+
+
+def _other_class(tensors: Tensors) -> None:
+    tensors["det_classes"][0, 0] = (tensors["det_classes"][0, 0] + 1) % 3
+
+
+def _other_score(tensors: Tensors) -> None:
+    tensors["det_scores"][0, 0] -= 5 * tolerance("detections", "score").value
+
+
+def _other_mask(tensors: Tensors) -> None:
+    tensors["det_masks"][0, 0, :10] = 0.0
+
+
+def _without_the_best(tensors: Tensors) -> None:
+    for name in ("det_boxes", "det_scores", "det_classes", "det_masks"):
+        tensors[name] = np.roll(tensors[name], -1, axis=1)
+    tensors["num_dets"] -= 1
+
+
+def _extra(score: float) -> Spoil:
+    def add(tensors: Tensors) -> None:
+        row = int(tensors["num_dets"][0, 0])
+        tensors["det_boxes"][0, row] = (2, 3, 30, 40)
+        tensors["det_scores"][0, row] = score
+        tensors["det_classes"][0, row] = 0
+        tensors["num_dets"] += 1
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("change", "only_in_reference", "only_in_candidate"),
+    [
+        (_shift_box, 1, 1),
+        (_other_class, 1, 1),
+        (_other_score, 1, 1),
+        (_other_mask, 1, 1),
+        (_without_the_best, 1, 0),
+        (_extra(0.4), 0, 1),
+    ],
+)
+def test_one_wrong_detection_fails_the_detections_and_no_other_level(
+    reference: Runner,
+    images: list[Image],
+    change: Spoil,
+    only_in_reference: int,
+    only_in_candidate: int,
+) -> None:
+    candidate = Spoilt(reference, run=change)
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages", "detections"))
+    assert _failed(report) == ["detections boxes and masks"]
+    details = report.failures[0].details
+    assert details["only_in_reference"] == only_in_reference
+    assert details["only_in_candidate"] == only_in_candidate
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.5, True), (2.0, False)])
+def test_detections_at_the_threshold_may_be_missing(
+    reference: Runner, images: list[Image], share: float, passes: bool
+) -> None:
+    score = reference.info.score_threshold + share * tolerance("detections", "score").value
+    candidate = Spoilt(reference, run=_extra(score))
+    report = run_parity(reference, candidate, images=images[:1], levels=("detections",))
+    assert report.passed is passes
+    assert report.rows[0].details["borderline"] == passes
+
+
+def test_detections_of_equal_score_may_swap(reference: Runner, images: list[Image]) -> None:
+    def tie(tensors: Tensors) -> None:
+        tensors["det_scores"][0, :2] = 0.9
+
+    def tie_and_swap(tensors: Tensors) -> None:
+        tie(tensors)
+        for name in ("det_boxes", "det_classes", "det_masks"):
+            tensors[name][0, :2] = tensors[name][0, 1::-1].copy()
+
+    sides = Spoilt(reference, run=tie), Spoilt(reference, run=tie_and_swap)
+    report = run_parity(*sides, images=images[:1], levels=("detections",))
+    assert report.passed
+    assert report.rows[0].max_abs_error == 0.0
+
+
+def test_images_without_detections_pass_and_say_so(reference: Runner, images: list[Image]) -> None:
+    def find_nothing(tensors: Tensors) -> None:
+        tensors["num_dets"][:] = 0
+
+    candidate = Spoilt(reference, run=find_nothing, stages=find_nothing)
+    report = run_parity(candidate, candidate, images=images[:1], levels=("stages", "detections"))
+    assert report.passed
+    assert report.rows[-1].total == 0
+    assert report.rows[-1].note.endswith("nothing to compare, choose other images")
+    masks = next(row for row in report.rows if row.name == "mask_logits")
+    assert masks.note == "there are no paired detections"
+
+
+# --- average precision ---------------------------------------------------------------------------
+
+
+def test_lower_precision_fails_ap_alone(reference: Runner, val: Path, shapes_dir: Path) -> None:
+    candidate = Spoilt(reference, run=_without_the_best)
+    report = run_parity(
+        reference,
+        candidate,
+        levels=("ap",),
+        annotations=val,
+        image_dir=shapes_dir / "val",
+        limit=3,
+    )
+    assert _failed(report) == ["ap box AP", "ap mask AP"]
+    row = report.rows[0]
+    assert row.details["reference"] > row.details["candidate"] + row.tolerance
+    assert row.max_abs_error == pytest.approx(row.details["reference"] - row.details["candidate"])
+    assert row.note.endswith("on 3 images")
+
+
+def test_annotations_without_objects_are_an_error(
+    reference: Runner, val: Path, shapes_dir: Path, tmp_path: Path
+) -> None:
+    data = json.loads(val.read_text())
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps({**data, "images": data["images"][:1], "annotations": []}))
+    with pytest.raises(AnnotationError, match=r"empty\.json annotates no object in these images"):
+        run_parity(
+            reference,
+            reference,
+            levels=("ap",),
+            annotations=empty,
+            image_dir=shapes_dir / "val",
+        )
+
+
+# --- which artefacts can be compared -------------------------------------------------------------
+
+
+def _call_with(info: ModelInfo, **attributes: object) -> tuple[OperatorCall, ...]:
+    first, *others = info.operators
+    return (
+        dataclasses.replace(first, attributes={**first.attributes, **attributes}),
+        *others,
+    )
+
+
+DIFFERENCES = {
+    "class": ({"classes": ("circle", "square", "star")}, r"classes\[2\] is 'triangle' and 'star'"),
+    "classes": ({"classes": ("circle",)}, "3 and 1 classes"),
+    "architecture": (
+        {"architecture": "faster_rcnn"},
+        "architecture is mask_rcnn and faster_rcnn",
+    ),
+    "score": ({"score_threshold": 0.3}, r"score_threshold is 0.05 and 0.3. Export both from one"),
+    "nms": ({"nms_iou_threshold": 0.6}, "nms_iou_threshold is 0.5 and 0.6"),
+    "rows": ({"max_detections": 50}, "max_detections is 100 and 50"),
+    "stages": ({"stages": ("C2",)}, "and 1 stages"),
+    "two": (
+        {"mask_threshold": 0.4, "mask_size": 14},
+        "mask_threshold is 0.5 and 0.4; mask_size is 28 and 14",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_different_models_are_an_error(reference: Runner, name: str) -> None:
+    change, message = DIFFERENCES[name]
+    candidate = WithInfo(reference, dataclasses.replace(reference.info, **change))
+    with pytest.raises(ArtefactError, match=f"different models or settings: .*{message}"):
+        run_parity(reference, candidate)
+
+
+def test_different_preprocessing_is_an_error(reference: Runner) -> None:
+    other = dataclasses.replace(reference.info.preprocessing, bgr_to_rgb=False)
+    candidate = WithInfo(reference, dataclasses.replace(reference.info, preprocessing=other))
+    with pytest.raises(ArtefactError, match=r"preprocessing\.bgr_to_rgb is True and False"):
+        run_parity(reference, candidate)
+
+
+def test_different_operators_are_an_error(reference: Runner) -> None:
+    operators = _call_with(reference.info, kernel_size=3)
+    candidate = WithInfo(reference, dataclasses.replace(reference.info, operators=operators))
+    with pytest.raises(ArtefactError, match=r"operators\[0\] is \('carafe_encoded'"):
+        run_parity(reference, candidate)
+
+
+def test_artefacts_without_a_common_size_are_an_error(reference: Runner) -> None:
+    sizes = InputFormat(height=(128, 128)), InputFormat(height=(192, 192))
+    sides = (WithInfo(reference, dataclasses.replace(reference.info, input=size)) for size in sizes)
+    with pytest.raises(ArtefactError, match="reference accepts height 128, the candidate 192: "):
+        run_parity(*sides)
+
+
+def test_a_static_artefact_is_compared_at_its_own_size(
+    reference: Runner, checkpoint: Path, images: list[Image]
+) -> None:
+    static = ExportOptions(batch=(2, 2), height=(192, 192), width=(192, 192), uint8_input=True)
+    with open_runner(checkpoint, options=static) as candidate:
+        report = run_parity(reference, candidate, images=[*images, images[0]])
+    assert report.passed
+    assert "operators carafe_encoded 1x32x16x24" in _names(report)
+
+
+@pytest.mark.parametrize(
+    ("levels", "error", "message"),
+    [
+        ((), CarafeDeployError, "no level of parity is chosen: give some of operators, stages"),
+        (("stage",), CarafeDeployError, "no level 'stage' of parity: choose from operators, st"),
+        (("stages",), ImageError, "parity of stages needs images"),
+        (("detections",), ImageError, "parity of detections needs images"),
+        (("ap",), AnnotationError, "parity of AP needs annotations"),
+    ],
+)
+def test_levels_without_their_data_are_an_error(
+    reference: Runner, levels: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run_parity(reference, reference, levels=levels)
+
+
+def test_levels_follow_from_the_data_given(reference: Runner, images: list[Image]) -> None:
+    steps: list[tuple[str, int, int]] = []
+    report = run_parity(
+        reference, reference, images=images, progress=lambda *step: steps.append(step)
+    )
+    assert {row.level for row in report.rows} == {"operators", "stages", "detections"}
+    assert steps[-4:] == [
+        ("stages", 1, 2),
+        ("stages", 2, 2),
+        ("detections", 1, 2),
+        ("detections", 2, 2),
+    ]
+    assert steps[0] == ("operators", 1, 9)
+
+
+# --- between backends and precisions -------------------------------------------------------------
+
+
+def test_onnxruntime_agrees_with_pytorch(
+    reference: Runner, checkpoint: Path, images: list[Image], tmp_path: Path
+) -> None:
+    detector, _ = load_detector(checkpoint)
+    path = tmp_path / "mask.onnx"
+    export_onnx(detector, path, ExportOptions(), name="mask", source={})
+    with open_runner(path) as candidate:
+        report = run_parity(reference, candidate, images=images)
+    assert report.passed, report.failures
+    assert report.reference == "pytorch fp32 shapes_mask_rcnn_carafe"
+    assert report.candidate == "onnxruntime fp32 mask"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_agrees_with_single(
+    reference: Runner, checkpoint: Path, images: list[Image], precision: str
+) -> None:
+    with open_runner(checkpoint, options=ExportOptions(precision=precision)) as candidate:
+        report = run_parity(reference, candidate, images=images)
+    assert report.passed, report.failures
+    # Held to the limits of single precision they would fail.
+    stages = [row for row in report.rows if row.level == "stages" and row.measure == "relative"]
+    limit = tolerance("stages", "pyramid", "fp32").value
+    assert max(row.max_rel_error or 0.0 for row in stages) > limit
