@@ -1,0 +1,124 @@
+"""All commands under one name, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from carafe_deploy import __version__
+from carafe_deploy.cli import demo, detect, evaluate, export, models, parity
+from carafe_deploy.errors import CarafeDeployError
+
+__all__ = ["app", "run"]
+
+PROGRAM = "carafe-deploy"
+DEBUG_VARIABLE = "CARAFE_DEPLOY_DEBUG"
+
+#: Importable module -> extra that installs it.
+EXTRAS = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "ort",
+    "cv2": "image",
+    "pycocotools": "eval",
+    "faster_coco_eval": "eval",
+}
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Deploy mmdetection detectors trained with CARAFE (arXiv:1905.02188).",
+    epilog="Exit status: 0 success, 1 a comparison failed, 2 bad input, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    models.COMMAND,
+    export.COMMAND,
+    detect.COMMAND,
+    parity.COMMAND,
+    evaluate.COMMAND,
+    demo.COMMAND,
+):
+    app.command(command.name, epilog=command.epilog, no_args_is_help=command.needs_arguments)(
+        command.function
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help=f"Show the traceback of an error; {DEBUG_VARIABLE}=1 does the same."
+        ),
+    ] = False,
+) -> None:
+    pass  # `run` looks for --debug itself, since it outlives the command
+
+
+def run(arguments: list[str]) -> int:
+    """See :func:`carafe_deploy.cli.main`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ gets ?
+    command = next((i for i, text in enumerate(arguments) if not text.startswith("-")), None)
+    debug = "--debug" in arguments[:command] or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    try:
+        app(arguments, prog_name=PROGRAM)
+    except SystemExit as done:
+        return _status(done.code)
+    except (CarafeDeployError, ModuleNotFoundError, OSError) as error:
+        message = _message(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {message}", err=True)
+        return 2
+    return 0
+
+
+def _status(code: str | int | None) -> int:
+    if code == 130:
+        typer.echo("interrupted", err=True)
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def _message(error: Exception) -> str | None:
+    """What a user is told; None for an error of this program."""
+    if isinstance(error, CarafeDeployError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            return None
+        return (
+            f"this needs {package}, which is not installed: "
+            f'pip install "carafe-deploy[{EXTRAS[package]}]"'
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    # A full disk is the one that comes without a name.
+    return error.strerror if isinstance(error, OSError) and error.strerror else None

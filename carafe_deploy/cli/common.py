@@ -1,0 +1,241 @@
+"""What the commands share: options, artefacts by name, tables, steps, hints, JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from carafe_deploy.errors import CarafeDeployError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from carafe_deploy.runners.base import Runner
+
+__all__ = [
+    "ArtefactArgument",
+    "BatchSizeOption",
+    "Command",
+    "ConfigOption",
+    "DeviceOption",
+    "JsonOption",
+    "Steps",
+    "UsageError",
+    "artefact_path",
+    "examples",
+    "facts",
+    "hint",
+    "image_progress",
+    "line",
+    "open_artefact",
+    "plural",
+    "print_json",
+    "results_console",
+    "shell",
+]
+
+#: Columns of a table in a pipe or log file.
+_LOG_WIDTH = 120
+
+ArtefactArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARTEFACT",
+        help="An .onnx or .ts file, a .pth checkpoint, or the name of a published model.",
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.py",
+        help="mmdetection config of a checkpoint that has none inside. It is never executed.",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images a run.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON only; everything else goes to stderr.")
+]
+
+
+class UsageError(CarafeDeployError):
+    """Options that contradict each other, or a value that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the program.
+
+    Attributes:
+        name: as typed.
+        function: its parameters are the command's arguments, its docstring the help.
+        epilog: examples below the help.
+        needs_arguments: without any, show the help.
+    """
+
+    name: str
+    function: Callable[..., None]
+    epilog: str
+    needs_arguments: bool = True
+
+
+def examples(*lines: str) -> str:
+    """An epilog of command lines; each is a paragraph, or typer would join them."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+def results_console(json_output: bool) -> Console:
+    """Where results go: stdout, unless that is to hold JSON only."""
+    console = Console(stderr=json_output, highlight=False)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
+
+
+def print_json(data: Any) -> None:
+    """Write one JSON document to stdout."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def shell(*words: str | Path) -> str:
+    """A command line as one would type it."""
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def hint(console: Console, *lines: str) -> None:
+    """Say what can be done next, unwrapped so that it can be copied."""
+    line(console, "\nnext", style="dim")
+    for text in lines:
+        line(console, f"  {text}", style="cyan")
+
+
+def line(console: Console, text: str, style: str | None = None) -> None:
+    """One line as it is: not wrapped, so that it can be copied, and without markup."""
+    console.print(text, style=style, soft_wrap=True, markup=False)
+
+
+def facts(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns, name and value; values are folded, never cut."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table, markup=False)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+class Steps:
+    """Steps of a job on stderr: a spinner while one runs, a line with its time when it is done.
+
+    Call it with the name of the step that begins, which ends the one before.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+        self._name: str | None = None
+        self._begun = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        """Begin a step."""
+        self._end(done=True)
+        self._name, self._begun = name, time.perf_counter()
+        if self._console.is_terminal:
+            self._status = self._console.status(name)
+            self._status.start()
+
+    def update(self, text: str) -> None:
+        """Say how far the running step is; terminals only."""
+        if self._status is not None:
+            self._status.update(f"{self._name}  [dim]{text}[/dim]")
+
+    def _end(self, done: bool) -> None:
+        if self._status is not None:
+            self._status.stop()
+        if self._name is not None and done:
+            seconds = time.perf_counter() - self._begun
+            self._console.print(
+                f"[green]✓[/green] {self._name} [dim]{seconds:.1f} s[/dim]", soft_wrap=True
+            )
+        self._status = self._name = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(done=kind is None)
+
+
+@contextmanager
+def image_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that disappears when done; call the result with (images done, total)."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def artefact_path(name: str) -> Path:
+    """A file as named, or a published checkpoint fetched by its name.
+
+    Raises:
+        DownloadError: there is neither; or the download failed.
+    """
+    from carafe_deploy.artefacts import SUFFIXES
+
+    path = Path(name)
+    is_file_name = SUFFIXES.get(path.suffix.lower(), "pytorch") != "pytorch" or len(path.parts) > 1
+    if is_file_name or path.exists():
+        return path
+    from carafe_deploy.models import zoo
+
+    return zoo.fetch(name, progress=sys.stderr.isatty())
+
+
+def open_artefact(name: str, device: str, config: Path | None) -> Runner:
+    """Open a file or published model.
+
+    Raises:
+        UsageError: a config was given for something that has its own.
+        CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
+    """
+    from carafe_deploy.artefacts import SUFFIXES, open_runner
+
+    path = artefact_path(name)
+    if config is not None and SUFFIXES.get(path.suffix.lower()) != "pytorch":
+        raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {name}: drop it")
+    return open_runner(path, device=device, config=config)

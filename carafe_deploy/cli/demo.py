@@ -1,0 +1,140 @@
+"""``carafe-deploy demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carafe_deploy.cli.common import (
+    Command,
+    JsonOption,
+    Steps,
+    examples,
+    hint,
+    line,
+    print_json,
+    results_console,
+)
+
+if TYPE_CHECKING:
+    from carafe_deploy.demo import DemoResult, Numbers
+
+__all__ = ["COMMAND", "demo"]
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--out", "--output", metavar="FOLDER", help="Folder to write to.")
+    ] = Path("out/demo"),
+    json_output: JsonOption = False,
+) -> None:
+    """Show the whole way on two small trained detectors.
+
+    Exports them to ONNX and TorchScript, detects, draws, compares PyTorch,
+    TorchScript and ONNX Runtime, and sets their AP beside mmdetection's.
+    Takes about two minutes on two cores. The exit status is 1 if anything
+    deviates.
+    """
+    with Steps() as steps:
+        steps("load packages")
+        from carafe_deploy.demo import run_demo
+        from carafe_deploy.files import atomic_write_text
+        from carafe_deploy.report import write_demo_report
+
+        result = run_demo(
+            output, step=steps, progress=lambda done, total: steps.update(f"{done}/{total}")
+        )
+        steps("report")
+        write_demo_report(result, output / "report.md")
+        data = result.to_dict()
+        atomic_write_text(output / "report.json", json.dumps(data, indent=2) + "\n")
+    if json_output:
+        print_json(data)
+    else:
+        _show(results_console(json_output), result, output)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _show(console: Console, result: DemoResult, output: Path) -> None:
+    from carafe_deploy.report import NEXT
+
+    console.print()
+    console.print(_ap(result))
+    console.print()
+    console.print(_parity(result))
+    console.print()
+    written = [output / "report.md", result.sheet]
+    written += [backend.file for detector in result.detectors for backend in detector.backends[1:]]
+    for path in written:
+        line(console, str(path))
+    if not result.passed:
+        console.print("\n[bold red]FAIL[/bold red] something deviates: see ✗")
+        return
+    console.print(f"\n[bold green]PASS[/bold green] everything agrees ({result.seconds:.0f} s)")
+    hint(console, *NEXT)
+
+
+def _table(*columns: str) -> Table:
+    """Two columns of names, then numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    return table
+
+
+def _ap(result: DemoResult) -> Table:
+    from carafe_deploy.demo import BACKENDS
+
+    def cells(numbers: Numbers) -> list[str]:
+        return [
+            f"{numbers[kind]['AP']:.4f}" if kind in numbers else "" for kind in ("bbox", "segm")
+        ]
+
+    images = f"AP on {result.images} images"
+    table = _table(images, "", "box", "mask", "found again", "ms/image", "")
+    for detector in result.detectors:
+        recorded = [f"[dim]{cell}[/dim]" for cell in cells(detector.recorded)]
+        table.add_row(detector.title, "[dim]mmdetection[/dim]", *recorded)
+        for backend in detector.backends:
+            table.add_row(
+                "",
+                BACKENDS[backend.backend],
+                *cells(backend.numbers),
+                f"{backend.matched}/{backend.recorded}",
+                f"{backend.seconds * 1e3:.0f}",
+                _mark(detector.agrees(backend)),
+            )
+    return table
+
+
+def _parity(result: DemoResult) -> Table:
+    from carafe_deploy.demo import BACKENDS
+    from carafe_deploy.report import level_summary
+
+    levels = ("operators", "stages", "detections")
+    table = _table("parity with PyTorch", "", *levels, "")
+    for detector in result.detectors:
+        title = detector.title
+        for backend, report in zip(detector.backends[1:], detector.parity, strict=True):
+            cells = [level_summary(report, level) for level in levels]
+            table.add_row(title, BACKENDS[backend.backend], *cells, _mark(report.passed))
+            title = ""
+    return table
+
+
+def _mark(passed: bool) -> str:
+    return "[green]✓[/green]" if passed else "[red]✗[/red]"
+
+
+COMMAND = Command(
+    "demo",
+    demo,
+    examples("carafe-deploy demo", "carafe-deploy demo --out /tmp/demo --json"),
+    needs_arguments=False,
+)

@@ -1,0 +1,270 @@
+"""``carafe-deploy detect``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carafe_deploy.cli.common import (
+    ArtefactArgument,
+    BatchSizeOption,
+    Command,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    UsageError,
+    examples,
+    hint,
+    image_progress,
+    line,
+    open_artefact,
+    plural,
+    print_json,
+    results_console,
+    shell,
+)
+from carafe_deploy.errors import ImageError
+
+if TYPE_CHECKING:
+    from carafe_deploy.pipeline import Pipeline
+    from carafe_deploy.types import Detections, ModelInfo
+
+__all__ = ["COMMAND", "detect", "picture_names"]
+
+#: Images listed in the table on a terminal.
+_ROWS = 20
+#: Written pictures are JPEG where the image was lossy.
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
+
+def detect(
+    artefact: ArtefactArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES", help="Files, folders or globs.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
+    ] = Path("out"),
+    score_threshold: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Draw and count detections with at least this score."),
+    ] = 0.3,
+    batch_size: BatchSizeOption = 1,
+    device: DeviceOption = "cpu",
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Detect in images, draw what is found and write it as JSON.
+
+    detections.json is in COCO's annotation format with a score each, and
+    holds all detections, drawn or not. Its category ids are labels counted
+    from 1.
+    """
+    from carafe_deploy.files import atomic_write_text
+    from carafe_deploy.images import find_images
+    from carafe_deploy.pipeline import Pipeline
+
+    paths = find_images(images)
+    pictures = picture_names(paths, output)
+    with open_artefact(artefact, device, config) as runner:
+        document = _Document(runner.info, score_threshold)
+        pipeline = Pipeline(runner, batch_size)
+        unreadable: list[str] = []
+        with image_progress("detect") as progress:
+            for path, image, found in _detect(pipeline, paths, batch_size, progress, unreadable):
+                _draw(pictures[path], image, found, runner.info, score_threshold)
+                document.add(path, pictures[path], found)
+    if len(unreadable) == len(paths):
+        raise ImageError(
+            unreadable[0]
+            if len(paths) == 1
+            else f"none of {len(paths)} images can be read, {unreadable[0]}"
+        )
+    json_path = output / "detections.json"
+    atomic_write_text(json_path, json.dumps(document.content) + "\n")
+    if json_output:
+        print_json(document.content)
+    else:
+        _show(results_console(json_output), document, json_path, artefact)
+    if unreadable:
+        raise ImageError(
+            f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "
+            + "\n  ".join(unreadable)
+        )
+
+
+def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where the drawn picture of each image goes: its own name, numbered where one comes twice.
+
+    Raises:
+        UsageError: a picture would overwrite one of the images.
+    """
+    sources = {path.resolve() for path in paths}
+    taken: set[str] = set()
+    names: dict[Path, Path] = {}
+    for path in paths:
+        suffix = ".jpg" if path.suffix.lower() in _LOSSY else ".png"
+        name, number = path.stem, 1
+        while (name + suffix).lower() in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add((name + suffix).lower())
+        names[path] = folder / (name + suffix)
+        if names[path].resolve() in sources:
+            raise UsageError(
+                f"the drawn picture would overwrite the image {names[path]}: "
+                "choose another folder with --output"
+            )
+    return names
+
+
+def _detect(
+    pipeline: Pipeline,
+    paths: Sequence[Path],
+    batch_size: int,
+    progress: Callable[[int, int], None],
+    unreadable: list[str],
+) -> Iterator[tuple[Path, Any, Detections]]:
+    """Path, image and detections of what can be read; messages on the rest go to `unreadable`."""
+    from carafe_deploy.images import load_image
+
+    for start in range(0, len(paths), batch_size):
+        progress(start, len(paths))
+        loaded = []
+        for path in paths[start : start + batch_size]:
+            try:
+                loaded.append((path, load_image(path)))
+            except ImageError as error:
+                unreadable.append(str(error))
+        found = pipeline.detect([image for _, image in loaded])
+        for (path, image), detections in zip(loaded, found, strict=True):
+            yield path, image, detections
+
+
+def _draw(
+    target: Path, image: Any, found: Detections, info: ModelInfo, score_threshold: float
+) -> None:
+    from carafe_deploy.images import save_image
+    from carafe_deploy.visualize import draw_detections
+
+    drawn = draw_detections(image, found, info.classes, score_threshold=score_threshold)
+    save_image(target, drawn)
+
+
+class _Document:
+    """COCO's annotation format, with a score for each annotation, and counts for the table."""
+
+    def __init__(self, info: ModelInfo, score_threshold: float) -> None:
+        from carafe_deploy.preprocess import Preprocessor
+
+        self._preprocess = Preprocessor(info)
+        self._shrunk: dict[tuple[int, int], bool] = {}
+        self.classes = info.classes
+        self.threshold = score_threshold
+        self.floor = info.score_threshold
+        self.rows: list[tuple[str, str, int, Counter[str]]] = []
+        self.content: dict[str, Any] = {
+            "info": {
+                "description": "carafe-deploy detect",
+                "model": info.name,
+                "source": dict(info.source),
+                "score_threshold": info.score_threshold,
+            },
+            "images": [],
+            "categories": [
+                {"id": number, "name": name} for number, name in enumerate(info.classes, 1)
+            ],
+            "annotations": [],
+        }
+
+    def _is_shrunk(self, size: tuple[int, int]) -> bool:
+        """The artefact accepts no input as large as mmdetection would make of this image."""
+        import numpy as np
+
+        if size not in self._shrunk:
+            blank = np.zeros((*size, 3), np.uint8)
+            self._shrunk[size] = self._preprocess([blank]).shrunk[0]
+        return self._shrunk[size]
+
+    def add(self, path: Path, picture: Path, found: Detections) -> None:
+        """Append one image."""
+        from carafe_deploy.coco import to_results
+
+        image_id = len(self.content["images"]) + 1
+        height, width = found.image_size
+        self.content["images"].append(
+            {
+                "id": image_id,
+                "file_name": str(path),
+                "width": width,
+                "height": height,
+                "picture": str(picture),
+                "shrunk": self._is_shrunk(found.image_size),
+            }
+        )
+        annotations = self.content["annotations"]
+        for result in to_results(image_id, found, range(1, len(self.classes) + 1)):
+            area = result["bbox"][2] * result["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, **result, "area": area, "iscrowd": 0})
+        shown = found.labels[found.scores >= self.threshold]
+        counts = Counter(self.classes[label] for label in shown.tolist())
+        self.rows.append((str(path), f"{width}×{height}", len(shown), counts))
+
+
+def _show(console: Console, document: _Document, json_path: Path, artefact: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", overflow="fold")
+    table.add_column("size", no_wrap=True, style="dim")
+    table.add_column("found", justify="right", no_wrap=True)
+    table.add_column("classes", overflow="fold")
+    folder = os.path.commonpath([os.path.dirname(row[0]) or "." for row in document.rows])
+    for path, size, count, classes in document.rows[:_ROWS]:
+        name = os.path.relpath(path, folder)
+        listed = ", ".join(f"{number} {label}" for label, number in classes.most_common())
+        table.add_row(name, size, str(count), listed or "[dim]none[/dim]")
+    console.print(table)
+    if len(document.rows) > _ROWS:
+        console.print(f"[dim]… and {len(document.rows) - _ROWS} more[/dim]")
+    total = sum(count for _, _, count, _ in document.rows)
+    line(
+        console,
+        f"\n{plural(total, 'detection')} with score ≥ {document.threshold:g} in "
+        f"{plural(len(document.rows), 'image')}, drawn in {json_path.parent}/",
+    )
+    line(
+        console,
+        f"{json_path} has all {len(document.content['annotations'])} with score > "
+        f"{document.floor:g}",
+    )
+    shrunk = sum(image["shrunk"] for image in document.content["images"])
+    if shrunk:
+        line(
+            console,
+            f"note: {plural(shrunk, 'image')} had to be made smaller than in training, since the "
+            "artefact accepts no larger input: export with a larger --max-size",
+        )
+    hint(
+        console,
+        shell("carafe-deploy", "eval", artefact, "--annotations", "instances.json")
+        + " --images IMAGES",
+    )
+
+
+COMMAND = Command(
+    "detect",
+    detect,
+    examples(
+        "carafe-deploy detect detector.onnx photo.jpg",
+        "carafe-deploy detect detector.onnx photos/ 'more/**/*.png' -o out/photos",
+        "carafe-deploy detect detector.ts photos/ --device cuda --batch-size 4 --json",
+    ),
+)

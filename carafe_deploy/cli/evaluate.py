@@ -1,0 +1,132 @@
+"""``carafe-deploy eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carafe_deploy.cli.common import (
+    ArtefactArgument,
+    BatchSizeOption,
+    Command,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    examples,
+    hint,
+    image_progress,
+    line,
+    open_artefact,
+    plural,
+    print_json,
+    results_console,
+    shell,
+)
+
+if TYPE_CHECKING:
+    from carafe_deploy.evaluate import EvalResult
+
+__all__ = ["COMMAND", "evaluate"]
+
+_KINDS = {"bbox": "box", "segm": "mask"}
+
+
+def evaluate(
+    artefact: ArtefactArgument,
+    annotations: Annotated[
+        Path,
+        typer.Option(metavar="FILE.json", help="COCO annotations.", show_default=False),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that the annotations' file names are relative to.",
+            show_default=False,
+        ),
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate on the first so many images only.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
+    ] = Path("out/eval"),
+    batch_size: BatchSizeOption = 1,
+    device: DeviceOption = "cpu",
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Score an artefact: COCO's twelve numbers for boxes and masks.
+
+    Writes metrics.json (the numbers, and AP by class) and results.json
+    (COCO's result format).
+    """
+    from carafe_deploy.coco import category_ids, load_annotations, to_results, write_results
+    from carafe_deploy.evaluate import evaluate_runner
+    from carafe_deploy.files import atomic_write_text
+
+    with open_artefact(artefact, device, config) as runner, image_progress("eval") as progress:
+        result, found = evaluate_runner(
+            runner, annotations, images, limit=limit, batch_size=batch_size, progress=progress
+        )
+        ids = category_ids(load_annotations(annotations), runner.info.classes)
+    metrics = {"artefact": artefact, "annotations": str(annotations), **result.to_dict()}
+    atomic_write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_results(
+        output / "results.json",
+        [row for key, detections in found.items() for row in to_results(key, detections, ids)],
+    )
+    if json_output:
+        print_json(metrics)
+    else:
+        console = results_console(json_output)
+        _show(console, result, output)
+        data = ("--annotations", annotations, "--image-dir", images)
+        hint(console, shell("carafe-deploy", "parity", "CHECKPOINT.pth", artefact, *data))
+
+
+def _show(console: Console, result: EvalResult, output: Path) -> None:
+    def cells(values: list[float | None]) -> list[str]:
+        return ["–" if value is None else f"{value:.4f}" for value in values]
+
+    kinds = list(result.numbers)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for kind in kinds:
+        table.add_column(_KINDS[kind], justify="right", no_wrap=True)
+    for name in result.numbers[kinds[0]]:
+        style = "bold" if name == "AP" else None
+        table.add_row(name, *cells([result.numbers[kind][name] for kind in kinds]), style=style)
+    names = list(result.per_class[kinds[0]])
+    if 1 < len(names) <= 10:
+        table.add_section()
+        for name in names:
+            values = cells([result.per_class[kind][name] for kind in kinds])
+            table.add_row(f"AP {name}", *values, style="dim")
+    console.print(table)
+    line(
+        console,
+        f"\n{plural(result.detections, 'detection')} in {plural(result.images, 'image')}; "
+        f"metrics.json and results.json are in {output}/",
+    )
+    if result.ignored_categories:
+        line(
+            console,
+            f"note: not a class of the detector: {', '.join(result.ignored_categories)}",
+        )
+
+
+COMMAND = Command(
+    "eval",
+    evaluate,
+    examples(
+        "carafe-deploy eval detector.onnx --annotations instances_val2017.json --images val2017",
+        "carafe-deploy eval epoch_12.pth --config config.py --annotations val.json --images val "
+        "--limit 500",
+    ),
+)

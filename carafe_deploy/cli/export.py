@@ -1,0 +1,365 @@
+"""``carafe-deploy export``."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from carafe_deploy.cli.bounds import Bounds
+from carafe_deploy.cli.common import (
+    Command,
+    ConfigOption,
+    JsonOption,
+    Steps,
+    UsageError,
+    artefact_path,
+    examples,
+    facts,
+    hint,
+    print_json,
+    results_console,
+    shell,
+)
+
+if TYPE_CHECKING:
+    from carafe_deploy.graph.options import ExportOptions
+    from carafe_deploy.models.checkpoint import Checkpoint
+    from carafe_deploy.models.detector import Detector
+    from carafe_deploy.types import ModelInfo, TensorSpec
+
+__all__ = ["COMMAND", "export"]
+
+
+class Format(str, Enum):
+    """What is written."""
+
+    onnx = "onnx"
+    torchscript = "torchscript"
+
+
+class Exporter(str, Enum):
+    """Which of PyTorch's two ONNX exporters writes it."""
+
+    dynamo = "dynamo"
+    torchscript = "torchscript"
+
+
+class Precision(str, Enum):
+    """Of convolutions and matrix products."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+_SUFFIXES = {Format.onnx: (".onnx",), Format.torchscript: (".ts", ".torchscript")}
+_SHAPE = "Shape"
+_MODEL = "Model"
+
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A .pth file of mmdetection, or the name of a published model "
+        "(see carafe-deploy models), which is fetched.",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="File or folder to write; by default named after the checkpoint, in this folder.",
+        show_default=False,
+    ),
+]
+FileFormatOption = Annotated[
+    Format | None,
+    typer.Option(
+        "--format", help="By default what --output ends in, else onnx.", show_default=False
+    ),
+]
+ExporterOption = Annotated[
+    Exporter | None,
+    typer.Option(
+        help="Of ONNX: dynamo (default), or torchscript for static shapes.",
+        show_default=False,
+    ),
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        help="Of convolutions and matrix products; boxes, softmaxes and NMS stay fp32. "
+        "ONNX Runtime's CPU has no bfloat16 Conv: bf16 files run on CUDA."
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="One static padded size in pixels, e.g. 832x1344.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+MinSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="Smallest padded size; by default one multiple of the config's divisor (64).",
+        rich_help_panel=_SHAPE,
+    ),
+]
+MaxSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        help="Largest padded size; by default the config's, in both orientations.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+BatchOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN-MAX",
+        help="Batch size or bounds; by default 1 with --size, else 1-8.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+Uint8InputOption = Annotated[
+    bool,
+    typer.Option(
+        "--uint8-input",
+        help="Take uint8 [B, H, W, 3] BGR images and normalise inside the graph.",
+        rich_help_panel=_MODEL,
+    ),
+]
+ScoreThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep detections with a higher score; by default the config's.",
+        rich_help_panel=_MODEL,
+    ),
+]
+NmsIouOption = Annotated[
+    float | None,
+    typer.Option(help="IoU of the box head's NMS; likewise.", rich_help_panel=_MODEL),
+]
+MaxDetectionsOption = Annotated[
+    int | None,
+    typer.Option(help="Most detections an image; likewise.", rich_help_panel=_MODEL),
+]
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    output: OutputOption = None,
+    config: ConfigOption = None,
+    file_format: FileFormatOption = None,
+    exporter: ExporterOption = None,
+    precision: PrecisionOption = Precision.fp32,
+    size: SizeOption = None,
+    min_size: MinSizeOption = None,
+    max_size: MaxSizeOption = None,
+    batch: BatchOption = None,
+    uint8_input: Uint8InputOption = False,
+    score_threshold: ScoreThresholdOption = None,
+    nms_iou: NmsIouOption = None,
+    max_detections: MaxDetectionsOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write a checkpoint as one ONNX file (default) or a TorchScript file."""
+    target_format = _choose_format(file_format, output)
+    if exporter is not None and target_format is not Format.onnx:
+        raise UsageError("--exporter chooses between ONNX exporters: drop it or use --format onnx")
+    bounds = Bounds.parse(size, min_size, max_size, batch)
+    with Steps() as steps:
+        path = artefact_path(checkpoint)
+        steps("read checkpoint")
+        from carafe_deploy.graph.options import ExportOptions
+        from carafe_deploy.models import zoo
+        from carafe_deploy.models.checkpoint import load_detector
+
+        detector, loaded = load_detector(path, config)
+        batch_range, height, width = bounds.ranges(detector.config)
+        options = ExportOptions(
+            batch=batch_range,
+            height=height,
+            width=width,
+            precision=precision.value,
+            uint8_input=uint8_input,
+            score_threshold=score_threshold,
+            nms_iou_threshold=nms_iou,
+            max_detections=max_detections,
+        )
+        name = loaded.name if path == Path(checkpoint) else zoo.find(checkpoint).name
+        target = _target(output, name, target_format)
+        begun = time.perf_counter()
+        chosen = (exporter or Exporter.dynamo) if target_format is Format.onnx else None
+        info = _write(detector, loaded, target, options, name, chosen, steps)
+        seconds = time.perf_counter() - begun
+    result = _result(target, target_format, chosen, info, seconds, loaded.notes)
+    if json_output:
+        print_json(result)
+    else:
+        _show(results_console(json_output), result, info, checkpoint, config)
+
+
+def _choose_format(chosen: Format | None, output: Path | None) -> Format:
+    suffix = "" if output is None or output.is_dir() else output.suffix.lower()
+    if not suffix:
+        return chosen or Format.onnx
+    implied = next((entry for entry, known in _SUFFIXES.items() if suffix in known), None)
+    if implied is None or chosen not in (None, implied):
+        known = [name for names in _SUFFIXES.values() for name in names]
+        known = list(_SUFFIXES[chosen]) if chosen else known
+        raise UsageError(f"--output is {output}: let its name end in {' or '.join(known)}")
+    return implied
+
+
+def _target(output: Path | None, name: str, file_format: Format) -> Path:
+    default = f"{name}{_SUFFIXES[file_format][0]}"
+    if output is None:
+        return Path(default)
+    if output.is_dir():
+        return output / default
+    return output if output.suffix else output.with_name(output.name + _SUFFIXES[file_format][0])
+
+
+def _write(
+    detector: Detector,
+    loaded: Checkpoint,
+    target: Path,
+    options: ExportOptions,
+    name: str,
+    exporter: Exporter | None,
+    steps: Steps,
+) -> ModelInfo:
+    if exporter is None:
+        from carafe_deploy.graph.torchscript_export import export_torchscript
+
+        return export_torchscript(
+            detector, target, options, name=name, source=loaded.source, progress=steps
+        )
+    steps("load exporter")
+    from carafe_deploy.graph.onnx_export import export_onnx
+
+    return export_onnx(
+        detector,
+        target,
+        options,
+        name=name,
+        source=loaded.source,
+        exporter=exporter.value,
+        progress=steps,
+    )
+
+
+def _result(
+    target: Path,
+    file_format: Format,
+    exporter: Exporter | None,
+    info: ModelInfo,
+    seconds: float,
+    notes: tuple[str, ...],
+) -> dict[str, Any]:
+    def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]
+
+    return {
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "format": file_format.value,
+        "exporter": None if exporter is None else exporter.value,
+        "opset": None if exporter is None else _opset(target),
+        "precision": info.precision,
+        "model": info.name,
+        "architecture": info.architecture,
+        "classes": list(info.classes),
+        "bounds": {
+            "batch": list(info.input.batch),
+            "height": list(info.input.height),
+            "width": list(info.input.width),
+        },
+        "inputs": tensors(info.input_specs),
+        "outputs": tensors(info.output_specs),
+        "source": dict(info.source),
+        "seconds": round(seconds, 3),
+        "notes": [*notes, *_precision_notes(info.precision, file_format)],
+    }
+
+
+def _opset(path: Path) -> int:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _precision_notes(precision: str, file_format: Format) -> list[str]:
+    if file_format is not Format.onnx or precision == "fp32":
+        return []
+    if precision == "bf16":
+        return ["ONNX Runtime's CPU has no bfloat16 Conv: run this file with --device cuda"]
+    return ["ONNX Runtime's CPU computes half-precision convolutions in float32"]
+
+
+def _show(
+    console: Console, result: dict[str, Any], info: ModelInfo, checkpoint: str, config: Path | None
+) -> None:
+    def dimensions(spec: TensorSpec) -> str:
+        return f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+
+    bounds = [
+        f"{name} {low}" if low == high else f"{name} {low}–{high}"
+        for name, (low, high) in result["bounds"].items()
+    ]
+    how = [result["format"]]
+    if result["opset"] is not None:
+        how += [f"opset {result['opset']}", f"{result['exporter']} exporter"]
+    console.print()
+    facts(
+        console,
+        [
+            ("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)"),
+            ("model", f"{info.architecture}, {len(info.classes)} classes, {info.precision}"),
+            ("format", ", ".join(how)),
+            ("sizes", ", ".join(bounds)),
+            *zip(("inputs", ""), map(dimensions, info.input_specs), strict=True),
+            *(
+                ("" if index else "outputs", dimensions(spec))
+                for index, spec in enumerate(info.output_specs)
+            ),
+            *(("note", note) for note in result["notes"]),
+        ],
+    )
+    device = ("--device", "cuda") if (info.precision, result["format"]) == ("bf16", "onnx") else ()
+    given = () if config is None else ("--config", config)
+    file = result["file"]
+    hint(
+        console,
+        shell("carafe-deploy", "detect", file, "IMAGES", *device),
+        shell("carafe-deploy", "parity", checkpoint, file, *given, *device),
+        shell("carafe-deploy", "eval", file, "--annotations", "instances.json", "--images")
+        + " ".join((" IMAGES", *device)),
+    )
+
+
+COMMAND = Command(
+    "export",
+    export,
+    examples(
+        "carafe-deploy export epoch_12.pth",
+        "carafe-deploy export mask_rcnn_r50_fpn_carafe_1x_coco -o mask.onnx --precision fp16",
+        "carafe-deploy export epoch_12.pth --config config.py --size 832x1344 --batch 4",
+        "carafe-deploy export epoch_12.pth --max-size 1344x1344 --batch 1-16 --uint8-input",
+        "carafe-deploy export epoch_12.pth -o detector.ts",
+    ),
+)

@@ -1,0 +1,177 @@
+"""The demo's result as Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from carafe_deploy.demo import BACKENDS, MATCHED_LIMIT, DemoResult, Numbers
+from carafe_deploy.files import atomic_write_text
+from carafe_deploy.parity import LEVELS, ParityReport
+from carafe_deploy.tolerances import tolerance
+
+__all__ = ["NEXT", "demo_report", "level_summary", "markdown_table", "write_demo_report"]
+
+#: What to do with one's own checkpoint.
+NEXT = (
+    "carafe-deploy export YOUR_CHECKPOINT.pth -o detector.onnx",
+    "carafe-deploy detect detector.onnx YOUR_IMAGES/",
+    "carafe-deploy parity YOUR_CHECKPOINT.pth detector.onnx",
+)
+
+
+def write_demo_report(result: DemoResult, path: Path) -> None:
+    """Write :func:`demo_report` to a file; links are relative to its folder.
+
+    Raises:
+        CarafeDeployError: the path is not writable.
+    """
+    atomic_write_text(path, demo_report(result, path.parent))
+
+
+def demo_report(result: DemoResult, folder: Path) -> str:
+    """Markdown with AP, parity, pictures and versions.
+
+    Args:
+        result: of :func:`carafe_deploy.demo.run_demo`.
+        folder: that file links are relative to.
+    """
+    verdict = "Everything agrees." if result.passed else "**Something deviates: see ✗ below.**"
+    lines = [
+        "# carafe-deploy demo",
+        "",
+        f"{verdict} Two small detectors, trained by mmdetection on synthetic shapes, exported to "
+        f"TorchScript and ONNX and run on {result.images} validation images, on the CPU, in "
+        f"{result.seconds:.0f} s.",
+        "",
+        f"![detections]({_link(result.sheet, folder)})",
+        "",
+        "Detections of ONNX Runtime, enlarged for their names and scores.",
+        "",
+        "## AP next to mmdetection's",
+        "",
+        *_ap_table(result),
+        "",
+        f"Limits: {tolerance('ap', 'ap').value:g} for each AP, {MATCHED_LIMIT:.1%} of "
+        "mmdetection's recorded detections found again (same class, IoU ≥ "
+        f"{tolerance('detections', 'iou').value:g}, score within "
+        f"{tolerance('detections', 'score').value:g}, mask IoU ≥ "
+        f"{tolerance('detections', 'mask_iou').value:g}). Times are for a whole image, from its "
+        "file to its masks, in one PyTorch thread.",
+        "",
+        "## Parity with PyTorch",
+        "",
+        "Operators on random inputs, intermediate tensors and detections on "
+        f"{result.detectors[0].parity[0].images} images: the largest error relative to the "
+        "largest magnitude in its tensor, and how many rows found their partner where rows are "
+        "matched (proposals, NMS, detections). AP: the change from PyTorch. Every row is in "
+        "[report.json](report.json).",
+        "",
+        *_parity_table(result),
+        "",
+        "## Files",
+        "",
+        *_files(result, folder),
+        "",
+        "## Versions",
+        "",
+        ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items())),
+        "",
+        "## Next",
+        "",
+        "```sh",
+        *NEXT,
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; the first column is aligned left, the others right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]
+
+
+def level_summary(report: ParityReport, level: str) -> str:
+    """Largest relative error of a level and its fewest matches; empty if it was not compared."""
+    rows = [row for row in report.rows if row.level == level]
+    errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
+    matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
+    parts = [f"{max(errors):.0e}" if max(errors) else "0"] if errors else []
+    if matched:
+        worst = min(matched, key=lambda row: (row.matched or 0) / (row.total or 1))
+        parts.append(f"{worst.matched}/{worst.total}")
+    return ", ".join(parts)
+
+
+def _ap_table(result: DemoResult) -> list[str]:
+    rows = []
+    for detector in result.detectors:
+        recorded = detector.recorded
+        rows.append([f"**{detector.title}**, mmdetection", *_numbers(recorded), "", "", ""])
+        rows += [
+            [
+                f"{detector.title}, {BACKENDS[backend.backend]}",
+                *_numbers(backend.numbers),
+                f"{backend.matched} of {backend.recorded}",
+                f"{backend.seconds * 1e3:.0f} ms",
+                _mark(detector.agrees(backend)),
+            ]
+            for backend in detector.backends
+        ]
+    header = ["", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75", "found again", "image", ""]
+    return markdown_table(header, rows)
+
+
+def _numbers(numbers: Numbers) -> list[str]:
+    return [
+        f"{numbers[kind][name]:.4f}" if kind in numbers else "–"
+        for kind in ("bbox", "segm")
+        for name in ("AP", "AP50", "AP75")
+    ]
+
+
+def _parity_table(result: DemoResult) -> list[str]:
+    rows = []
+    for detector in result.detectors:
+        for backend, report in zip(detector.backends[1:], detector.parity, strict=True):
+            name = f"{detector.title}, {BACKENDS[backend.backend]}"
+            levels = [level_summary(report, level) for level in LEVELS if level != "ap"]
+            change = max(
+                abs(backend.numbers[kind]["AP"] - numbers["AP"])
+                for kind, numbers in detector.backends[0].numbers.items()
+            )
+            passed = _mark(report.passed)
+            rows.append([name, *levels, f"{change:.0e}" if change else "0", passed])
+    return markdown_table(["", "operators", "stages", "detections", "AP", ""], rows)
+
+
+def _files(result: DemoResult, folder: Path) -> list[str]:
+    rows = []
+    for detector in result.detectors:
+        pictures = " ".join(f"[{p.stem}]({_link(p, folder)})" for p in detector.pictures)
+        rows.append(
+            [
+                detector.title,
+                f"`{detector.checkpoint.name}`",
+                *(
+                    f"[{_megabytes(b.file)}]({_link(b.file, folder)})"
+                    for b in detector.backends[1:]
+                ),
+                pictures,
+            ]
+        )
+    return markdown_table(["", "made from", "TorchScript", "ONNX", "pictures"], rows)
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def _mark(passed: bool) -> str:
+    return "✓" if passed else "✗"
+
+
+def _link(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix().replace(" ", "%20")

@@ -1,0 +1,14 @@
+"""Write a checkpoint as TorchScript: `python export/export_torchscript.py epoch_12.pth`.
+
+The options are those of `carafe-deploy export`; see --help.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from carafe_deploy.cli import main
+
+if __name__ == "__main__":
+    # Last, so that it has the last word.
+    sys.exit(main(["export", *sys.argv[1:], "--format", "torchscript"]))

@@ -1,0 +1,138 @@
+"""`carafe-deploy detect`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from carafe_deploy.cli.common import UsageError
+from carafe_deploy.cli.detect import picture_names
+from carafe_deploy.images import load_image
+
+Run = Callable[..., Any]
+
+
+def test_pictures_and_json(run: Run, onnx_file: Path, images: Path) -> None:
+    outcome = run("detect", onnx_file, images, "-o", "found")
+    assert outcome.status == 0, outcome.err
+    assert sorted(path.name for path in Path("found").iterdir()) == [
+        "000001.png", "000002.png", "000003.png", "detections.json"
+    ]  # fmt: skip
+    for path in images.iterdir():
+        before, after = load_image(path), load_image(Path("found") / path.name)
+        assert before.shape == after.shape
+        assert (before != after).any()
+
+
+def test_json_is_coco(run: Run, ts_file: Path, images: Path) -> None:
+    outcome = run("detect", ts_file, images, "--json")
+    assert outcome.json == json.loads(Path("out/detections.json").read_text())
+    coco = COCO("out/detections.json")
+    assert [image["file_name"] for image in coco.dataset["images"]] == [
+        str(images / f"00000{number}.png") for number in (1, 2, 3)
+    ]
+    annotation = coco.loadAnns(coco.getAnnIds(imgIds=[1]))[0]
+    # The best detection of the first image is its square, 150 x 100 pixels.
+    assert coco.loadCats([annotation["category_id"]])[0]["name"] == "square"
+    assert annotation["score"] > 0.9
+    x, y, width, height = annotation["bbox"]
+    assert annotation["area"] == pytest.approx(width * height)
+    mask = coco.annToMask(annotation)
+    assert mask.shape == (100, 150)
+    inside = mask[int(y) : int(y + height), int(x) : int(x + width)]
+    assert inside.sum() > 0.9 * mask.sum() > 0.5 * inside.size
+
+
+def test_detections_are_those_that_mmdetection_recorded(
+    run: Run, ts_file: Path, images: Path, shapes_dir: Path
+) -> None:
+    recorded = json.loads((shapes_dir / "shapes_mask_rcnn_carafe.val.bbox.json").read_text())
+    found = run("detect", ts_file, images, "--json").json["annotations"]
+    for image_id in (1, 2, 3):
+        ours, theirs = (
+            sorted(entry["score"] for entry in entries if entry["image_id"] == image_id)
+            for entries in (found, recorded)
+        )
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_table_counts_what_is_drawn(run: Run, ts_file: Path, images: Path) -> None:
+    found = run("detect", ts_file, images, "--json").json["annotations"]
+    outcome = run("detect", ts_file, images, "--score-threshold", "0.5")
+    drawn = [entry for entry in found if entry["score"] >= 0.5]
+    for number, line in enumerate(outcome.out.splitlines()[1:4], 1):
+        count = sum(entry["image_id"] == number for entry in drawn)
+        assert line.split()[0] == f"00000{number}.png"
+        assert int(line.split()[2]) == count
+    assert f"{len(drawn)} detections with score ≥ 0.5 in 3 images, drawn in out/" in outcome.out
+    assert f"out/detections.json has all {len(found)} with score > 0.05" in outcome.out
+
+
+def test_display_threshold_draws_less(run: Run, ts_file: Path, images: Path) -> None:
+    run("detect", ts_file, images / "000001.png", "--score-threshold", "1", "-o", "none")
+    assert (load_image("none/000001.png") == load_image(images / "000001.png")).all()
+
+
+def test_batches_find_the_same(run: Run, ts_file: Path, images: Path, shapes_dir: Path) -> None:
+    shutil.rmtree(images)
+    images.mkdir()
+    for name in ("000001.png", "000002.png", "000012.png"):  # of one size
+        shutil.copy(shapes_dir / "val" / name, images)
+    one, two = (
+        run("detect", ts_file, images, "--batch-size", size, "--json").json for size in (1, 2)
+    )
+    assert [entry["image_id"] for entry in one["annotations"]] == [
+        entry["image_id"] for entry in two["annotations"]
+    ]
+    np.testing.assert_allclose(
+        *([entry["bbox"] for entry in found["annotations"]] for found in (one, two)), atol=1e-2
+    )
+
+
+def test_globs_and_repeated_names(run: Run, ts_file: Path, images: Path) -> None:
+    other = images.parent / "other"
+    shutil.copytree(images, other)
+    outcome = run("detect", ts_file, images / "*1.png", other / "000001.png", "--json")
+    assert [image["picture"] for image in outcome.json["images"]] == [
+        "out/000001.png",
+        "out/000001_2.png",
+    ]
+
+
+def test_a_shrunk_image_is_noted(run: Run, checkpoint: Path, images: Path) -> None:
+    assert run("export", checkpoint, "-o", "small.ts", "--size", "64x128").status == 0
+    outcome = run("detect", "small.ts", images / "000001.png")
+    assert "1 image had to be made smaller than in training" in outcome.out
+
+
+def test_next_step(run: Run, ts_file: Path, images: Path) -> None:
+    assert run("detect", ts_file, images).out.splitlines()[-1].strip() == (
+        f"carafe-deploy eval {ts_file} --annotations instances.json --images IMAGES"
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/1.jpg", "b/1.jpg", "b/1.JPEG"], ["1.jpg", "1_2.jpg", "1_3.jpg"]),
+        (["a/1.png", "a/1.bmp", "a/1.tif"], ["1.png", "1_2.png", "1_3.png"]),
+        (["a/1.png", "a/1.webp"], ["1.png", "1.jpg"]),
+        (["a/x.png", "b/x_2.png", "b/x.png"], ["x.png", "x_2.png", "x_3.png"]),
+        (["a/Photo.png", "b/photo.png"], ["Photo.png", "photo_2.png"]),
+    ],
+)
+def test_picture_names_are_unique(paths: list[str], expected: list[str]) -> None:
+    names = picture_names([Path(path) for path in paths], Path("out"))
+    assert list(names.values()) == [Path("out") / name for name in expected]
+
+
+def test_an_image_is_never_overwritten() -> None:
+    with pytest.raises(UsageError, match=r"would overwrite the image a/1\.png: choose another"):
+        picture_names([Path("a/1.png")], Path("a"))

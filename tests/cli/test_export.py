@@ -1,0 +1,166 @@
+"""`carafe-deploy export` and the scripts that call it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
+from carafe_deploy.runners.torchscript import TorchScriptRunner
+
+Run = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+#: Fast: smallest size, and for ONNX the older exporter.
+SMALL = ("--size", "64x64")
+QUICK = (*SMALL, "--exporter", "torchscript")
+
+
+def test_json_describes_the_file(onnx_export: tuple[Path, Any], checkpoint: Path) -> None:
+    path, outcome = onnx_export
+    assert outcome.status == 0, outcome.err
+    result = outcome.json
+    assert (result["file"], result["bytes"]) == (path.name, path.stat().st_size)
+    assert result["opset"] == onnx.load(path).opset_import[0].version
+    assert result["bounds"] == {"batch": [1, 8], "height": [64, 192], "width": [64, 192]}
+    assert result["inputs"][0] == {
+        "name": "images",
+        "shape": ["batch", 3, "64*height", "64*width"],
+        "dtype": "float32",
+    }
+    assert [spec["name"] for spec in result["outputs"]][-1] == "det_masks"
+    assert result["source"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_steps_and_times_go_to_stderr(onnx_export: tuple[Path, Any]) -> None:
+    lines = onnx_export[1].err.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "read", "load", "prepare", "trace", "attach", "check", "write"
+    ]  # fmt: skip
+    assert all(line.startswith("✓ ") and line.endswith(" s") for line in lines)
+
+
+def test_summary_and_next_steps(run: Run, checkpoint: Path) -> None:
+    outcome = run("export", checkpoint, "-o", "small.onnx", *QUICK)
+    assert outcome.status == 0, outcome.err
+    facts, _, following = outcome.out.partition("next")
+    assert "file     small.onnx (" in facts
+    assert "mask_rcnn, 3 classes, fp32" in facts
+    assert "onnx, opset 18, torchscript exporter" in facts
+    assert "batch 1, height 64, width 64" in facts
+    assert [line.strip() for line in following.split("\n")[1:4]] == [
+        "carafe-deploy detect small.onnx IMAGES",
+        f"carafe-deploy parity {checkpoint} small.onnx",
+        "carafe-deploy eval small.onnx --annotations instances.json --images IMAGES",
+    ]
+
+
+def test_options_reach_the_file(run: Run, checkpoint: Path) -> None:
+    options = ["--score-threshold", "0.2", "--nms-iou", "0.4", "--max-detections", "7"]
+    outcome = run("export", checkpoint, "-o", "x.onnx", *QUICK, *options, "--uint8-input")
+    assert outcome.status == 0, outcome.err
+    with OnnxRuntimeRunner("x.onnx") as runner:
+        info = runner.info
+    assert (info.score_threshold, info.nms_iou_threshold, info.max_detections) == (0.2, 0.4, 7)
+    assert info.input.layout == "nhwc_uint8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--format", "torchscript"], "shapes_mask_rcnn_carafe.ts"),
+        (["-o", "a.ts"], "a.ts"),
+        (["-o", "b.torchscript"], "b.torchscript"),
+        (["-o", "c", "--format", "torchscript"], "c.ts"),
+        (["-o", ".", "--format", "torchscript"], "shapes_mask_rcnn_carafe.ts"),
+    ],
+)
+def test_names_of_torchscript_files(
+    run: Run, checkpoint: Path, arguments: list[str], expected: str
+) -> None:
+    outcome = run("export", checkpoint, *SMALL, *arguments, "--json")
+    assert outcome.status == 0, outcome.err
+    assert (outcome.json["file"], outcome.json["opset"]) == (expected, None)
+    with TorchScriptRunner(expected) as runner:
+        assert runner.info.name == "shapes_mask_rcnn_carafe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x.bin"], "--output is x.bin: let its name end in .onnx or .ts or .torchscript"),
+        (["-o", "x.ts", "--format", "onnx"], "--output is x.ts: let its name end in .onnx"),
+        (["-o", "x.ts", "--exporter", "dynamo"], "--exporter chooses between ONNX exporters"),
+        (["--size", "64"], "--size is '64': give height x width in pixels"),
+        (["--size", "64x64", "--min-size", "64x64"], "--size makes the size static"),
+        (["--batch", "many"], "--batch is 'many'"),
+    ],
+)
+def test_contradictions_are_found_before_anything_is_read(
+    run: Run, arguments: list[str], message: str
+) -> None:
+    outcome = run("export", "missing.pth", *arguments)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100x128"], "height 100 is not a multiple of 64: use 128"),
+        (["--min-size", "128x128", "--max-size", "64x64"], "height bounds are 128 to 64"),
+        (["--batch", "0"], "batch bounds are 0 to 0"),
+        (["--score-threshold", "2"], "score threshold is 2.0: give a number from 0 to 1"),
+        (["--max-detections", "0"], "maximum number of detections is 0"),
+        (["--exporter", "torchscript"], "offered for static shapes only"),
+    ],
+)
+def test_values_that_the_detector_does_not_take(
+    run: Run, checkpoint: Path, arguments: list[str], message: str
+) -> None:
+    outcome = run("export", checkpoint, *arguments)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+def test_bfloat16_comes_with_a_note(run: Run, checkpoint: Path) -> None:
+    outcome = run("export", checkpoint, "-o", "x.onnx", *SMALL, "--precision", "bf16")
+    assert outcome.status == 0, outcome.err
+    assert "ONNX Runtime's CPU has no bfloat16 Conv" in outcome.out
+    assert "carafe-deploy detect x.onnx IMAGES --device cuda" in outcome.out
+
+
+def test_a_published_model_that_cannot_be_fetched(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CARAFE_DEPLOY_ZOO_URL", "http://127.0.0.1:9/")  # nothing listens there
+    outcome = run("export", "mask_rcnn_r50_fpn_carafe_1x_coco")
+    assert outcome.status == 2
+    assert "cannot fetch mask_rcnn_r50_fpn_carafe_1x_coco: no connection" in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [("export_onnx.py", "out.onnx"), ("export_torchscript.py", "out.ts")],
+)
+def test_scripts(script: str, expected: str, checkpoint: Path, tmp_path: Path) -> None:
+    exporter = ["--exporter", "torchscript"] if script == "export_onnx.py" else []
+    done = subprocess.run(
+        [sys.executable, ROOT / "export" / script, checkpoint, "-o", "out", *SMALL, *exporter],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [expected]

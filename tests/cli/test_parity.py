@@ -1,0 +1,117 @@
+"""`carafe-deploy parity`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carafe_deploy.cli.common import UsageError
+from carafe_deploy.cli.parity import open_pair
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def changed(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same checkpoint with one convolution a hundredth larger."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["neck.fpn_convs.0.conv.weight"] *= 1.01
+    path = tmp_path / "changed.pth"
+    torch.save(content, path)
+    return path
+
+
+def test_equal_artefacts_pass(run: Run, checkpoint: Path, ts_file: Path, images: Path) -> None:
+    outcome = run("parity", checkpoint, ts_file, "--images", images, "-o", "parity.json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(Path("parity.json").read_text())
+    assert report["passed"]
+    assert {row["level"] for row in report["rows"]} == {"operators", "stages", "detections"}
+    assert f"PASS all {len(report['rows'])} rows" in outcome.out
+    assert f"3 images: {images}/000001.png and 2 more" in outcome.out
+    assert f"carafe-deploy detect {ts_file} IMAGES" in outcome.out
+
+
+def test_a_difference_fails_and_is_marked(
+    run: Run, checkpoint: Path, changed: Path, images: Path
+) -> None:
+    outcome = run("parity", checkpoint, changed, "--images", images / "000001.png")
+    assert outcome.status == 1
+    marks = dict(re.findall(r"^  (\w+) .* ([✓✗])$", outcome.out, re.MULTILINE))
+    assert (marks["C5"], marks["P3"], marks["P2"]) == ("✓", "✓", "✗")
+    assert re.search(r"^FAIL \d+ rows of \d+$", outcome.out, re.MULTILINE)
+
+
+def test_json_is_all_of_stdout_whatever_the_verdict(
+    run: Run, checkpoint: Path, changed: Path, images: Path
+) -> None:
+    outcome = run("parity", checkpoint, changed, images / "000001.png", "--json")
+    assert (outcome.status, outcome.json["passed"]) == (1, False)
+
+
+def test_average_precision_is_compared(
+    run: Run, checkpoint: Path, ts_file: Path, shapes_dir: Path
+) -> None:
+    data = ["--annotations", shapes_dir / "val.json", "--image-dir", shapes_dir / "val"]
+    outcome = run("parity", checkpoint, ts_file, "--levels", "ap", *data, "--limit", 4, "--json")
+    assert outcome.status == 0, outcome.err
+    assert [row["name"] for row in outcome.json["rows"]] == ["box AP", "mask AP"]
+    assert "on 4 images" in outcome.json["rows"][0]["note"]
+
+
+def test_images_of_the_package_are_the_default(run: Run, ts_file: Path) -> None:
+    outcome = run("parity", ts_file, ts_file, "--levels", "detections", "--limit", 2)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"2 images: .*shapes/val/000001\.png and 1 more", outcome.out)
+
+
+def test_names_that_a_shell_expanded_are_images(run: Run, ts_file: Path, images: Path) -> None:
+    files = sorted(images.iterdir())
+    outcome = run("parity", ts_file, ts_file, "--levels", "detections", "--images", *files)
+    assert outcome.status == 0, outcome.err
+    assert "3 images: " in outcome.out
+
+
+def test_a_checkpoint_takes_the_settings_of_the_other_artefact(run: Run, checkpoint: Path) -> None:
+    options = ["--max-detections", 7, "--score-threshold", 0.3, "--precision", "bf16"]
+    size = ["--min-size", "64x64", "--max-size", "128x192", "--batch", "1-2", "--uint8-input"]
+    assert run("export", checkpoint, "-o", "x.ts", *options, *size).status == 0
+    with ExitStack() as stack:
+        first, second = open_pair(str(checkpoint), "x.ts", "cpu", None, stack)
+        assert (first.backend, second.backend) == ("pytorch", "torchscript")
+        assert first.info == second.info
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--levels", "boxes"], "there is no level 'boxes' of parity: choose from operators"),
+        (["--levels", "ap"], "parity of AP needs annotations"),
+        (["--config", "config.py"], "--config config.py belongs to a .pth checkpoint"),
+        (["--images", "none.png"], "none.png does not exist"),
+    ],
+)
+def test_bad_requests(run: Run, ts_file: Path, arguments: list[str], message: str) -> None:
+    outcome = run("parity", ts_file, ts_file, *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+
+
+def test_different_models_are_not_compared(
+    run: Run, ts_file: Path, faster_checkpoint: Path
+) -> None:
+    outcome = run("parity", ts_file, faster_checkpoint)
+    assert outcome.status == 2
+    assert "these are different models" in outcome.err
+
+
+def test_config_needs_a_checkpoint(ts_file: Path) -> None:
+    with ExitStack() as stack, pytest.raises(UsageError, match="and there is none"):
+        open_pair(str(ts_file), str(ts_file), "cpu", Path("config.py"), stack)
