@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,13 @@ lint: $(STAMP) ## Linters and type checker
 format: $(STAMP) ## Format and fix the Python code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(STAMP) ## Measure again what benchmarks/results/ and README report (about 15 minutes)
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/paste_masks.py
+	$(BIN)/python benchmarks/function_bodies.py
+	$(BIN)/python benchmarks/detector_cpu.py
+	$(BIN)/python benchmarks/readme_figures.py
 
 clean: ## Remove everything that was made here, .venv included
 	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

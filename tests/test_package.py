@@ -21,7 +21,6 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: Modules that a deployment target needs not have.
 HEAVY = {
     "cv2",
-    "faster_coco_eval",
     "matplotlib",
     "onnx",
     "onnxruntime",
