@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _environment import RESULTS, write_result
+
 from carafe_deploy.demo import DetectorResult, run_demo
 
 

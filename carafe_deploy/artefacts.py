@@ -87,11 +87,11 @@ def _open_checkpoint(
     from carafe_deploy.types import InputFormat
 
     target = resolve_device(device)
-    options = options or ExportOptions(batch=InputFormat().batch, height=InputFormat().height, width=InputFormat().width)
-    detector, checkpoint = load_detector(path, config)
-    info = model_info(
-        detector.config, options, name=checkpoint.name, source=checkpoint.source
+    options = options or ExportOptions(
+        batch=InputFormat().batch, height=InputFormat().height, width=InputFormat().width
     )
+    detector, checkpoint = load_detector(path, config)
+    info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
     deployed = deployable(detector, options).to(target)
     staged = StagedDetector(deployed)
     if options.uint8_input:

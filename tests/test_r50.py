@@ -128,9 +128,7 @@ def test_dynamic_file_takes_other_sizes_and_batches(
 def test_half_precision_stages_match_pytorch_half(
     detector: Detector, photograph: np.ndarray, tmp_path: Path
 ) -> None:
-    options = dataclasses.replace(
-        STATIC, height=(320, 320), width=(448, 448), precision="fp16"
-    )
+    options = dataclasses.replace(STATIC, height=(320, 320), width=(448, 448), precision="fp16")
     path = tmp_path / "half.onnx"
     _export(detector, path, options, "dynamo")
     with _pytorch(detector, options) as reference, OnnxRuntimeRunner(path) as candidate:

@@ -98,7 +98,7 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         help="Of convolutions and matrix products; boxes, softmaxes and NMS stay fp32. "
-        "ONNX Runtime's CPU has no bfloat16 Conv: bf16 files run on CUDA."
+        "ONNX Runtime's CPU has no bfloat16 Conv and cannot run bf16 files."
     ),
 ]
 SizeOption = Annotated[
@@ -307,7 +307,7 @@ def _precision_notes(precision: str, file_format: Format) -> list[str]:
     if file_format is not Format.onnx or precision == "fp32":
         return []
     if precision == "bf16":
-        return ["ONNX Runtime's CPU has no bfloat16 Conv: run this file with --device cuda"]
+        return ["ONNX Runtime's CPU has no bfloat16 Conv: it cannot run this file"]
     return ["ONNX Runtime's CPU computes half-precision convolutions in float32"]
 
 

@@ -33,10 +33,8 @@ def attach_function_bodies(model: onnx.ModelProto, calls: Sequence[OperatorCall]
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-    if calls:
-        channels = [call.shapes[0][1] for call in calls]
-    else:
-        channels = _channels(model, nodes)
+    known: list[int | None] = [call.shapes[0][1] for call in calls]
+    channels = known or _channels(model, nodes)
     bodies: dict[tuple[str, str], onnx.FunctionProto] = {}
     for node, count in zip(nodes, channels, strict=True):
         body = _body(node, count, opset)

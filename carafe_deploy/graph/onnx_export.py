@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -173,19 +173,22 @@ def _run_dynamo(
 def _run_torchscript(
     module: nn.Module, arguments: tuple[Tensor, ...], opset: int, **settings: Any
 ) -> onnx.ModelProto:
+    from torch.onnx.utils import register_custom_op_symbolic
+
     for operator, symbolic in torchscript_symbolics().items():
-        torch.onnx.register_custom_op_symbolic(operator, symbolic, 16)
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        module,
-        arguments,
-        buffer,
-        dynamo=False,
-        opset_version=opset,
-        custom_opsets={"carafe": 1},
-        **settings,
-    )
-    return onnx.load_model_from_string(buffer.getvalue())
+        register_custom_op_symbolic(operator, symbolic, 16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        torch.onnx.export(
+            module,
+            arguments,
+            path,
+            dynamo=False,
+            opset_version=opset,
+            custom_opsets={"carafe": 1},
+            **settings,
+        )
+        return onnx.load(path)
 
 
 def _example(config: DetectorConfig, bounds: InputFormat) -> tuple[Tensor, Tensor]:

@@ -98,9 +98,7 @@ class BoxHeadConfig:
     #: RoIs with sqrt(area) below 2*finest_scale pixels go to the finest level.
     finest_scale: int = 56
     fc_channels: int = 1024
-    coder: BoxCoderConfig = field(
-        default_factory=lambda: BoxCoderConfig(stds=(0.1, 0.1, 0.2, 0.2))
-    )
+    coder: BoxCoderConfig = field(default_factory=lambda: BoxCoderConfig(stds=(0.1, 0.1, 0.2, 0.2)))
     score_threshold: float = 0.05
     nms_iou_threshold: float = 0.5
     max_detections: int = 100

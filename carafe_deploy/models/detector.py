@@ -82,8 +82,9 @@ def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32
         if isinstance(module, nn.Sequential) and "1" in children:
             pairs = [("0", "1")]
         for conv, norm in pairs:
-            if isinstance(children.get(norm), nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(children[conv], children[norm]))
+            first, second = children[conv], children.get(norm)
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(first, second))
                 setattr(module, norm, nn.Identity())
     return detector.requires_grad_(False).to(dtype)
 

@@ -40,7 +40,7 @@ class BoxHead(nn.Module):
 class DetectedBoxes(NamedTuple):
     """The detector's outputs before masks: [B, 1] int32, [B, D, 4], [B, D], [B, D] int32."""
 
-    count: Tensor
+    num_dets: Tensor
     boxes: Tensor
     scores: Tensor
     classes: Tensor

@@ -13,7 +13,7 @@ from carafe_deploy.models.boxes import Anchors, BoxCoder, gather_rows
 from carafe_deploy.models.config import RpnConfig
 from carafe_deploy.ops import batched_nms
 
-__all__ = ["Proposals", "ProposalSelector", "RPNHead"]
+__all__ = ["ProposalSelector", "Proposals", "RPNHead"]
 
 
 class RPNHead(nn.Module):

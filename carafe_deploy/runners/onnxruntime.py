@@ -88,8 +88,7 @@ class OnnxRuntimeRunner:
             remedy = "export it again"
             if "NOT_IMPLEMENTED" in text and "Conv" in text:
                 remedy = (
-                    "ONNX Runtime's CPU has no bfloat16 Conv; export with --precision fp32 or "
-                    "fp16, or run on CUDA"
+                    "ONNX Runtime's CPU has no bfloat16 Conv; export with --precision fp32 or fp16"
                 )
             raise ArtefactError(
                 f"{self._path} cannot be loaded by ONNX Runtime ({_first_line(text)}): {remedy}"

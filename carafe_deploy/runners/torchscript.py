@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,13 +35,11 @@ class TorchScriptRunner(TorchRunner):
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
         path = Path(path)
         target = resolve_device(device)
-        extra_files = {_METADATA_KEY: ""}
+        extra_files: dict[str, Any] = {_METADATA_KEY: ""}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                module = torch.jit.load(
-                    str(path), map_location=target, _extra_files=extra_files
-                )
+                module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ArtefactError(

@@ -322,15 +322,15 @@ def test_alpha_is_dropped(run: Run, ts_file: Path, images: Path, tmp_path: Path)
 
 
 def test_exif_rotation_is_honoured(run: Run, ts_file: Path, images: Path, tmp_path: Path) -> None:
-    upright = load_image(images / "000001.png")
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 100]
-    lying = cv2.imencode(".jpg", cv2.rotate(upright, cv2.ROTATE_90_COUNTERCLOCKWISE), quality)[1]
-    path = tmp_path / "rotated.jpg"
-    path.write_bytes(with_orientation(lying.tobytes(), 6))  # 6: turn right to show
+    turned = cv2.rotate(load_image(images / "000001.png"), cv2.ROTATE_90_COUNTERCLOCKWISE)
+    jpeg = cv2.imencode(".jpg", turned)[1]
+    path = tmp_path / "lying.jpg"
+    path.write_bytes(with_orientation(jpeg.tobytes(), 6))  # 6: turn right to show
+    upright = cv2.rotate(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.ROTATE_90_CLOCKWISE)
+    cv2.imwrite(str(tmp_path / "upright.png"), upright)
     image, boxes = detections(run, ts_file, path)
-    assert (image["width"], image["height"]) == upright.shape[1::-1]
-    expected = detections(run, ts_file, images / "000001.png")[1]
-    np.testing.assert_allclose(boxes[0], expected[0], atol=2)  # JPEG loses a little
+    assert (image["width"], image["height"]) == (150, 100)
+    assert boxes == detections(run, ts_file, tmp_path / "upright.png")[1] != []
 
 
 def with_orientation(jpeg: bytes, orientation: int) -> bytes:
@@ -350,9 +350,7 @@ def test_zero_detections(run: Run, blind_file: Path, images: Path) -> None:
         assert (load_image(Path("out") / path.name) == load_image(path)).all()
 
 
-def test_a_folder_of_a_thousand_names_holds_what_is_an_image(
-    run: Run, ts_file: Path, images: Path
-) -> None:
+def test_other_files_in_a_folder_are_left_alone(run: Run, ts_file: Path, images: Path) -> None:
     shutil.copy(images / "000001.png", images / ".hidden.png")
     (images / "notes.txt").write_text("no image")
     assert len(run("detect", ts_file, images, "--json").json["images"]) == 3

@@ -19,7 +19,7 @@ def test_size_is_height_by_width(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["832", "832x", "ax64", "-64x64", "64x64x3", ""])
 def test_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="--min-size is .*: give height x width in pixels"):
+    with pytest.raises(UsageError, match=r"--min-size is .*: give height x width in pixels"):
         parse_size(text, "--min-size")
 
 
