@@ -87,9 +87,8 @@ def _open_checkpoint(
     from carafe_deploy.types import InputFormat
 
     target = resolve_device(device)
-    options = options or ExportOptions(
-        batch=InputFormat().batch, height=InputFormat().height, width=InputFormat().width
-    )
+    anything = InputFormat()
+    options = options or ExportOptions(anything.batch, anything.height, anything.width)
     detector, checkpoint = load_detector(path, config)
     info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
     deployed = deployable(detector, options).to(target)

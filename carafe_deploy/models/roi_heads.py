@@ -30,7 +30,10 @@ class BoxHead(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, P, C, S, S] -> logits [B, P, classes+1], background last; deltas [B, P, classes*4]."""
+        """[B, P, C, S, S] -> logits [B, P, classes+1], background last; deltas [B, P, 4*classes].
+
+        The deltas of class c are columns 4*c to 4*c+3.
+        """
         x = pooled.flatten(2)
         for layer in self.shared_fcs:
             x = layer(x).relu_()

@@ -103,7 +103,7 @@ def test_truncated_files_are_refused(
     content = files[backend].read_bytes()
     short = tmp_path / files[backend].name
     short.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
-    with pytest.raises(ArtefactError, match="cannot be loaded .* export it again"):
+    with pytest.raises(ArtefactError, match=r"cannot be loaded .* export it again"):
         open_runner(short)
 
 
