@@ -64,8 +64,8 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         "Operators on random inputs, intermediate tensors and detections on "
         f"{result.detectors[0].parity[0].images} images: the largest error relative to the "
-        "largest magnitude in its tensor, and how many rows found their partner where rows are "
-        "matched (proposals, NMS, detections). AP: the change from PyTorch. Every row is in "
+        "largest magnitude in its tensor, and how many proposals or detections found their partner "
+        "if not all did. AP: the change from PyTorch. Every row is in "
         "[report.json](report.json).",
         "",
         *_parity_table(result),
@@ -94,14 +94,18 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def level_summary(report: ParityReport, level: str) -> str:
-    """Largest relative error of a level and its fewest matches; empty if it was not compared."""
+    """Largest relative error of a level, and its fewest matches unless all matched.
+
+    Empty if the level was not compared.
+    """
     rows = [row for row in report.rows if row.level == level]
     errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
     matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
     parts = [f"{max(errors):.0e}" if max(errors) else "0"] if errors else []
     if matched:
         worst = min(matched, key=lambda row: (row.matched or 0) / (row.total or 1))
-        parts.append(f"{worst.matched}/{worst.total}")
+        if worst.matched != worst.total or not errors:
+            parts.append(f"{worst.matched}/{worst.total}")
     return ", ".join(parts)
 
 

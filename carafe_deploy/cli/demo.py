@@ -82,7 +82,7 @@ def _show(console: Console, result: DemoResult, output: Path) -> None:
 
 def _table(*columns: str) -> Table:
     """Two columns of names, then numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     return table

@@ -15,6 +15,9 @@ from carafe_deploy.ops import batched_nms
 
 __all__ = ["ProposalSelector", "Proposals", "RPNHead"]
 
+#: Below every finite logit, above the -inf of padding.
+_ANY_LOGIT = torch.finfo(torch.float32).min
+
 
 class RPNHead(nn.Module):
     """Objectness and box deltas for every anchor of every level."""
@@ -46,7 +49,12 @@ class Proposals(NamedTuple):
 
 
 class ProposalSelector(nn.Module):
-    """Top scores of each level, decoded, NMS inside the level, best over all levels."""
+    """Top scores of each level, decoded, NMS inside the level, best over all levels.
+
+    Candidates are ranked by their logits. mmdetection ranks by the sigmoid, which orders them
+    alike in exact arithmetic; in float32 it makes high scores equal, and runtimes differ in low
+    ones (ONNX Runtime's has no relative accuracy there), so that NMS would keep other boxes.
+    """
 
     def __init__(self, config: RpnConfig) -> None:
         super().__init__()
@@ -63,28 +71,28 @@ class ProposalSelector(nn.Module):
             for level, outputs in enumerate(zip(logits, deltas, strict=True))
         ]
         boxes = torch.stack([level[0] for level in levels], dim=1)  # [B, L, nms_pre, 4]
-        scores = torch.stack([level[1] for level in levels], dim=1)  # [B, L, nms_pre]
+        scores = torch.stack([level[1] for level in levels], dim=1)  # [B, L, nms_pre], logits
         _, index = batched_nms(
             boxes,
             scores,
             iou_threshold=self.config.nms_iou_threshold,
-            score_threshold=-1.0,  # below every sigmoid, above the -inf of padding
+            score_threshold=_ANY_LOGIT,
             max_output=self.config.max_proposals,
         )
         valid = index >= 0
         index = index.clamp(min=0)
         return Proposals(
             gather_rows(boxes.flatten(1, 2), index) * valid.unsqueeze(-1),
-            (scores.flatten(1).gather(1, index)).masked_fill(~valid, 0.0),
+            scores.flatten(1).gather(1, index).sigmoid().masked_fill(~valid, 0.0),
             valid,
         )
 
     def _best_of_level(
         self, level: int, logits: Tensor, deltas: Tensor, image_sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Boxes [B, nms_pre, 4] and scores [B, nms_pre]; -inf where there is no candidate."""
+        """Boxes [B, nms_pre, 4] and logits [B, nms_pre]; -inf where there is no candidate."""
         batch, width, count = logits.shape[0], logits.shape[3], self.config.nms_pre
-        scores = logits.permute(0, 2, 3, 1).reshape(batch, -1).float().sigmoid()
+        scores = logits.permute(0, 2, 3, 1).reshape(batch, -1).float()
         flat_deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
         total = scores.shape[1]
         # Padding keeps the number of rows constant however small the level is.
