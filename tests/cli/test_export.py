@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,14 +152,14 @@ def test_a_published_model_that_cannot_be_fetched(
     ("script", "expected"),
     [("export_onnx.py", "out.onnx"), ("export_torchscript.py", "out.ts")],
 )
-def test_scripts(script: str, expected: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_scripts(
+    script: str, expected: str, run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `run` is asked for because it changes into an empty folder.
     exporter = ["--exporter", "torchscript"] if script == "export_onnx.py" else []
-    done = subprocess.run(
-        [sys.executable, ROOT / "export" / script, checkpoint, "-o", "out", *SMALL, *exporter],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [expected]
+    words = [script, str(checkpoint), "-o", "out", *SMALL, *exporter]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "export" / script), run_name="__main__")
+    assert done.value.code == 0
+    assert [path.name for path in Path().iterdir()] == [expected]
