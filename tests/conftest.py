@@ -11,6 +11,16 @@ from carafe_deploy.data import data_path
 TESTS = Path(__file__).parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small detectors are slower on several threads; tests at full size ask for more."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shapes_dir() -> Path:
     """Checkpoints, validation images, annotations and mmdetection's detections."""

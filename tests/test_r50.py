@@ -6,6 +6,8 @@ Nothing here is downloaded or committed: carafe_deploy/models/seeded.py makes th
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,14 @@ EXPORTS = {
     "dynamic": (DYNAMIC, "dynamo"),
     "torchscript": (STATIC, "torchscript"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

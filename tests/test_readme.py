@@ -31,7 +31,9 @@ def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"carafe-deploy ([a-z]+)", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"(?:^|`)carafe-deploy ([a-z]+)", README, re.MULTILINE)))
+)
 def test_commands_exist(command: str) -> None:
     from typer.testing import CliRunner
 

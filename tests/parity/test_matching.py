@@ -93,6 +93,7 @@ def test_two_empty_images_match() -> None:
 def test_errors_are_those_of_the_pairs() -> None:
     found = _match(*_changed(1, x1=51, score=0.495))
     assert found.max_box_error == 1.0
+    assert found.min_iou == 39 / 40
     assert found.max_score_error == pytest.approx(0.005, abs=1e-7)
     assert found.pairs == ((0, 0), (1, 1), (2, 2), (3, 3))
 

@@ -1,0 +1,113 @@
+"""The demo, run in full once: what a user sees after `make demo`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carafe_deploy import demo
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.cli import main
+from carafe_deploy.images import load_image
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind."""
+
+    status: int
+    result: dict[str, Any]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the demo on both detectors."""
+    folder = tmp_path_factory.mktemp("demo")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        status = main(["demo", "--out", str(folder), "--json"])
+    return Run(status, json.loads(out.getvalue()), folder)
+
+
+def test_it_passes(run: Run) -> None:
+    failed = [
+        (report["candidate"], row["level"], row["name"], row["note"])
+        for entry in run.result["detectors"]
+        for report in entry["parity"]
+        for row in report["rows"]
+        if not row["passed"]
+    ]
+    assert failed == []
+    assert [entry["passed"] for entry in run.result["detectors"]] == [True, True]
+    assert (run.status, run.result["passed"]) == (0, True)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("backend", [0, 1, 2], ids=["pytorch", "torchscript", "onnxruntime"])
+def test_average_precision_is_mmdetections(
+    run: Run, shapes_dir: Path, index: int, backend: int
+) -> None:
+    name = ("shapes_faster_rcnn_carafe", "shapes_mask_rcnn_carafe")[index]
+    recorded = json.loads((shapes_dir / f"{name}.metrics.json").read_text())
+    found = run.result["detectors"][index]["backends"][backend]
+    assert list(found["numbers"]) == list(recorded)
+    for kind, numbers in recorded.items():
+        for theirs, ours in (("mAP", "AP"), ("mAP50", "AP50"), ("mAP75", "AP75")):
+            assert found["numbers"][kind][ours] == pytest.approx(numbers[theirs], abs=1e-3)
+    assert found["recorded"] == recorded["bbox"]["n_dets"]
+    assert found["matched"] >= 0.995 * found["recorded"]
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["faster_rcnn", "mask_rcnn"])
+def test_all_levels_are_compared(run: Run, index: int) -> None:
+    for report in run.result["detectors"][index]["parity"]:
+        assert {row["level"] for row in report["rows"]} == {"operators", "stages", "detections"}
+        assert report["images"] == demo.PARITY_IMAGES
+
+
+def test_links_of_the_report_lead_somewhere(run: Run) -> None:
+    text = (run.folder / "report.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {"detections.jpg", "report.json"} < links
+    assert [link for link in links if not (run.folder / link).is_file()] == []
+    assert json.loads((run.folder / "report.json").read_text()) == run.result
+
+
+def test_pictures_show_images_and_detections(run: Run) -> None:
+    assert load_image(run.folder / "detections.jpg").shape[1] > 5 * 160
+    for entry in run.result["detectors"]:
+        assert len(entry["pictures"]) == demo.PICTURES
+        for name in entry["pictures"]:
+            # 150 x 100 to 160 x 160 pixels, enlarged.
+            assert min(load_image(name).shape[:2]) >= 100 * demo.MAGNIFICATION
+
+
+def test_exports_can_be_opened(run: Run) -> None:
+    for entry in run.result["detectors"]:
+        for backend in entry["backends"]:
+            with open_runner(backend["file"]) as runner:
+                assert runner.backend == backend["backend"]
+
+
+def test_nothing_else_is_left(run: Run) -> None:
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "detections.jpg",
+        "faster_rcnn",
+        "mask_rcnn",
+        "report.json",
+        "report.md",
+        "shapes_faster_rcnn_carafe.onnx",
+        "shapes_faster_rcnn_carafe.ts",
+        "shapes_mask_rcnn_carafe.onnx",
+        "shapes_mask_rcnn_carafe.ts",
+    ]
