@@ -33,6 +33,9 @@ from carafe_deploy.types import Detections
 __all__ = [
     "BACKENDS",
     "CHECKPOINTS",
+    "FOUND_IOU",
+    "FOUND_MASK_IOU",
+    "FOUND_SCORE",
     "MATCHED_LIMIT",
     "BackendResult",
     "DemoResult",
@@ -45,8 +48,10 @@ CHECKPOINTS = (
     "shapes_faster_rcnn_carafe-2a9d7f44.pth",
     "shapes_mask_rcnn_carafe-fbec7e06.pth",
 )
-#: Smallest accepted share of mmdetection's detections that are found again.
+#: Smallest accepted share of mmdetection's detections that are found again ...
 MATCHED_LIMIT = 0.995
+#: ... which is: same class, IoU and mask IoU at least, and score within.
+FOUND_IOU, FOUND_MASK_IOU, FOUND_SCORE = 0.99, 0.98, 1e-3
 #: Detections with at least this score are drawn.
 DRAWN_SCORE = 0.5
 #: The first so many images are drawn.
@@ -79,8 +84,7 @@ class BackendResult:
         backend: name of the runner.
         file: the artefact.
         numbers: its AP.
-        matched: detections recorded by mmdetection that were found again: same class, and IoU,
-            score and mask IoU within the tolerances of parity.
+        matched: detections recorded by mmdetection that were found again, see ``FOUND_IOU``.
         recorded: how many mmdetection recorded.
         seconds: for one image, from reading its file to its encoded masks.
     """
@@ -338,16 +342,13 @@ class _Job:
             load_annotations(data_path("shapes", "val.json")),
             self._detector.config.classes,
         )
-        iou, score, mask_iou = (
-            tolerance("detections", kind).value for kind in ("iou", "score", "mask_iou")
-        )
         matches = [
             match_detections(
                 recorded[image_id],
                 detections,
-                iou=iou,
-                score=score,
-                mask_iou=mask_iou if masks else None,
+                iou=FOUND_IOU,
+                score=FOUND_SCORE,
+                mask_iou=FOUND_MASK_IOU if masks else None,
             )
             for image_id, detections in found.items()
         ]

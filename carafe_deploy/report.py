@@ -6,7 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from carafe_deploy.demo import BACKENDS, MATCHED_LIMIT, DemoResult, Numbers
+from carafe_deploy.demo import (
+    BACKENDS,
+    FOUND_IOU,
+    FOUND_MASK_IOU,
+    FOUND_SCORE,
+    MATCHED_LIMIT,
+    DemoResult,
+    Numbers,
+)
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.parity import LEVELS, ParityReport
 from carafe_deploy.tolerances import tolerance
@@ -55,9 +63,9 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         f"Limits: {tolerance('ap', 'ap').value:g} for each AP, {MATCHED_LIMIT:.1%} of "
         "mmdetection's recorded detections found again (same class, IoU ≥ "
-        f"{tolerance('detections', 'iou').value:g}, score within "
-        f"{tolerance('detections', 'score').value:g}, mask IoU ≥ "
-        f"{tolerance('detections', 'mask_iou').value:g}). Times are for a whole image, from its "
+        f"{FOUND_IOU:g}, score within "
+        f"{FOUND_SCORE:g}, mask IoU ≥ "
+        f"{FOUND_MASK_IOU:g}). Times are for a whole image, from its "
         "file to its masks, in one PyTorch thread.",
         "",
         "## Parity with PyTorch",

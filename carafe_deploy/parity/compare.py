@@ -188,6 +188,7 @@ def compare_detections(
             "only_in_candidate": match.only_in_candidate,
             "borderline": match.borderline,
             "max_score_error": match.max_score_error,
+            "min_iou": match.min_iou,
             "min_mask_iou": match.min_mask_iou,
         },
     )

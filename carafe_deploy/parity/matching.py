@@ -35,7 +35,8 @@ class MatchResult:
         borderline: those without one that either side may drop, see :func:`match_detections`.
         max_box_error: largest difference of a coordinate among partners, in pixels.
         max_score_error: largest difference of scores among partners.
-        min_mask_iou: smallest among partners; None where masks were not compared.
+        min_iou: smallest IoU of boxes among partners; None where there are none.
+        min_mask_iou: likewise of masks; None where they were not compared.
         pairs: (row in the reference, row in the candidate) of partners, best score first.
     """
 
@@ -45,6 +46,7 @@ class MatchResult:
     borderline: int = 0
     max_box_error: float = 0.0
     max_score_error: float = 0.0
+    min_iou: float | None = None
     min_mask_iou: float | None = None
     pairs: tuple[tuple[int, int], ...] = ()
 
@@ -62,6 +64,7 @@ class MatchResult:
 def combined(results: Iterable[MatchResult]) -> MatchResult:
     """Counts summed and errors maximised over images; without pairs."""
     results = list(results)
+    ious = [r.min_iou for r in results if r.min_iou is not None]
     mask_ious = [r.min_mask_iou for r in results if r.min_mask_iou is not None]
     return MatchResult(
         matched=sum(r.matched for r in results),
@@ -70,6 +73,7 @@ def combined(results: Iterable[MatchResult]) -> MatchResult:
         borderline=sum(r.borderline for r in results),
         max_box_error=max((r.max_box_error for r in results), default=0.0),
         max_score_error=max((r.max_score_error for r in results), default=0.0),
+        min_iou=min(ious, default=None),
         min_mask_iou=min(mask_ious, default=None),
     )
 
@@ -142,6 +146,7 @@ def match_detections(
         borderline=excused_reference + excused_candidate,
         max_box_error=float(box_errors.max(initial=0.0)),
         max_score_error=float(score_errors[rows, columns].max(initial=0.0)),
+        min_iou=float(overlaps[rows, columns].min()) if pairs else None,
         min_mask_iou=(
             float(mask_overlaps[rows, columns].min())
             if mask_overlaps is not None and pairs
