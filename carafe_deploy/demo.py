@@ -27,11 +27,11 @@ from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import ParityReport, match_detections, run_parity
 from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_image
 from carafe_deploy.runners.base import Runner
-from carafe_deploy.tolerances import tolerance
 from carafe_deploy.types import Detections
 
 __all__ = [
     "BACKENDS",
+    "AP_LIMIT",
     "CHECKPOINTS",
     "FOUND_IOU",
     "FOUND_MASK_IOU",
@@ -48,6 +48,8 @@ CHECKPOINTS = (
     "shapes_faster_rcnn_carafe-2a9d7f44.pth",
     "shapes_mask_rcnn_carafe-fbec7e06.pth",
 )
+#: Largest accepted difference of an AP from mmdetection's.
+AP_LIMIT = 1e-3
 #: Smallest accepted share of mmdetection's detections that are found again ...
 MATCHED_LIMIT = 0.995
 #: ... which is: same class, IoU and mask IoU at least, and score within.
@@ -128,7 +130,7 @@ class DetectorResult:
     def agrees(self, backend: BackendResult) -> bool:
         """A backend has mmdetection's AP and finds its detections."""
         found = backend.matched >= MATCHED_LIMIT * backend.recorded
-        return found and tolerance("ap", "ap").accepts(self.deviation(backend))
+        return found and self.deviation(backend) <= AP_LIMIT
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from carafe_deploy.demo import (
+    AP_LIMIT,
     BACKENDS,
     FOUND_IOU,
     FOUND_MASK_IOU,
@@ -17,7 +18,6 @@ from carafe_deploy.demo import (
 )
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.parity import LEVELS, ParityReport
-from carafe_deploy.tolerances import tolerance
 
 __all__ = ["NEXT", "demo_report", "level_summary", "markdown_table", "write_demo_report"]
 
@@ -61,7 +61,7 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         *_ap_table(result),
         "",
-        f"Limits: {tolerance('ap', 'ap').value:g} for each AP, {MATCHED_LIMIT:.1%} of "
+        f"Limits: {AP_LIMIT:g} for each AP, {MATCHED_LIMIT:.1%} of "
         "mmdetection's recorded detections found again (same class, IoU ≥ "
         f"{FOUND_IOU:g}, score within "
         f"{FOUND_SCORE:g}, mask IoU ≥ "
