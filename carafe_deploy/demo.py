@@ -30,8 +30,8 @@ from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import Detections
 
 __all__ = [
-    "BACKENDS",
     "AP_LIMIT",
+    "BACKENDS",
     "CHECKPOINTS",
     "FOUND_IOU",
     "FOUND_MASK_IOU",
