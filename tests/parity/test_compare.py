@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,77 +13,14 @@ from carafe_deploy.artefacts import open_runner
 from carafe_deploy.errors import AnnotationError, ArtefactError, CarafeDeployError, ImageError
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.images import Image, load_image
+from carafe_deploy.images import Image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import StagedDetector, build_detector, prepare_for_inference
 from carafe_deploy.parity import ParityReport, run_parity
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.tolerances import tolerance
-from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
-
-Tensors = dict[str, np.ndarray]
-Spoil = Callable[[Tensors], None]
-CHECKPOINT = "shapes_mask_rcnn_carafe-fbec7e06.pth"
-
-
-class Spoilt:
-    """Another runner whose results went through a function."""
-
-    def __init__(
-        self, runner: Runner, *, run: Spoil | None = None, stages: Spoil | None = None
-    ) -> None:
-        self.backend, self.info = runner.backend, runner.info
-        self.inputs, self.outputs = runner.inputs, runner.outputs
-        self._runner, self._run, self._stages = runner, run, stages
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
-        tensors = self._runner.run(inputs)
-        if self._run is not None:
-            self._run(tensors)
-        return tensors
-
-    def run_stages(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
-        tensors = self._runner.run_stages(inputs)
-        if self._stages is not None:
-            self._stages(tensors)
-        return tensors
-
-    def run_operator(self, call: OperatorCall, inputs: Sequence[np.ndarray]) -> tuple:
-        return self._runner.run_operator(call, inputs)
-
-
-class WithInfo(Spoilt):
-    """Another runner with other metadata."""
-
-    def __init__(self, runner: Runner, info: ModelInfo) -> None:
-        super().__init__(runner)
-        self.info = info
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shapes_dir: Path) -> Path:
-    return shapes_dir / CHECKPOINT
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Runner:
-    return open_runner(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def val(shapes_dir: Path) -> Path:
-    return shapes_dir / "val.json"
-
-
-@pytest.fixture(scope="module")
-def images(shapes_dir: Path, val: Path) -> list[Image]:
-    names = [entry["file_name"] for entry in json.loads(val.read_text())["images"][:2]]
-    return [load_image(shapes_dir / "val" / name) for name in names]
-
-
-def _names(report: ParityReport) -> list[str]:
-    return [f"{row.level} {row.name}" for row in report.rows]
+from tests.parity.spoilt import Spoil, Spoilt, Tensors
 
 
 def _failed(report: ParityReport) -> list[str]:
@@ -380,72 +315,7 @@ def test_annotations_without_objects_are_an_error(
         )
 
 
-# --- which artefacts can be compared -------------------------------------------------------------
-
-
-def _call_with(info: ModelInfo, **attributes: object) -> tuple[OperatorCall, ...]:
-    first, *others = info.operators
-    return (
-        dataclasses.replace(first, attributes={**first.attributes, **attributes}),
-        *others,
-    )
-
-
-DIFFERENCES = {
-    "class": ({"classes": ("circle", "square", "star")}, r"classes\[2\] is 'triangle' and 'star'"),
-    "classes": ({"classes": ("circle",)}, "3 and 1 classes"),
-    "architecture": (
-        {"architecture": "faster_rcnn"},
-        "architecture is mask_rcnn and faster_rcnn",
-    ),
-    "score": ({"score_threshold": 0.3}, r"score_threshold is 0.05 and 0.3. Export both from one"),
-    "nms": ({"nms_iou_threshold": 0.6}, "nms_iou_threshold is 0.5 and 0.6"),
-    "rows": ({"max_detections": 50}, "max_detections is 100 and 50"),
-    "stages": ({"stages": ("C2",)}, "and 1 stages"),
-    "two": (
-        {"mask_threshold": 0.4, "mask_size": 14},
-        "mask_threshold is 0.5 and 0.4; mask_size is 28 and 14",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DIFFERENCES)
-def test_different_models_are_an_error(reference: Runner, name: str) -> None:
-    change, message = DIFFERENCES[name]
-    candidate = WithInfo(reference, dataclasses.replace(reference.info, **change))
-    with pytest.raises(ArtefactError, match=f"different models or settings: .*{message}"):
-        run_parity(reference, candidate)
-
-
-def test_different_preprocessing_is_an_error(reference: Runner) -> None:
-    other = dataclasses.replace(reference.info.preprocessing, bgr_to_rgb=False)
-    candidate = WithInfo(reference, dataclasses.replace(reference.info, preprocessing=other))
-    with pytest.raises(ArtefactError, match=r"preprocessing\.bgr_to_rgb is True and False"):
-        run_parity(reference, candidate)
-
-
-def test_different_operators_are_an_error(reference: Runner) -> None:
-    operators = _call_with(reference.info, kernel_size=3)
-    candidate = WithInfo(reference, dataclasses.replace(reference.info, operators=operators))
-    with pytest.raises(ArtefactError, match=r"operators\[0\] is \('carafe_encoded'"):
-        run_parity(reference, candidate)
-
-
-def test_artefacts_without_a_common_size_are_an_error(reference: Runner) -> None:
-    sizes = InputFormat(height=(128, 128)), InputFormat(height=(192, 192))
-    sides = (WithInfo(reference, dataclasses.replace(reference.info, input=size)) for size in sizes)
-    with pytest.raises(ArtefactError, match="reference accepts height 128, the candidate 192: "):
-        run_parity(*sides)
-
-
-def test_a_static_artefact_is_compared_at_its_own_size(
-    reference: Runner, checkpoint: Path, images: list[Image]
-) -> None:
-    static = ExportOptions(batch=(2, 2), height=(192, 192), width=(192, 192), uint8_input=True)
-    with open_runner(checkpoint, options=static) as candidate:
-        report = run_parity(reference, candidate, images=[*images, images[0]])
-    assert report.passed
-    assert "operators carafe_encoded 1x32x16x24" in _names(report)
+# --- levels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -488,7 +358,8 @@ def test_onnxruntime_agrees_with_pytorch(
 ) -> None:
     detector, _ = load_detector(checkpoint)
     path = tmp_path / "mask.onnx"
-    export_onnx(detector, path, ExportOptions(), name="mask", source={})
+    static = ExportOptions((1, 1), (128, 128), (192, 192))
+    export_onnx(detector, path, static, name="mask", source={}, exporter="torchscript")
     with open_runner(path) as candidate:
         report = run_parity(reference, candidate, images=images)
     assert report.passed, report.failures
