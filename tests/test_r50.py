@@ -118,12 +118,11 @@ def test_onnxruntime_detects_what_pytorch_does_at_full_size(
     assert report.passed, report
 
 
+@pytest.mark.parametrize("exported", ["dynamic"], indirect=True)
 def test_dynamic_file_takes_other_sizes_and_batches(
     exported: tuple[Detector, str, Path], photograph: np.ndarray
 ) -> None:
-    detector, kind, path = exported
-    if kind != "dynamic":
-        return
+    detector, _, path = exported
     tall = np.ascontiguousarray(np.rot90(photograph))[:, 40:260]
     with _pytorch(detector, DYNAMIC) as reference, OnnxRuntimeRunner(path) as candidate:
         sizes = Preprocessor(reference.info)([tall]).images.shape[2:]

@@ -74,7 +74,7 @@ def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32
     RoIs, box decoding, softmaxes and NMS stay float32 whatever the dtype. Folding happens in
     float32, before rounding to a half type.
     """
-    for module in [detector.backbone, *detector.backbone.modules()]:
+    for module in list(detector.backbone.modules()):
         children = dict(module.named_children())
         pairs = [
             (name, "bn" + name.removeprefix("conv")) for name in children if name.startswith("conv")
@@ -157,7 +157,7 @@ class StagedDetector(nn.Module):
 
 
 def stage_names(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the intermediate tensors of a detector, in the order it computes them in."""
+    """Names of the intermediate tensors of a detector, in the order that staged outputs have."""
     return tuple(name for names in _watched(config).values() for name in names)
 
 

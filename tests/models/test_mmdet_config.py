@@ -54,7 +54,7 @@ def test_files_of_2020_in_one_text(data_dir: Path, key_shapes: KeyShapes, kind: 
     if kind == "faster":
         del names[1]
     folder = data_dir / "configs/v2_0"
-    text = "\n".join(f"/root/configs/{name}\n{(folder / name).read_text()}" for name in names)
+    text = "\n".join(f"/home/user/configs/{name}\n{(folder / name).read_text()}" for name in names)
     config, _ = detector_config(parse_config(text), key_shapes(R50[kind]))
     assert config == OFFICIAL[kind]
 
