@@ -1,0 +1,45 @@
+// Interface of libcarafe_kernels.so with C linkage, for ctypes and other foreign-function
+// interfaces. Structs are plain data, those of carafe.h, roi_align.h and nms.h. Functions return
+// CARAFE_OK or a code below; carafe_last_error() then tells the calling thread why. `stream` is a
+// cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On CUDA the calls only
+// enqueue, on the current device.
+#pragma once
+
+#include <stdint.h>
+
+#include "carafe.h"
+#include "nms.h"
+#include "roi_align.h"
+
+extern "C" {
+
+#define CARAFE_ABI_VERSION 1
+
+enum { CARAFE_OK = 0, CARAFE_INVALID = 1, CARAFE_CUDA_ERROR = 2, CARAFE_NO_CUDA = 3 };
+enum { CARAFE_CPU = 0, CARAFE_CUDA = 1 };
+
+#define CARAFE_API __attribute__((visibility("default")))
+
+CARAFE_API int32_t carafe_abi_version(void);
+
+// JSON: version, CUDA version ("" for a CPU-only build), architectures.
+CARAFE_API char const* carafe_build_info(void);
+
+CARAFE_API char const* carafe_last_error(void);
+
+CARAFE_API int32_t carafe_forward(
+    carafe::CarafeParams const* params, int32_t device, void const* features, void const* masks,
+    void* out, void* stream, int32_t threads);
+
+CARAFE_API int32_t carafe_multilevel_roi_align(
+    carafe::RoiAlignParams const* params, int32_t device, float const* rois,
+    void const* const* features, void* out, void* stream, int32_t threads);
+
+// Bytes of workspace that carafe_batched_nms needs on CUDA; negative when the sizes are invalid.
+CARAFE_API int64_t carafe_batched_nms_workspace(carafe::NmsParams const* params);
+
+CARAFE_API int32_t carafe_batched_nms(
+    carafe::NmsParams const* params, int32_t device, float const* boxes, float const* scores,
+    int32_t* num_dets, int64_t* indices, void* workspace, void* stream, int32_t threads);
+
+}  // extern "C"

@@ -1,0 +1,118 @@
+// CARAFE on the CPU: prepares a call, chooses the instruction set and shares out the rows.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "carafe.h"
+#include "carafe_cpu_task.h"
+#include "threads.h"
+
+namespace carafe {
+namespace {
+
+constexpr std::int64_t kMaxLanes = 16;            // floats in the longest vector
+constexpr std::int64_t kPackedBytes = 128 << 10;  // weights of a tile: well inside an L2 cache
+constexpr std::int64_t kThreadWork = 1 << 18;     // multiply-adds that are worth a thread
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
+    return (value + step - 1) / step * step;
+}
+
+CarafeTask prepare(CarafeParams const& p, void const* features, void const* masks, void* out) {
+    bool const encoded = p.source == MaskSource::kEncoded;
+    std::int64_t const s = p.scale, taps = std::int64_t{p.kernel_size} * p.kernel_size;
+    std::int64_t const out_height = s * p.height, out_width = s * p.width;
+    CarafeTask task{};
+    task.params = p;
+    task.features = strides_of(p.layout, p.channels, p.height, p.width, p.feature_pitch);
+    task.masks = strides_of(
+        p.layout, mask_channels(p), encoded ? p.height : out_height, encoded ? p.width : out_width,
+        p.mask_pitch);
+    task.out = strides_of(p.layout, p.channels, out_height, out_width, p.out_pitch);
+    task.out_padding = p.layout == Layout::kNHWC ? task.out.column - p.channels : 0;
+    task.feature_data = features;
+    task.mask_data = masks;
+    task.out_data = out;
+
+    std::int64_t const size = p.dtype == DType::kFloat64 ? 8 : 4;
+    std::int64_t const pixel = taps * s * s * size;
+    // Tiles end at whole vectors of the result.
+    std::int64_t const fitting = std::max(kPackedBytes / pixel / kMaxLanes, std::int64_t{1});
+    task.tile_columns = std::min<std::int64_t>(p.width, fitting * kMaxLanes);
+    std::int64_t const length = round_up(task.tile_columns * s, kMaxLanes);
+    task.weight_bytes = round_up(taps * s * length * size, kCarafeAlignment);
+    task.tile_rows = std::clamp<std::int64_t>(kPackedBytes / task.weight_bytes, 1, p.height);
+    task.packed_bytes = task.tile_rows * task.weight_bytes;
+    std::int64_t const halo = p.kernel_size - 1;
+    std::int64_t const pitch = round_up(length + halo * s, kMaxLanes);
+    if (p.layout == Layout::kNHWC) {
+        task.staged_bytes = round_up(taps * 8, kCarafeAlignment);  // pointers
+        task.line_bytes =
+            round_up(std::max<std::int64_t>(p.channels, length) * size, kCarafeAlignment);
+    } else {
+        task.staged_bytes = kCarafeChannelBlock * (task.tile_rows + halo) * pitch * size;
+        task.line_bytes = pitch * size;
+    }
+    return task;
+}
+
+#if defined(__x86_64__)
+/// CARAFE_CPU_ISA (baseline, avx2, avx512) asks for less than the processor has.
+CarafeRows choose() {
+    char const* const wish = std::getenv("CARAFE_CPU_ISA");
+    auto const allowed = [wish](char const* name) {
+        return wish == nullptr || std::strcmp(wish, name) == 0;
+    };
+    if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq")) {
+        return avx512::carafe_rows;
+    }
+    if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+        return avx2::carafe_rows;
+    }
+    return baseline::carafe_rows;
+}
+#else
+CarafeRows choose() {
+    return baseline::carafe_rows;
+}
+#endif
+
+struct Free {
+    void operator()(unsigned char* memory) const {
+        ::operator delete[](memory, std::align_val_t{kCarafeAlignment});
+    }
+};
+
+}  // namespace
+
+void carafe_cpu(
+    CarafeParams const& p, void const* features, void const* masks, void* out, int threads) {
+    static CarafeRows const compute_rows = choose();
+    std::int64_t const rows = std::int64_t{p.batch} * p.height;
+    if (rows == 0 || p.width == 0 || (p.channels == 0 && p.out_pitch == 0)) return;
+    CarafeTask const task = prepare(p, features, masks, out);
+
+    if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    std::int64_t const row_work = std::max<std::int64_t>(
+        std::int64_t{p.channels} * p.width * task.weight_bytes / (4 * task.tile_columns), 1);
+    std::int64_t const grain = std::max<std::int64_t>(kThreadWork / row_work, 1);
+    threads = static_cast<int>(std::clamp<std::int64_t>(rows / grain, 1, threads));
+    // All memory before the first thread: an allocation that fails may then throw.
+    std::int64_t const bytes =
+        task.weight_bytes + task.packed_bytes + task.staged_bytes + task.line_bytes;
+    std::unique_ptr<unsigned char[], Free> const workspace(new (std::align_val_t{
+        kCarafeAlignment}) unsigned char[static_cast<std::size_t>(threads * bytes)]);
+    std::atomic<int> next{0};
+    parallel_for(rows, grain, threads, [&](std::int64_t begin, std::int64_t end) {
+        compute_rows(task, begin, end, workspace.get() + next++ * bytes);
+    });
+}
+
+}  // namespace carafe

@@ -1,0 +1,6 @@
+// CARAFE for AVX-512 (F, VL, BW, DQ).
+#if defined(__x86_64__)
+#define CARAFE_ISA avx512
+#define CARAFE_VECTOR_BYTES 64
+#include "carafe_cpu_rows.h"
+#endif

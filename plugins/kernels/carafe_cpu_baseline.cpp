@@ -1,0 +1,4 @@
+// CARAFE for every processor of the architecture.
+#define CARAFE_ISA baseline
+#define CARAFE_VECTOR_BYTES 16
+#include "carafe_cpu_rows.h"

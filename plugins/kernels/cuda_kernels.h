@@ -1,0 +1,30 @@
+// The CUDA side of the three operators. Every function enqueues on `stream` and returns at once:
+// no allocation, no synchronisation, so calls can be captured in a CUDA graph. Pointers are device
+// memory, and parameters have passed check(). A call without elements succeeds and launches
+// nothing.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "carafe.h"
+#include "nms.h"
+#include "roi_align.h"
+
+namespace carafe {
+
+/// float32, float16 and bfloat16; accumulates in float. Other types: cudaErrorInvalidValue.
+cudaError_t launch_carafe(
+    CarafeParams const& params, void const* features, void const* masks, void* out,
+    cudaStream_t stream);
+
+/// `features` is a host array of `params.levels` device pointers.
+cudaError_t launch_roi_align(
+    RoiAlignParams const& params, float const* rois, void const* const* features, void* out,
+    cudaStream_t stream);
+
+/// `workspace` holds nms_workspace_size(params) bytes, aligned to 256.
+cudaError_t launch_nms(
+    NmsParams const& params, float const* boxes, float const* scores, std::int32_t* num_dets,
+    std::int64_t* indices, void* workspace, cudaStream_t stream);
+
+}  // namespace carafe

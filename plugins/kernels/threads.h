@@ -1,0 +1,35 @@
+// Threads of the CPU twins: started for one call and joined, so nothing outlives a call or a fork.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace carafe {
+
+/// Calls `work(begin, end)` over [0, count) cut into at most `threads` contiguous pieces of at
+/// least `grain` items; the calling thread takes the first. `threads` 0: one a processor.
+template <typename Work>
+void parallel_for(std::int64_t count, std::int64_t grain, int threads, Work const& work) {
+    if (count <= 0) return;
+    if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    std::int64_t const pieces =
+        std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, threads);
+    std::vector<std::thread> others;
+    others.reserve(static_cast<std::size_t>(pieces - 1));
+    std::int64_t piece = 1;
+    try {
+        for (; piece < pieces; ++piece) {
+            others.emplace_back([&work, first = count * piece / pieces,
+                                 last = count * (piece + 1) / pieces] { work(first, last); });
+        }
+    } catch (std::system_error const&) {  // no thread to be had: the caller does the rest
+        work(count * piece / pieces, count);
+    }
+    work(std::int64_t{0}, count / pieces);
+    for (std::thread& other : others) other.join();
+}
+
+}  // namespace carafe
