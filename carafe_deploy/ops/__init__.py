@@ -11,6 +11,7 @@ from typing import Any
 from carafe_deploy.ops import carafe as _carafe
 from carafe_deploy.ops import nms as _nms
 from carafe_deploy.ops import roi_align as _roi_align
+from carafe_deploy.ops._kernels import plain_operators
 from carafe_deploy.ops.carafe import carafe, carafe_encoded
 from carafe_deploy.ops.modules import CARAFE, CARAFEPack
 from carafe_deploy.ops.nms import batched_nms
@@ -25,6 +26,7 @@ __all__ = [
     "carafe_encoded",
     "dynamo_translations",
     "multilevel_roi_align",
+    "plain_operators",
     "replace_carafe",
     "torchscript_symbolics",
 ]

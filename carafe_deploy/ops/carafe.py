@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carafe_deploy.ops import _kernels
 from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
 
 __all__ = ["carafe", "carafe_encoded", "carafe_encoded_reference", "carafe_reference"]
@@ -26,7 +27,8 @@ def carafe(
 
     ``out[n,c,i,j] = sum_uv masks[n,(g*k+u)*k+v,i,j] * features[n,c,i//s+u-k//2,j//s+v-k//2]``
     with ``g = c // (C/group_size)``; taps outside the map are zero and nothing is renormalised.
-    Equal to mmcv 2.1's CARAFE. Half types are accumulated in float32.
+    Equal to mmcv 2.1's CARAFE. Half types are accumulated in float32. Channels-last features give
+    a channels-last result.
 
     Args:
         features: [N, C, H, W], floating.
@@ -191,13 +193,32 @@ def _check(
 def _carafe(
     features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Tensor:
-    return carafe_reference(features, masks, kernel_size, group_size, scale_factor)
+    _check(features, masks, kernel_size, group_size, scale_factor, encoded=False)
+    library = _kernels.library_for(features, float64_on_cpu=True)
+    if library is not None:
+        return _kernels.carafe(
+            library, features, masks, kernel_size, group_size, scale_factor, encoded=False
+        )
+    return _in_layout_of(
+        features, _reassemble(features, _taps(masks, kernel_size, group_size, scale_factor))
+    )
 
 
 def _carafe_encoded(
     features: Tensor, encoded: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Tensor:
-    return carafe_encoded_reference(features, encoded, kernel_size, group_size, scale_factor)
+    _check(features, encoded, kernel_size, group_size, scale_factor, encoded=True)
+    library = _kernels.library_for(features, float64_on_cpu=True)
+    if library is not None:
+        return _kernels.carafe(
+            library, features, encoded, kernel_size, group_size, scale_factor, encoded=True
+        )
+    taps = _encoded_taps(encoded, kernel_size, group_size, scale_factor)
+    return _in_layout_of(features, _reassemble(features, taps))
+
+
+def _in_layout_of(features: Tensor, out: Tensor) -> Tensor:
+    return out.contiguous(memory_format=_kernels.memory_format_of(features))
 
 
 def _carafe_backward(
@@ -237,7 +258,7 @@ _carafe_encoded_backward_op = define("carafe_encoded_backward", _carafe_encoded_
 def _fake(features: Tensor, k: int, weights: Tensor, groups: int, s: int, encoded: bool) -> Tensor:
     _check(features, weights, k, groups, s, encoded=encoded)
     n, c, h, w = features.shape
-    return features.new_empty(n, c, h * s, w * s)
+    return _kernels.empty_in_layout_of(features, n, c, h * s, w * s)
 
 
 @_carafe_op.register_fake

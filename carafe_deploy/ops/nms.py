@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from carafe_deploy.ops import _kernels
 from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
 
 __all__ = ["batched_nms", "batched_nms_reference"]
@@ -145,6 +146,11 @@ def _batched_nms(
     max_output: int,
 ) -> tuple[Tensor, Tensor]:
     _check(boxes, scores, iou_threshold, score_threshold, max_output)
+    library = _kernels.library_for(boxes)
+    if library is not None:
+        return _kernels.batched_nms(
+            library, boxes, scores, iou_threshold, score_threshold, max_output
+        )
 
     def keep_label(label_boxes: Tensor, label_scores: Tensor) -> Tensor:
         candidates = (label_scores > score_threshold).nonzero().squeeze(1)

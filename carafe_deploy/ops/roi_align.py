@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from carafe_deploy.ops import _kernels
+from carafe_deploy.ops._library import MAX_LEVELS
 from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
 
 __all__ = ["assign_levels", "multilevel_roi_align", "multilevel_roi_align_reference"]
@@ -43,7 +45,8 @@ def multilevel_roi_align(
         finest_scale: RoIs with sqrt(area) below ``2*finest_scale`` pixels go to level 0.
 
     Returns:
-        [B, K, C, S, S], dtype of the features.
+        [B, K, C, S, S], dtype of the features; flattened to [B*K, C, S, S] it is channels-last when
+        the finest map is.
 
     Raises:
         ValueError: a shape, dtype or argument does not fit; the message names it.
@@ -192,10 +195,31 @@ def _multilevel_roi_align(
 ) -> Tensor:
     _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
     batch, count, _ = rois.shape
+    library = _kernels.library_for(features[0])
+    if library is not None and rois.dtype == torch.float32 and len(features) <= MAX_LEVELS:
+        out = _kernels.multilevel_roi_align(
+            library, rois, features, output_size, sampling_ratio, strides, finest_scale
+        )
+    else:
+        out = _by_torchvision(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    return out.view(batch, count, out.shape[1], output_size, output_size)
+
+
+def _by_torchvision(
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    """One call of torchvision's operator a level: [B*K, C, S, S]."""
+    batch, count, _ = rois.shape
     channels, dtype = features[0].shape[1], features[0].dtype
     # float32 RoIs need float32 features in torchvision; nothing is lost for the half types.
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    out = features[0].new_zeros(batch * count, channels, output_size, output_size)
+    shape = (batch * count, channels, output_size, output_size)
+    out = _kernels.empty_in_layout_of(features[0], *shape).zero_()
     levels = assign_levels(rois.float(), len(features), finest_scale).flatten()
     image = torch.arange(batch, device=rois.device).repeat_interleave(count)
     boxes = torch.cat((image.unsqueeze(1).to(compute), rois.reshape(-1, 4).to(compute)), dim=1)
@@ -214,7 +238,7 @@ def _multilevel_roi_align(
                 aligned=True,
             )
             out[chosen] = pooled.to(dtype)
-    return out.reshape(batch, count, channels, output_size, output_size)
+    return out
 
 
 _op = define("multilevel_roi_align", _multilevel_roi_align)
@@ -230,8 +254,10 @@ def _(
     finest_scale: int,
 ) -> Tensor:
     _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
-    channels = features[0].shape[1]
-    return features[0].new_empty(rois.shape[0], rois.shape[1], channels, output_size, output_size)
+    (batch, count, _), channels = rois.shape, features[0].shape[1]
+    shape = (batch * count, channels, output_size, output_size)
+    out = _kernels.empty_in_layout_of(features[0], *shape)
+    return out.view(batch, count, channels, output_size, output_size)
 
 
 # --- ONNX ----------------------------------------------------------------------------------------

@@ -1,0 +1,292 @@
+"""libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h); needs ctypes only.
+
+Memory is handed over as addresses, so NumPy arrays, torch tensors and raw allocations all serve.
+The structures mirror those of plugins/kernels/{carafe,roi_align,nms}.h field by field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import os
+from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+from carafe_deploy.errors import BackendUnavailableError
+
+__all__ = [
+    "ABI_VERSION",
+    "MAX_LEVELS",
+    "BuildInfo",
+    "CarafeParams",
+    "DType",
+    "Device",
+    "KernelLibrary",
+    "Layout",
+    "MaskSource",
+    "NmsParams",
+    "RoiAlignParams",
+]
+
+#: Of the C interface that this file speaks.
+ABI_VERSION = 1
+
+#: Most levels a pyramid can have.
+MAX_LEVELS = 16
+
+
+class DType(enum.IntEnum):
+    """Element types."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    FLOAT64 = 3
+
+
+class Layout(enum.IntEnum):
+    """Order of the axes in memory."""
+
+    NCHW = 0
+    NHWC = 1
+
+
+class MaskSource(enum.IntEnum):
+    """What CARAFE's second input holds."""
+
+    NORMALIZED = 0
+    ENCODED = 1
+
+
+class Device(enum.IntEnum):
+    """Where the addresses of a call point to."""
+
+    CPU = 0
+    CUDA = 1
+
+
+class _Params(ctypes.Structure):
+    """Takes fields by name; ctypes alone would cut off what does not fit into 32 bits."""
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and not -(2**31) <= number < 2**31:
+                    raise ValueError(f"{name} is {number}, expected a number below 2**31")
+        super().__init__(**fields)
+
+
+class CarafeParams(_Params):
+    """``carafe::CarafeParams``."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("source", c_int32),
+        ("batch", c_int32),
+        ("channels", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("kernel_size", c_int32),
+        ("groups", c_int32),
+        ("scale", c_int32),
+        ("feature_pitch", c_int32),
+        ("mask_pitch", c_int32),
+        ("out_pitch", c_int32),
+    )
+
+
+class RoiAlignParams(_Params):
+    """``carafe::RoiAlignParams``; heights, widths and strides are tuples, one entry a level."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("batch", c_int32),
+        ("rois", c_int32),
+        ("channels", c_int32),
+        ("levels", c_int32),
+        ("output_size", c_int32),
+        ("sampling_ratio", c_int32),
+        ("finest_scale", c_int32),
+        ("heights", c_int32 * MAX_LEVELS),
+        ("widths", c_int32 * MAX_LEVELS),
+        ("strides", c_int32 * MAX_LEVELS),
+        ("feature_pitch", c_int32),
+        ("out_pitch", c_int32),
+    )
+
+
+class NmsParams(_Params):
+    """``carafe::NmsParams``."""
+
+    _fields_ = (
+        ("batch", c_int32),
+        ("labels", c_int32),
+        ("candidates", c_int32),
+        ("max_output", c_int32),
+        ("iou_threshold", c_float),
+        ("score_threshold", c_float),
+    )
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What a library was built from.
+
+    Attributes:
+        version: of carafe_deploy.
+        cuda: version of the CUDA compiler, empty for a CPU-only build.
+        architectures: CUDA architectures as CMake names them, separated by spaces.
+    """
+
+    version: str
+    cuda: str
+    architectures: str
+
+
+class KernelLibrary:
+    """The three operators on the CPU and, where built so, on CUDA.
+
+    All methods take addresses as integers. On the CPU they compute on up to ``threads`` threads (0:
+    one a processor). On CUDA they enqueue on ``stream`` (a ``cudaStream_t``) of the calling
+    thread's current device and return at once; what the addresses point to must live until then.
+
+    Args:
+        path: of libcarafe_kernels.so.
+
+    Raises:
+        BackendUnavailableError: it cannot be loaded, is another library, or of another version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            self._library = ctypes.CDLL(self.path)
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"{self.path} cannot be loaded ({error}): build it again with `make plugins` or "
+                "install a wheel of carafe-deploy for this platform"
+            ) from error
+        try:
+            abi_version = self._library.carafe_abi_version()
+        except AttributeError:
+            raise BackendUnavailableError(
+                f"{self.path} is not libcarafe_kernels.so: it has no function carafe_abi_version"
+            ) from None
+        if abi_version != ABI_VERSION:
+            raise BackendUnavailableError(
+                f"{self.path} has interface version {abi_version}, but this carafe_deploy needs "
+                f"version {ABI_VERSION}: build it again with `make plugins`, or install package "
+                "and library from the same wheel"
+            )
+        self._declare()
+        self.info = BuildInfo(**json.loads(self._library.carafe_build_info()))
+
+    def _declare(self) -> None:
+        library = self._library
+        library.carafe_build_info.restype = ctypes.c_char_p
+        library.carafe_last_error.restype = ctypes.c_char_p
+        params, device, address, stream, threads = c_void_p, c_int32, c_void_p, c_void_p, c_int32
+        library.carafe_forward.argtypes = [params, device, *[address] * 3, stream, threads]
+        library.carafe_multilevel_roi_align.argtypes = library.carafe_forward.argtypes
+        library.carafe_batched_nms.argtypes = [params, device, *[address] * 5, stream, threads]
+        library.carafe_batched_nms_workspace.argtypes = [params]
+        library.carafe_batched_nms_workspace.restype = c_int64
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether the library holds CUDA kernels."""
+        return bool(self.info.cuda)
+
+    def carafe(
+        self,
+        params: CarafeParams,
+        features: int,
+        masks: int,
+        out: int,
+        *,
+        device: Device = Device.CPU,
+        stream: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """Carafe or CarafeEncoded, as ``params.source`` says.
+
+        Raises:
+            ValueError: no call can have these parameters; the message names what is wrong.
+            BackendUnavailableError: ``device`` is CUDA, which this library was built without.
+            RuntimeError: CUDA refused the call.
+        """
+        self._run(
+            self._library.carafe_forward(
+                ctypes.byref(params), device, features, masks, out, stream, threads
+            )
+        )
+
+    def multilevel_roi_align(
+        self,
+        params: RoiAlignParams,
+        rois: int,
+        features: Sequence[int],
+        out: int,
+        *,
+        device: Device = Device.CPU,
+        stream: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """MultilevelRoiAlign; one address in ``features`` a level. Raises as :meth:`carafe`."""
+        if len(features) != params.levels:
+            raise ValueError(f"{len(features)} feature maps for {params.levels} levels")
+        maps = (c_void_p * len(features))(*features)
+        self._run(
+            self._library.carafe_multilevel_roi_align(
+                ctypes.byref(params), device, rois, ctypes.addressof(maps), out, stream, threads
+            )
+        )
+
+    def batched_nms_workspace(self, params: NmsParams) -> int:
+        """Bytes of device memory that :meth:`batched_nms` needs on CUDA. Raises ValueError."""
+        size: int = self._library.carafe_batched_nms_workspace(ctypes.byref(params))
+        if size < 0:
+            raise ValueError(self._last_error())
+        return size
+
+    def batched_nms(
+        self,
+        params: NmsParams,
+        boxes: int,
+        scores: int,
+        num_dets: int,
+        indices: int,
+        *,
+        workspace: int = 0,
+        device: Device = Device.CPU,
+        stream: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """BatchedNms; ``workspace`` is needed on CUDA only. Raises as :meth:`carafe`."""
+        addresses = boxes, scores, num_dets, indices, workspace
+        self._run(
+            self._library.carafe_batched_nms(
+                ctypes.byref(params), device, *addresses, stream, threads
+            )
+        )
+
+    def _run(self, status: int) -> None:
+        """Turn a status of c_api.h into an exception."""
+        if status == 0:
+            return
+        text = self._last_error()
+        if "no kernel image" in text:
+            text += (
+                f": {self.path} is built for the architectures {self.info.architectures}, build it "
+                "for this GPU with `make plugins CUDA_ARCHITECTURES=native`"
+            )
+        raise {1: ValueError, 3: BackendUnavailableError}.get(status, RuntimeError)(text)
+
+    def _last_error(self) -> str:
+        text: bytes = self._library.carafe_last_error()
+        return text.decode()

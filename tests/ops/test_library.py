@@ -1,0 +1,401 @@
+"""The torch operators through libcarafe_kernels.so and in plain PyTorch, and the library itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from carafe_deploy import libraries
+from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.ops import (
+    _kernels,
+    _library,
+    batched_nms,
+    carafe,
+    multilevel_roi_align,
+    plain_operators,
+)
+from carafe_deploy.ops._library import (
+    CarafeParams,
+    Device,
+    DType,
+    KernelLibrary,
+    Layout,
+    MaskSource,
+    NmsParams,
+    RoiAlignParams,
+)
+from tests.ops import faces, test_carafe, test_nms, test_roi_align
+from tests.ops.cases import NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops.layouts import LAYOUTS, has_layout_of
+
+PATHS = {"kernels": nullcontext, "PyTorch": plain_operators}
+each_path = pytest.mark.parametrize("path", PATHS)
+
+
+@pytest.fixture(scope="module")
+def library() -> KernelLibrary:
+    """Kernels that cannot be run are a failure, not something to skip."""
+    return KernelLibrary(libraries.require_library("carafe_kernels"))
+
+
+@pytest.fixture(autouse=True)
+def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the library's functions that the operators called."""
+    calls: list[str] = []
+
+    class Spied(KernelLibrary):
+        def _run(self, status: int) -> None:
+            calls.append(sys._getframe(1).f_code.co_name)
+            super()._run(status)
+
+    monkeypatch.setattr(_kernels, "KernelLibrary", Spied)
+    _kernels.kernel_library.cache_clear()
+    yield calls
+    _kernels.kernel_library.cache_clear()
+
+
+# --- both paths, every case, every layout --------------------------------------------------------
+
+
+def fake(operator: Any, arguments: tuple[Any, ...]) -> Tensor:
+    """The result that a graph is traced with."""
+    with FakeTensorMode() as mode:
+        faked = [
+            [mode.from_tensor(tensor) for tensor in argument]
+            if isinstance(argument, list) and argument and isinstance(argument[0], Tensor)
+            else mode.from_tensor(argument)
+            if isinstance(argument, Tensor)
+            else argument
+            for argument in arguments
+        ]
+        out: Tensor = operator(*faked)
+        return out
+
+
+def strides(tensor: Tensor) -> list[int]:
+    """Of the axes that have more than one element; others have no place in memory."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return [stride for size, stride in pairs if size > 1]
+
+
+@each_path
+@pytest.mark.parametrize("layout", LAYOUTS)
+@test_carafe.each_case
+def test_carafe_on_both_paths(
+    called: list[str], path: str, layout: str, entry: str, case: Case
+) -> None:
+    operator = {"Carafe": torch.ops.carafe.carafe, "CarafeEncoded": torch.ops.carafe.carafe_encoded}
+    for dtype in test_carafe.TOLERANCES:
+        inputs = LAYOUTS[layout](case, [tensor.to(dtype) for tensor in case.inputs])
+        arguments = (*inputs, *case.attributes.values())
+        with PATHS[path]():
+            out = operator[entry](*arguments)
+        test_carafe.assert_close(out, test_carafe.truth(entry, case, dtype), dtype)
+        assert out.dtype == dtype
+        assert has_layout_of(out, inputs[0])
+        assert strides(out) == strides(fake(operator[entry], arguments))
+    assert len(called) == (len(test_carafe.TOLERANCES) if path == "kernels" else 0)
+
+
+@each_path
+@pytest.mark.parametrize("layout", LAYOUTS)
+@test_roi_align.each_case
+def test_multilevel_roi_align_on_both_paths(
+    called: list[str], path: str, layout: str, case: Case
+) -> None:
+    operator = torch.ops.carafe.multilevel_roi_align
+    for dtype in test_roi_align.TOLERANCES:
+        rois, *maps = case.inputs
+        rois, *maps = LAYOUTS[layout](
+            case, [rois.float(), *(feature.to(dtype) for feature in maps)]
+        )
+        arguments = (rois, maps, *case.attributes.values())
+        with PATHS[path]():
+            out = operator(*arguments)
+        test_roi_align.assert_close(out, test_roi_align.truth(case, dtype), dtype)
+        assert out.dtype == dtype
+        assert has_layout_of(out.flatten(0, 1), maps[0])
+        assert strides(out) == strides(fake(operator, arguments))
+    # float64 is PyTorch's on either path.
+    assert len(called) == (len(test_roi_align.TOLERANCES) - 1 if path == "kernels" else 0)
+
+
+@each_path
+@test_nms.each_case
+def test_batched_nms_on_both_paths(called: list[str], path: str, case: Case) -> None:
+    boxes, scores = case.inputs
+    strided = torch.stack((boxes, boxes), dim=-1)[..., 0], torch.stack((scores, scores), -1)[..., 0]
+    for inputs in (case.inputs, strided):
+        with PATHS[path]():
+            out = batched_nms(*inputs, **case.attributes)
+        test_nms.assert_same(faces.as_outputs(out), test_nms.truth(case))
+    assert len(called) == (2 if path == "kernels" else 0)
+
+
+@each_path
+def test_opcheck(path: str) -> None:
+    with PATHS[path]():
+        for entry, name in (("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")):
+            case = next(c for c in test_carafe.CASES[entry] if c.reason == "channels last")
+            arguments = (*case.arranged(torch.float32), *case.attributes.values())
+            torch.library.opcheck(getattr(torch.ops.carafe, name), arguments)
+        case = next(case for case in ROI_ALIGN_CASES if case.reason == "channels last")
+        rois, *maps = case.arranged(torch.float32)
+        torch.library.opcheck(
+            torch.ops.carafe.multilevel_roi_align, (rois, maps, *case.attributes.values())
+        )
+        torch.library.opcheck(
+            torch.ops.carafe.batched_nms, (*NMS_CASES[0].inputs, *NMS_CASES[0].attributes.values())
+        )
+
+
+@each_path
+def test_channels_last_compiles_as_one_graph(path: str) -> None:
+    case = next(c for c in test_carafe.CASES["CarafeEncoded"] if c.reason == "channels last")
+    inputs = case.arranged(torch.float32)
+
+    def doubled(features: Tensor, encoded: Tensor) -> Tensor:
+        out = torch.ops.carafe.carafe_encoded(features, encoded, *case.attributes.values())
+        return out.contiguous(memory_format=torch.channels_last) * 2
+
+    compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+    with PATHS[path]():
+        out = compiled(*inputs)
+    expected = 2 * test_carafe.truth("CarafeEncoded", case)
+    test_carafe.assert_close(out, expected)
+
+
+# --- values that are not finite, on both paths ---------------------------------------------------
+
+
+def spoilt(shape: tuple[int, ...], share: float, seed: int) -> Tensor:
+    """Normal numbers with NaN and both infinities among them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator)
+    chosen = torch.rand(shape, generator=generator) < share
+    bad = torch.tensor([math.nan, math.inf, -math.inf])
+    kinds = torch.randint(3, shape, generator=generator)
+    return torch.where(chosen, bad[kinds], values)
+
+
+def test_both_paths_propagate_alike() -> None:
+    arguments = {"kernel_size": 3, "group_size": 2, "scale_factor": 2}
+    features, masks = spoilt((2, 4, 9, 7), 0.02, 0), spoilt((2, 18, 18, 14), 0.002, 1)
+    rois = torch.cat((spoilt((2, 9, 2), 0.1, 2) * 20, 40 + spoilt((2, 9, 2), 0.1, 3) * 20), dim=2)
+    found = carafe(features, masks, **arguments), pooled(rois, features)
+    with plain_operators():
+        expected = carafe(features, masks, **arguments), pooled(rois, features)
+    for out, want in zip(found, expected, strict=True):
+        spread = want.isfinite()
+        assert 0 < int(spread.sum()) < want.numel()
+        # Infinity times a weight of zero is NaN, unless another sample adds to that weight first.
+        assert torch.equal(out.isfinite(), spread)
+        torch.testing.assert_close(out[spread], want[spread], rtol=1e-5, atol=1e-5)
+
+
+def pooled(rois: Tensor, features: Tensor) -> Tensor:
+    return multilevel_roi_align(
+        rois, [features], output_size=3, sampling_ratio=0, strides=[8], finest_scale=56
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_paths_suppress_alike(seed: int) -> None:
+    boxes = spoilt((2, 3, 40, 4), 0.02, seed) * 20 + torch.tensor([0.0, 0, 60, 60])
+    scores = spoilt((2, 3, 40), 0.1, seed + 100)
+    attributes = {"iou_threshold": 0.3, "score_threshold": -0.5, "max_output": 200}
+    found = batched_nms(boxes, scores, **attributes)
+    with plain_operators():
+        expected = batched_nms(boxes, scores, **attributes)
+    candidates = (scores > -0.5).flatten(1).sum(dim=1, keepdim=True)
+    assert (expected[0] > 0).all()
+    assert (expected[0] < 0.75 * candidates).all()
+    torch.testing.assert_close(found, expected)
+
+
+# --- finding and refusing libraries --------------------------------------------------------------
+
+
+def call() -> Tensor:
+    return carafe(
+        torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), kernel_size=1, group_size=1, scale_factor=1
+    )
+
+
+def test_without_the_library_pytorch_computes_and_says_so_once(
+    called: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries, "PACKAGE_FOLDER", tmp_path)
+    monkeypatch.delenv("CARAFE_DEPLOY_PLUGIN", raising=False)
+    with pytest.warns(UserWarning, match=rf"no libcarafe_kernels\.so in {tmp_path}.*make plugins"):
+        assert call().tolist() == [[[[1.0, 1.0], [1.0, 1.0]]]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert called == []
+
+
+def test_switched_off_without_a_word(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARAFE_DEPLOY_KERNELS", "off")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert called == []
+
+
+def test_wrong_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARAFE_DEPLOY_KERNELS", "no")
+    with pytest.raises(BackendUnavailableError, match="CARAFE_DEPLOY_KERNELS is 'no', expected"):
+        call()
+
+
+def test_folder_or_file_may_be_given(
+    library: KernelLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "libcarafe_kernels.so").symlink_to(library.path)
+    monkeypatch.setattr(libraries, "PACKAGE_FOLDER", tmp_path / "nowhere")
+    for given in (tmp_path, tmp_path / "libcarafe_kernels.so"):
+        monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(given))
+        assert libraries.find_library("carafe_kernels") == Path(library.path).resolve()
+    assert libraries.find_library("carafe_other") is None
+    with pytest.raises(
+        BackendUnavailableError, match=rf"libcarafe_other\.so in {tmp_path} or .*make plugins"
+    ):
+        libraries.require_library("carafe_other")
+
+
+def test_what_the_environment_names_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", "/no/such/folder")
+    message = "CARAFE_DEPLOY_PLUGIN is '/no/such/folder', which does not exist"
+    with pytest.raises(BackendUnavailableError, match=message):
+        call()
+
+
+def test_importing_the_operators_loads_nothing() -> None:
+    environment = {**os.environ, "CARAFE_DEPLOY_PLUGIN": "/no/such/folder"}
+    program = "import carafe_deploy.ops; print('imported')"
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "imported\n"
+
+
+def test_a_text_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "libcarafe_kernels.so"
+    path.write_text("not a library")
+    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(tmp_path))
+    with pytest.raises(BackendUnavailableError, match=rf"{path} cannot be loaded .*make plugins"):
+        call()
+
+
+def test_another_library_is_refused() -> None:
+    path = Path(torch.__file__).parent / "lib/libc10.so"
+    with pytest.raises(BackendUnavailableError, match=r"libc10\.so is not libcarafe_kernels\.so"):
+        KernelLibrary(path)
+
+
+def test_another_interface_version_is_refused(
+    library: KernelLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "ABI_VERSION", 2)
+    message = "has interface version 1, but this carafe_deploy needs version 2: build it again"
+    with pytest.raises(BackendUnavailableError, match=message):
+        KernelLibrary(library.path)
+
+
+# --- the library's own errors --------------------------------------------------------------------
+
+
+def carafe_params(**changed: int) -> CarafeParams:
+    fields = {
+        "dtype": DType.FLOAT32, "layout": Layout.NCHW, "source": MaskSource.NORMALIZED,
+        "batch": 1, "channels": 4, "height": 3, "width": 3,
+        "kernel_size": 3, "groups": 1, "scale": 2,
+        "feature_pitch": 4, "mask_pitch": 9, "out_pitch": 4,
+    }  # fmt: skip
+    return CarafeParams(**(fields | changed))
+
+
+def test_numpy_arrays_serve_as_well(library: KernelLibrary) -> None:
+    features = np.array(test_carafe.HAND_FEATURES, np.float32)
+    masks = test_carafe.hand_masks().numpy()
+    out = np.empty((6, 6), np.float32)
+    library.carafe(
+        carafe_params(channels=1, feature_pitch=1, out_pitch=1),
+        *(array.ctypes.data for array in (features, masks, out)),
+    )
+    assert (out * 8).tolist() == test_carafe.HAND_EIGHTHS
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kernel_size": 4}, "kernel_size is 4, expected an odd number"),
+        ({"groups": 3}, "features has 4 channels, not divisible by group_size = 3"),
+        ({"scale": 0}, "scale_factor is 0, expected at least 1"),
+        ({"dtype": 7}, "dtype is 7"),
+        ({"layout": Layout.NHWC, "mask_pitch": 8}, "mask_pitch is 8, expected at least the 9"),
+    ],
+)
+def test_parameters_are_refused(
+    library: KernelLibrary, changed: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        library.carafe(carafe_params(**changed), 0, 0, 0)
+
+
+def test_numbers_beyond_32_bits_are_refused_not_cut_off() -> None:
+    with pytest.raises(ValueError, match=f"width is {2**31}, expected a number below"):
+        carafe_params(width=2**31)
+    with pytest.raises(ValueError, match=f"strides is {2**32 + 4}, expected"):
+        RoiAlignParams(strides=(4, 2**32 + 4))
+
+
+def test_as_many_maps_as_levels(library: KernelLibrary) -> None:
+    with pytest.raises(ValueError, match="1 feature maps for 2 levels"):
+        library.multilevel_roi_align(RoiAlignParams(levels=2), 0, [0], 0)
+
+
+def test_workspace_of_invalid_sizes(library: KernelLibrary) -> None:
+    params = NmsParams(batch=1, labels=1, candidates=5, max_output=0)
+    with pytest.raises(ValueError, match="max_output is 0, expected at least 1"):
+        library.batched_nms_workspace(params)
+    params.max_output = 3
+    assert library.batched_nms_workspace(params) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_device_is_an_error(library: KernelLibrary) -> None:
+    kind = RuntimeError if library.has_cuda else BackendUnavailableError
+    memory = np.zeros(1000, np.float32).ctypes.data
+    with pytest.raises(kind, match=r"carafe: .*|built without CUDA"):
+        library.carafe(carafe_params(), memory, memory, memory, device=Device.CUDA)
+
+
+def test_as_many_threads_as_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def record(self: KernelLibrary, *addresses: Any, threads: int, **others: Any) -> None:
+        asked.append(threads)
+
+    monkeypatch.setattr(KernelLibrary, "carafe", record)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        call()
+    torch.set_num_threads(before)
+    assert asked == [1, 2]
