@@ -1,0 +1,344 @@
+"""libcarafe_torch.so: the operators of C++ programs, and the example that detects with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.graph.torchscript_export import export_torchscript
+from carafe_deploy.images import load_image
+from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.runners.torchscript import TorchScriptRunner
+from tests.ops import faces
+from tests.ops.cases import NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops.layouts import LAYOUTS, has_layout_of
+from tests.ops.test_carafe import CASES, TOLERANCES, assert_close, truth
+from tests.ops.test_nms import assert_same
+from tests.ops.test_nms import truth as nms_truth
+from tests.ops.test_roi_align import assert_close as assert_pooled
+from tests.ops.test_roi_align import truth as roi_align_truth
+
+BUILD = Path(os.environ.get("CARAFE_DEPLOY_BUILD", Path(__file__).parents[2] / "build/dev"))
+OPERATORS = ("carafe", "carafe_encoded", "multilevel_roi_align", "batched_nms")
+
+
+def built(name: str) -> Path:
+    """What cannot be run is a failure, not something to skip."""
+    path = BUILD / name
+    if not path.is_file():
+        pytest.fail(f"{path} does not exist: build it with `make plugins`", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    return built("lib/libcarafe_torch.so")
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, where nothing is registered yet."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# --- who registers -------------------------------------------------------------------------------
+
+PRINT_SCHEMAS = f"""
+for name in {OPERATORS}:
+    print(getattr(torch.ops.carafe, name).default._schema)
+"""
+
+
+def test_schemas_are_those_of_the_package(library: Path) -> None:
+    load = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+    ours = run_python(load + PRINT_SCHEMAS, library)
+    theirs = run_python("import torch, carafe_deploy.ops" + PRINT_SCHEMAS)
+    assert ours.returncode == 0, ours.stderr
+    assert ours.stdout == theirs.stdout
+    assert ours.stdout.count("\n") == len(OPERATORS)
+
+
+def test_after_the_package_the_library_says_so_and_stands_back(library: Path) -> None:
+    program = """
+import sys, torch, carafe_deploy.ops as ops
+torch.ops.load_library(sys.argv[1])
+ones = torch.ones(1, 1, 2, 2)
+print(ops.carafe(ones, ones, kernel_size=1, group_size=1, scale_factor=1).sum().item())
+"""
+    done = run_python(program, library)
+    assert (done.returncode, done.stdout) == (0, "4.0\n"), done.stderr
+    assert "libcarafe_torch.so: torch operator carafe::carafe is registered already" in done.stderr
+    assert "load either, not both" in done.stderr
+
+
+def test_after_the_library_the_package_refuses(library: Path) -> None:
+    program = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+try:
+    import carafe_deploy.ops
+except RuntimeError as error:
+    print(error)
+ones = torch.ones(1, 1, 2, 2)
+print(torch.ops.carafe.carafe(ones, ones, 1, 1, 1).sum().item())
+"""
+    done = run_python(program, library)
+    assert done.returncode == 0, done.stderr
+    message, result = done.stdout.splitlines()
+    assert message.startswith("torch operator carafe::carafe is registered already, most likely by")
+    assert result == "4.0"
+
+
+# --- what the operators compute ------------------------------------------------------------------
+
+RUN_CALLS = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+calls = torch.load(sys.argv[2], weights_only=True)
+torch.save(
+    {key: getattr(torch.ops.carafe, name)(*arguments) for key, (name, arguments) in calls.items()},
+    sys.argv[3],
+)
+"""
+
+Calls = Mapping[str, tuple[str, tuple[object, ...]]]
+
+
+def run_calls(library: Path, calls: Calls, folder: Path) -> dict[str, object]:
+    """Results of ``torch.ops.carafe.<name>(*arguments)`` of libcarafe_torch.so, by key."""
+    torch.save(calls, folder / "calls.pt")
+    done = run_python(RUN_CALLS, library, folder / "calls.pt", folder / "results.pt")
+    assert done.returncode == 0, done.stderr
+    results: dict[str, object] = torch.load(folder / "results.pt", weights_only=True)
+    assert results.keys() == calls.keys()
+    return results
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")]
+)
+def test_carafe(library: Path, tmp_path: Path, entry: str, name: str) -> None:
+    inputs = {
+        (case, dtype, layout): LAYOUTS[layout](case, [tensor.to(dtype) for tensor in case.inputs])
+        for case in CASES[entry]
+        for dtype in TOLERANCES
+        for layout in LAYOUTS
+    }
+    calls = {
+        f"{case} {dtype} {layout}": (name, (*tensors, *case.attributes.values()))
+        for (case, dtype, layout), tensors in inputs.items()
+    }
+    results = run_calls(library, calls, tmp_path)
+    for (case, dtype, layout), tensors in inputs.items():
+        out = results[f"{case} {dtype} {layout}"]
+        assert isinstance(out, torch.Tensor)
+        assert out.dtype == dtype
+        assert has_layout_of(out, tensors[0])
+        assert_close(out, truth(entry, case, dtype), dtype)
+
+
+def test_multilevel_roi_align(library: Path, tmp_path: Path) -> None:
+    def tensors(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
+        rois, *maps = case.inputs
+        return LAYOUTS[layout](case, [rois.float(), *(feature.to(dtype) for feature in maps)])
+
+    keys = [
+        (case, dtype, layout)
+        for case in ROI_ALIGN_CASES
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for layout in LAYOUTS
+    ]
+    calls: dict[str, tuple[str, tuple[object, ...]]] = {}
+    for case, dtype, layout in keys:
+        rois, *maps = tensors(case, dtype, layout)
+        arguments = (rois, maps, *case.attributes.values())
+        calls[f"{case} {dtype} {layout}"] = ("multilevel_roi_align", arguments)
+    results = run_calls(library, calls, tmp_path)
+    for case, dtype, layout in keys:
+        out = results[f"{case} {dtype} {layout}"]
+        assert isinstance(out, torch.Tensor)
+        assert out.dtype == dtype
+        assert_pooled(out, roi_align_truth(case, dtype), dtype)
+
+
+def test_batched_nms(library: Path, tmp_path: Path) -> None:
+    calls = {
+        str(case): ("batched_nms", (*case.inputs, *case.attributes.values())) for case in NMS_CASES
+    }
+    results = run_calls(library, calls, tmp_path)
+    for case in NMS_CASES:
+        assert_same(faces.as_outputs(results[str(case)]), nms_truth(case))
+
+
+X = "torch.zeros(1, 4, 3, 5)"
+ROIS, MAPS = "torch.zeros(1, 2, 4)", "[torch.zeros(1, 3, 8, 8)]"
+BOXES, SCORES = "torch.zeros(1, 2, 3, 4)", "torch.zeros(1, 2, 3)"
+ERRORS = [
+    (f"carafe({X}, torch.zeros(1, 16, 6, 10), 4, 1, 2)", "kernel_size is 4, expected an odd"),
+    (f"carafe({X}, torch.zeros(1, 27, 6, 10), 3, 3, 2)", "4 channels, not divisible by group_size"),
+    (f"carafe({X}, torch.zeros(1, 24, 6, 10), 5, 1, 2)", "masks has 24 channels, expected 25"),
+    (f"carafe({X}, torch.zeros(1, 9, 6, 9), 3, 1, 2)", "(1, 6, 9), expected (1, 6, 10)"),
+    (f"carafe({X}, torch.zeros(1, 9, 6, 10), 3, 1, 0)", "scale_factor 0, expected at least 1"),
+    (f"carafe({X}, torch.zeros(1, 9, 6, 10), 3, 1, 2**40)", "scale_factor is 1099511627776"),
+    (f"carafe({X}, torch.zeros(1, 9, 6, 10).half(), 3, 1, 2)", "features is Float and masks Half"),
+    (f"carafe({X}[0], torch.zeros(1, 9, 6, 10), 3, 1, 2)", "features has 3 and masks 4 dimensions"),
+    (f"carafe({X}.int(), torch.zeros(1, 9, 6, 10).int(), 3, 1, 2)", "features are Int, expected"),
+    (
+        f"carafe_encoded({X}, torch.zeros(1, 9, 3, 5), 3, 1, 2)",
+        "encoded has 9 channels, expected",
+    ),
+    (
+        f"multilevel_roi_align({ROIS}.half(), {MAPS}, 7, 0, [4], 56)",
+        "rois is Half, expected",
+    ),
+    (f"multilevel_roi_align({ROIS}[0], {MAPS}, 7, 0, [4], 56)", "rois has shape [2, 4], expected"),
+    (f"multilevel_roi_align({ROIS}, {MAPS}, 7, 0, [4, 8], 56)", "1 feature maps for 2 strides"),
+    (f"multilevel_roi_align({ROIS}, [], 7, 0, [], 56)", "0 feature maps for 0 strides"),
+    (f"multilevel_roi_align({ROIS}, {MAPS}, 0, 0, [4], 56)", "output_size is 0"),
+    (f"multilevel_roi_align({ROIS}, {MAPS}, -7, 0, [4], 56)", "output_size is -7, expected"),
+    (
+        f"multilevel_roi_align({ROIS}, [{MAPS}[0].double()], 7, 0, [4], 56)",
+        "features are float64 (3), expected float32, float16 or bfloat16",
+    ),
+    (
+        f"multilevel_roi_align({ROIS}, [{MAPS}[0], {MAPS}[0].half()], 7, 0, [4, 8], 56)",
+        "a feature map is Half on cpu, expected Float on cpu",
+    ),
+    (
+        f"multilevel_roi_align({ROIS}, [{MAPS}[0], {MAPS}[0][:, :2]], 7, 0, [4, 8], 56)",
+        "a feature map has shape [1, 2, 8, 8], expected four axes with batch 1",
+    ),
+    (f"batched_nms({BOXES}, {SCORES}.double(), 0.5, 0, 5)", "scores Double, expected float32 both"),
+    (f"batched_nms({BOXES}, {SCORES}[:, :1], 0.5, 0, 5)", "scores has shape [1, 1, 3], expected"),
+    (f"batched_nms({BOXES}[..., :3], {SCORES}, 0.5, 0, 5)", "expected [B, L, M, 4]"),
+    (f"batched_nms({BOXES}, {SCORES}, 1.5, 0, 5)", "iou_threshold is 1.5, expected"),
+    (f"batched_nms({BOXES}, {SCORES}, 0.5, float('nan'), 5)", "score_threshold is nan, expected"),
+    (f"batched_nms({BOXES}, {SCORES}, 0.5, 0, 0)", "max_output is 0, expected at least 1"),
+]
+
+PROVOKE = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+for call in sys.argv[2:]:
+    try:
+        eval(f"torch.ops.carafe.{call}")
+    except Exception as error:
+        print(type(error).__name__, str(error).splitlines()[0])
+    else:
+        print("no error")
+"""
+
+
+def test_errors_are_exceptions_that_name_the_value(library: Path) -> None:
+    done = run_python(PROVOKE, library, *(call for call, _ in ERRORS))
+    assert done.returncode == 0, done.stderr
+    for (call, message), line in zip(ERRORS, done.stdout.splitlines(), strict=True):
+        assert message in line, f"{call}: {line}"
+
+
+# --- the example ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["faster_rcnn_carafe-2a9d7f44", "mask_rcnn_carafe-fbec7e06"])
+def detector_file(
+    request: pytest.FixtureRequest, shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    detector, _ = load_detector(shapes_dir / f"shapes_{request.param}.pth")
+    path = tmp_path_factory.mktemp("libtorch") / "shapes.ts"
+    export_torchscript(
+        detector, path, ExportOptions(uint8_input=True), name="shapes", source={"file": "x.pth"}
+    )
+    return path
+
+
+def run_example(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """One thread, as in Python here: sums are split alike."""
+    return subprocess.run(
+        [str(built("bin/carafe_detect")), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def detections_of_example(detector_file: Path, image: np.ndarray, folder: Path) -> np.ndarray:
+    """[N, 6]: class, score, x1, y1, x2, y2 as printed."""
+    path = folder / "image.ppm"
+    assert cv2.imwrite(str(path), image)
+    done = run_example(detector_file, path)
+    assert done.returncode == 0, done.stderr
+    rows = [[float(value) for value in line.split()] for line in done.stdout.splitlines()]
+    return np.array(rows).reshape(-1, 6)
+
+
+def detections_of_python(detector_file: Path, image: np.ndarray) -> np.ndarray:
+    with TorchScriptRunner(detector_file) as runner:
+        (found,) = Pipeline(runner).detect([image])
+    return np.column_stack((found.labels, found.scores, found.boxes))
+
+
+def test_detections_equal_those_of_python(
+    detector_file: Path, shapes_dir: Path, tmp_path: Path
+) -> None:
+    images = [load_image(path) for path in sorted((shapes_dir / "val").iterdir())]
+    unscaled = [image for image in images if image.shape[:2] == (120, 160)]
+    total = 0
+    for image in unscaled[:4]:
+        found = detections_of_example(detector_file, image, tmp_path)
+        expected = detections_of_python(detector_file, image)
+        total += len(expected)
+        np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+        np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=0, atol=0.6e-4)
+        np.testing.assert_allclose(found[:, 2:], expected[:, 2:], rtol=0, atol=0.6e-2)
+    assert total > 4
+
+
+def test_a_resized_image_gives_nearly_the_same(
+    detector_file: Path, shapes_dir: Path, tmp_path: Path
+) -> None:
+    """Bilinear interpolation in float32 and OpenCV's in whole numbers: one grey level at most."""
+    images = [load_image(path) for path in sorted((shapes_dir / "val").iterdir())]
+    image = next(image for image in images if image.shape[:2] == (100, 150))
+    found = detections_of_example(detector_file, image, tmp_path)
+    expected = detections_of_python(detector_file, image)
+    sure = expected[expected[:, 1] > 0.5]
+    assert len(sure) > 0
+    np.testing.assert_array_equal(found[: len(sure), 0], sure[:, 0])
+    np.testing.assert_allclose(found[: len(sure), 1], sure[:, 1], rtol=0, atol=0.02)
+    np.testing.assert_allclose(found[: len(sure), 2:], sure[:, 2:], rtol=0, atol=1.0)
+
+
+def test_bad_input_of_the_example(shapes_dir: Path, tmp_path: Path) -> None:
+    detector, _ = load_detector(shapes_dir / "shapes_faster_rcnn_carafe-2a9d7f44.pth")
+    good, normalised = tmp_path / "good.ts", tmp_path / "float.ts"
+    export_torchscript(detector, good, ExportOptions(uint8_input=True), name="", source={})
+    export_torchscript(detector, normalised, ExportOptions(), name="", source={})
+    image = tmp_path / "image.ppm"
+    cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
+    truncated = tmp_path / "truncated.ppm"
+    truncated.write_bytes(image.read_bytes()[:100])
+    broken = tmp_path / "broken.ts"
+    broken.write_bytes(good.read_bytes()[:1000])
+    for arguments, code, message in (
+        ((), 2, "usage: "),
+        ((good, tmp_path / "no.ppm"), 1, "no.ppm"),
+        ((good, truncated), 1, "truncated.ppm"),
+        ((broken, image), 1, "broken.ts cannot be loaded"),
+        ((normalised, image), 1, "takes no uint8 images: export it with --uint8-input"),
+        ((good, image, "tpu"), 1, "tpu"),
+    ):
+        done = run_example(*arguments)
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr
+        assert done.stdout == ""
