@@ -1,4 +1,4 @@
-"""Open anything that detects: a checkpoint, a TorchScript file, an ONNX file.
+"""Open anything that detects: a checkpoint, a TorchScript file, an ONNX file, an engine.
 
 This stands outside `runners` because a checkpoint needs the model code, which runners never see.
 """
@@ -24,6 +24,8 @@ SUFFIXES = {
     ".ts": "torchscript",
     ".torchscript": "torchscript",
     ".onnx": "onnxruntime",
+    ".engine": "tensorrt",
+    ".plan": "tensorrt",
 }
 
 
@@ -37,8 +39,10 @@ def open_runner(
     """Open an artefact by its suffix.
 
     Args:
-        path: ``.pth`` (eager PyTorch), ``.ts`` (TorchScript) or ``.onnx`` (ONNX Runtime).
-        device: ``"cpu"`` or ``"cuda"``.
+        path: ``.pth`` (eager PyTorch), ``.ts`` (TorchScript), ``.onnx`` (ONNX Runtime) or
+            ``.engine`` (TensorRT).
+        device: ``"cpu"`` or ``"cuda"``; an engine runs on the first GPU in either case, and
+            ``"cuda:N"`` chooses another.
         config: for a checkpoint, the mmdetection config beside it.
         options: for a checkpoint, precision and test settings; the others have theirs inside.
 
@@ -64,6 +68,10 @@ def open_runner(
             from carafe_deploy.runners.torchscript import TorchScriptRunner
 
             return TorchScriptRunner(path, device)
+        if backend == "tensorrt":
+            from carafe_deploy.runners.tensorrt import TensorRTRunner
+
+            return TensorRTRunner(path, "cuda" if device == "cpu" else device)
         return _open_checkpoint(path, device, config, options)
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(

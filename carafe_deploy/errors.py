@@ -11,9 +11,11 @@ __all__ = [
     "ConfigError",
     "DataFileError",
     "DownloadError",
+    "EngineError",
     "ExportError",
     "ImageError",
     "InputShapeError",
+    "UnsupportedLevelError",
 ]
 
 
@@ -49,6 +51,10 @@ class ExportError(CarafeDeployError):
     """A detector cannot be exported with the requested options."""
 
 
+class EngineError(CarafeDeployError):
+    """A TensorRT engine cannot be built with the requested options, or fails when it runs."""
+
+
 class ArtefactError(CarafeDeployError):
     """A file made by this toolkit (.onnx, .ts, ...) is truncated, foreign or inconsistent."""
 
@@ -59,3 +65,7 @@ class BackendUnavailableError(CarafeDeployError):
 
 class InputShapeError(CarafeDeployError):
     """Arrays handed to a runner have a shape or dtype that its artefact does not accept."""
+
+
+class UnsupportedLevelError(BackendUnavailableError):
+    """An artefact cannot be looked into: it has no intermediate tensors or separate operators."""

@@ -54,7 +54,7 @@ ArtefactArgument = Annotated[
     str,
     typer.Argument(
         metavar="ARTEFACT",
-        help="An .onnx or .ts file, a .pth checkpoint, or the name of a published model.",
+        help="An .onnx, .ts or .engine file, a .pth checkpoint, or the name of a published model.",
         show_default=False,
     ),
 ]

@@ -43,7 +43,7 @@ ReferenceArgument = Annotated[
     str,
     typer.Argument(
         metavar="REFERENCE",
-        help="What is right: a .pth checkpoint, a published model's name, .ts or .onnx.",
+        help="What is right: a .pth checkpoint, a published model's name, .ts, .onnx, .engine.",
         show_default=False,
     ),
 ]
@@ -81,7 +81,8 @@ LevelsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Some of operators, stages, detections, ap; by default all that there is data for.",
+        help="Some of operators, stages, detections, ap; by default all that there is data for "
+        "and both artefacts can be looked into for.",
         show_default=False,
     ),
 ]
@@ -248,6 +249,8 @@ def _show(console: Console, report: ParityReport, paths: list[Path], candidate: 
     for row in report.rows:
         if row.note and (not row.passed or row.level in ("detections", "ap")):
             line(console, f"{row.name}: {row.note}", style="dim")
+    for level, reason in report.skipped.items():
+        line(console, f"{level} not compared: {reason}", style="yellow")
     names = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     line(
         console,

@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from carafe_deploy.errors import AnnotationError, CarafeDeployError, ImageError
+from carafe_deploy.errors import (
+    AnnotationError,
+    CarafeDeployError,
+    ImageError,
+    UnsupportedLevelError,
+)
 from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
@@ -51,6 +56,8 @@ def run_parity(
         images: [H, W, 3] uint8 BGR each, for the levels ``stages`` and ``detections``.
         levels: some of :data:`LEVELS`; None for every level whose data is given, that is
             ``operators``, with images ``stages`` and ``detections``, with annotations ``ap``.
+            Without being asked for, a level that an artefact cannot be looked into for is left
+            out; the report says why.
         batch_size: images a run.
         annotations: COCO file for the level ``ap``.
         image_dir: to which its file names are relative; None for the file's own folder.
@@ -62,6 +69,8 @@ def run_parity(
         ArtefactError: the artefacts are of different models or settings, or accept no common size.
         CarafeDeployError: ``levels`` holds an unknown level or none.
         ImageError: a level needs images and there are none.
+        UnsupportedLevelError: an artefact has no separate operators or intermediate tensors for
+            a level asked for, or no level is left.
         AnnotationError: ``ap`` needs annotations and there are none, or see
             :func:`carafe_deploy.evaluate.evaluate_runner`.
     """
@@ -72,23 +81,32 @@ def run_parity(
     def step(level: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(level, done, total) if progress else None
 
-    rows: list[ParityRow] = []
-    if "operators" in chosen:
-        rows += compare_operators(*pair, seed=seed, progress=step("operators"))
-    if "stages" in chosen:
-        rows += compare_stages(*pair, images, batch_size=batch_size, progress=step("stages"))
-    if "detections" in chosen:
-        rows.append(
-            compare_detections(*pair, images, batch_size=batch_size, progress=step("detections"))
+    def compare(level: str) -> Sequence[ParityRow]:
+        told = step(level)
+        if level == "operators":
+            return compare_operators(*pair, seed=seed, progress=told)
+        if level == "stages":
+            return compare_stages(*pair, images, batch_size=batch_size, progress=told)
+        if level == "detections":
+            return [compare_detections(*pair, images, batch_size=batch_size, progress=told)]
+        assert annotations is not None
+        folder = Path(annotations).parent if image_dir is None else image_dir
+        return compare_ap(
+            *pair, annotations, folder, limit=limit, batch_size=batch_size, progress=told
         )
-    if "ap" in chosen and annotations is not None:
-        rows += compare_ap(
-            *pair,
-            annotations,
-            Path(annotations).parent if image_dir is None else image_dir,
-            limit=limit,
-            batch_size=batch_size,
-            progress=step("ap"),
+
+    rows: list[ParityRow] = []
+    skipped: dict[str, str] = {}
+    for level in chosen:
+        try:
+            rows += compare(level)
+        except UnsupportedLevelError as error:
+            if levels is not None:
+                raise
+            skipped[level] = str(error)
+    if skipped and not rows:
+        raise UnsupportedLevelError(
+            f"nothing can be compared without images or annotations: {'; '.join(skipped.values())}"
         )
     return ParityReport(
         rows=tuple(rows),
@@ -96,6 +114,7 @@ def run_parity(
         candidate=describe(candidate),
         images=len(images),
         seed=seed,
+        skipped=skipped,
     )
 
 

@@ -57,6 +57,7 @@ class ParityReport:
         candidate: likewise.
         images: how many went through stages and detections.
         seed: of the operators' random inputs.
+        skipped: why a level was left out, by its name.
     """
 
     rows: tuple[ParityRow, ...]
@@ -64,6 +65,7 @@ class ParityReport:
     candidate: str
     images: int
     seed: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -28,7 +28,7 @@ class Runner(Protocol):
     float32 probabilities. Rows from ``num_dets`` on are padding.
     """
 
-    #: For tables: ``"pytorch"``, ``"torchscript"``, ``"onnxruntime"``, ...
+    #: For tables: ``"pytorch"``, ``"torchscript"``, ``"onnxruntime"``, ``"tensorrt_rtx"``, ...
     backend: str
     info: ModelInfo
     inputs: tuple[TensorSpec, ...]
@@ -39,11 +39,17 @@ class Runner(Protocol):
         ...
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Like :meth:`run`, and returns the named intermediate tensors too."""
+        """Like :meth:`run`, and returns the named intermediate tensors too.
+
+        Raises UnsupportedLevelError where the artefact cannot be looked into.
+        """
         ...
 
     def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        """Run one custom operator as this artefact implements it."""
+        """Run one custom operator as this artefact implements it.
+
+        Raises UnsupportedLevelError where the artefact runs as a whole only.
+        """
         ...
 
     def close(self) -> None:

@@ -137,10 +137,18 @@ def test_artefact_that_is_something_else(
 
 
 def test_artefact_of_unknown_kind(run: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "detector.tflite").write_bytes(b"x")
+    assert_error(
+        run("detect", tmp_path / "detector.tflite", images),
+        r"has the suffix '\.tflite': give one of \.pth",
+    )
+
+
+def test_engine_without_its_sidecar(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "detector.engine").write_bytes(b"x")
     assert_error(
         run("detect", tmp_path / "detector.engine", images),
-        r"has the suffix '\.engine': give one of \.pth",
+        r"detector\.engine\.json is missing: copy it along with the engine",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.parity import open_pair
+from carafe_deploy.errors import UnsupportedLevelError
 
 Run = Callable[..., Any]
 
@@ -115,3 +116,17 @@ def test_different_models_are_not_compared(
 def test_config_needs_a_checkpoint(ts_file: Path) -> None:
     with ExitStack() as stack, pytest.raises(UsageError, match="and there is none"):
         open_pair(str(ts_file), str(ts_file), "cpu", Path("config.py"), stack)
+
+
+def test_levels_left_out_are_named(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, call: Any, inputs: Any) -> Any:
+        raise UnsupportedLevelError("x.engine runs as a whole")
+
+    monkeypatch.setattr("carafe_deploy.runners.torchscript.TorchScriptRunner.run_operator", refuse)
+    outcome = run("parity", ts_file, ts_file, "--images", images / "000001.png")
+    assert outcome.status == 0, outcome.err
+    assert "operators not compared: x.engine runs as a whole\n" in outcome.out
+    outcome = run("parity", ts_file, ts_file, "--levels", "operators")
+    assert (outcome.status, outcome.out) == (2, "")

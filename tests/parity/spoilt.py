@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from carafe_deploy.errors import UnsupportedLevelError
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import ModelInfo, OperatorCall
 
@@ -45,3 +46,13 @@ class WithInfo(Spoilt):
     def __init__(self, runner: Runner, info: ModelInfo) -> None:
         super().__init__(runner)
         self.info = info
+
+
+class Closed(Spoilt):
+    """Another runner that cannot be looked into, as engines are."""
+
+    def run_stages(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
+        raise UnsupportedLevelError("x.engine has no intermediate tensors")
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[np.ndarray]) -> tuple:
+        raise UnsupportedLevelError("x.engine runs as a whole")

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import AnnotationError, ArtefactError, CarafeDeployError, ImageError
+from carafe_deploy.errors import (
+    AnnotationError,
+    ArtefactError,
+    CarafeDeployError,
+    ImageError,
+    UnsupportedLevelError,
+)
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image
@@ -20,7 +26,7 @@ from carafe_deploy.parity import ParityReport, run_parity
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.tolerances import tolerance
-from tests.parity.spoilt import Spoil, Spoilt, Tensors
+from tests.parity.spoilt import Closed, Spoil, Spoilt, Tensors
 
 
 def _failed(report: ParityReport) -> list[str]:
@@ -60,6 +66,32 @@ def test_an_artefact_agrees_with_itself_on_every_level(
     detections = next(row for row in report.rows if row.level == "detections")
     assert detections.total is not None
     assert detections.total >= 10
+
+
+def test_levels_that_an_artefact_lacks_are_left_out_with_the_reason(
+    reference: Runner, images: list[Image]
+) -> None:
+    report = run_parity(reference, Closed(reference), images=images)
+    assert report.passed
+    assert [row.level for row in report.rows] == ["detections"]
+    assert report.skipped == {
+        "operators": "x.engine runs as a whole",
+        "stages": "x.engine has no intermediate tensors",
+    }
+    assert ParityReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("level", ["operators", "stages"])
+def test_levels_asked_for_are_never_left_out(
+    reference: Runner, images: list[Image], level: str
+) -> None:
+    with pytest.raises(UnsupportedLevelError, match=r"x\.engine"):
+        run_parity(reference, Closed(reference), images=images, levels=[level, "detections"])
+
+
+def test_nothing_left_to_compare_is_no_success(reference: Runner) -> None:
+    with pytest.raises(UnsupportedLevelError, match="nothing can be compared without images"):
+        run_parity(reference, Closed(reference))
 
 
 # --- stages --------------------------------------------------------------------------------------

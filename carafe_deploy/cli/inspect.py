@@ -1,0 +1,177 @@
+"""``carafe-deploy inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carafe_deploy.cli.common import (
+    Command,
+    JsonOption,
+    UsageError,
+    examples,
+    facts,
+    line,
+    plural,
+    print_json,
+    results_console,
+)
+
+__all__ = ["COMMAND", "inspect"]
+
+#: Attributes that every custom node has alike.
+_ALIKE = ("plugin_namespace", "plugin_version")
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An .onnx or .engine file.", show_default=False)
+]
+
+
+def inspect(file: FileArgument, json_output: JsonOption = False) -> None:
+    """Show inputs, outputs, layers, plugins and metadata of an ONNX file or engine.
+
+    Of an engine, the sidecar tells what it was built from and for; its
+    fused layers can be read only where TensorRT and a GPU it was built for
+    are at hand.
+    """
+    from carafe_deploy.artefacts import SUFFIXES
+
+    backend = SUFFIXES.get(file.suffix.lower())
+    if backend == "onnxruntime":
+        from carafe_deploy.engine.inspect import inspect_onnx
+
+        result = inspect_onnx(file)
+    elif backend == "tensorrt":
+        from carafe_deploy.engine.inspect import inspect_engine
+
+        result = inspect_engine(file)
+    else:
+        raise UsageError(f"{file} is neither an .onnx nor an .engine file")
+    if json_output:
+        print_json(result)
+    else:
+        _show(results_console(json_output), result)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    facts(console, [*_file_facts(result), *_tensor_facts(result), *_model_facts(result["model"])])
+    total = sum(result["layers"].values())
+    _counts(console, f"{plural(total, 'layer')} by type", result["layers"])
+    _plugins(console, result["plugins"])
+    if result["kind"] == "engine":
+        _details(console, result)
+
+
+def _file_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)")]
+    if result["kind"] == "onnx":
+        opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
+        bodies = plural(result["functions"], "function")
+        return [*rows, ("format", f"ONNX, IR {result['ir_version']}, opset {opsets}, {bodies}")]
+    profiles = [
+        ", ".join(f"{name} {'×'.join(map(str, size))}" for name, size in profile.items())
+        for profile in result["profiles"]
+    ]
+    library = result["plugin_library"]
+    return [
+        *rows,
+        ("built by", f"{result['flavour']} {result['version']}"),
+        ("for GPUs", ", ".join(result["compute_capabilities"])),
+        ("from", f"{result['source']['file']}, SHA-256 {result['source']['sha256'][:12]}…"),
+        ("plugins", "none" if library is None else f"{library['file']} of {library['version']}"),
+        *(("sizes", text) for text in profiles),
+        ("stages", "outputs, too" if result["stages"] else "inside"),
+    ]
+
+
+def _tensor_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            "" if index else kind,
+            f"{tensor['name']} {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]",
+        )
+        for kind in ("inputs", "outputs")
+        for index, tensor in enumerate(result[kind])
+    ]
+
+
+def _model_facts(model: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if model is None:
+        return [("model", "no carafe_deploy metadata: exported by something else")]
+    bounds = [
+        f"{name} {low}" if low == high else f"{name} {low}–{high}"
+        for name in ("batch", "height", "width")
+        for low, high in [model["input"][name]]
+    ]
+    return [
+        ("model", f"{model['name']}: {model['architecture']}, {model['precision']}"),
+        ("classes", f"{len(model['classes'])}: {', '.join(model['classes'])}"),
+        ("accepts", ", ".join(bounds)),
+        (
+            "keeps",
+            f"score > {model['score_threshold']:g}, NMS IoU {model['nms_iou_threshold']:g}, "
+            f"at most {model['max_detections']}",
+        ),
+    ]
+
+
+def _counts(console: Console, title: str, counts: dict[str, int]) -> None:
+    line(console, f"\n{title}", style="bold")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim")
+    table.add_column(overflow="fold")
+    for name, count in counts.items():
+        table.add_row(str(count), name)
+    console.print(table)
+
+
+def _plugins(console: Console, plugins: list[dict[str, Any]]) -> None:
+    line(console, f"\n{plural(len(plugins), 'custom node')}", style="bold")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", style="dim")
+    for plugin in plugins:
+        own = [
+            f"{name}={_text(value)}"
+            for name, value in sorted(plugin["attributes"].items())
+            if name not in _ALIKE
+        ]
+        table.add_row(plugin["operator"], " ".join(own), plugin["name"])
+    console.print(table)
+    unmarked = [p["name"] for p in plugins if not all(name in p["attributes"] for name in _ALIKE)]
+    if unmarked:
+        names = ", ".join(unmarked)
+        line(console, f"{names}: no plugin is named, TensorRT takes the function body", "yellow")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _details(console: Console, result: dict[str, Any]) -> None:
+    details = result["details"]
+    if details is None:
+        line(console, f"\nThe engine itself was not opened: {result['why_no_details']}")
+        return
+    line(console, f"\n{len(details['layers'])} layers after fusion", style="bold")
+    for layer in details["layers"]:
+        name = layer.get("Name", "?") if isinstance(layer, dict) else layer
+        kind = layer.get("LayerType", "") if isinstance(layer, dict) else ""
+        line(console, f"  {name} {kind}".rstrip())
+    line(console, f"\n{details['device_memory_bytes'] / 1e6:.0f} MB of scratch memory on the GPU")
+
+
+COMMAND = Command(
+    "inspect",
+    inspect,
+    examples(
+        "carafe-deploy inspect detector.onnx",
+        "carafe-deploy inspect detector.engine",
+        "carafe-deploy inspect detector.engine --json",
+    ),
+)

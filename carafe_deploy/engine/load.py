@@ -1,0 +1,158 @@
+"""Open an engine again: everything that can be checked is, before TensorRT sees a byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, find_flavour
+from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
+from carafe_deploy.files import sha256_of
+from carafe_deploy.libraries import require_library
+
+__all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise"]
+
+#: In TensorRT's messages where CUDA finds no driver (35) or no device (100).
+_NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")
+
+
+@dataclass(frozen=True)
+class CheckedEngine:
+    """An engine file that fits its sidecar and the software here; the GPU is not asked yet.
+
+    Attributes:
+        path: of the engine.
+        plan: its bytes.
+        sidecar: what was said of it.
+        flavour: installed, with the plugins registered.
+    """
+
+    path: Path
+    plan: bytes
+    sidecar: Sidecar
+    flavour: Flavour
+
+
+def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:
+    """Read an engine, hold it against its sidecar and register its plugins.
+
+    Raises:
+        ArtefactError: the engine or its sidecar is missing, damaged, or belongs to another file;
+            or it was built by another version or with another plugin library.
+        BackendUnavailableError: its flavour or the plugin library is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtefactError(f"{path} does not exist: build it with `carafe-deploy build`")
+    sidecar = read_sidecar(path)
+    plan = path.read_bytes()
+    if len(plan) != sidecar.bytes:
+        raise ArtefactError(
+            f"{path} has {len(plan)} bytes, its sidecar says {sidecar.bytes}: it is truncated or "
+            "of another build. Copy both files again, or build it again"
+        )
+    if hashlib.sha256(plan).hexdigest() != sidecar.sha256:
+        raise ArtefactError(
+            f"{path} has another SHA-256 than its sidecar says: it is damaged or of another "
+            "build. Copy both files again, or build it again"
+        )
+    try:
+        flavour = find_flavour(sidecar.flavour)
+    except EngineError as error:
+        raise ArtefactError(f"the sidecar of {path} is damaged: {error}") from error
+    _check_version(path, sidecar, flavour)
+    if sidecar.plugin is not None:
+        _load_plugins(path, sidecar, flavour)
+    return CheckedEngine(path, plan, sidecar, flavour)
+
+
+def _rebuild(sidecar: Sidecar) -> str:
+    return (
+        f"build it again from {sidecar.source['file']} with `carafe-deploy build "
+        f"{sidecar.source['file']} --flavour {sidecar.flavour}`"
+    )
+
+
+def _check_version(path: Path, sidecar: Sidecar, flavour: Flavour) -> None:
+    if flavour.version != sidecar.version:
+        raise ArtefactError(
+            f"{path} was built by {flavour.title} {sidecar.version}, here is {flavour.version}: "
+            f"install that version, or {_rebuild(sidecar)}"
+        )
+
+
+def _load_plugins(path: Path, sidecar: Sidecar, flavour: Flavour) -> None:
+    assert sidecar.plugin is not None
+    library = require_library(PLUGIN_LIBRARY)
+    found = sha256_of(library)
+    if found != sidecar.plugin.sha256:
+        raise ArtefactError(
+            f"{path} was built with {sidecar.plugin.file} of carafe-deploy "
+            f"{sidecar.plugin.version}, SHA-256 {sidecar.plugin.sha256[:12]}…, but {library} has "
+            f"{found[:12]}…: install the same library, or {_rebuild(sidecar)}"
+        )
+    flavour.load_plugins(library)
+
+
+def check_capability(engine: CheckedEngine, capability: tuple[int, int]) -> None:
+    """Raise unless the engine was built for this GPU.
+
+    Args:
+        engine: see :func:`check_engine`.
+        capability: of the GPU, e.g. (8, 9).
+
+    Raises:
+        ArtefactError: it was built for others.
+    """
+    if not engine.sidecar.runs_on(capability):
+        found = ".".join(map(str, capability))
+        option = f" --compute-capability {found}" if engine.flavour.ahead_of_time else ""
+        raise ArtefactError(
+            f"{engine.path} was built for compute capability "
+            f"{', '.join(engine.sidecar.compute_capabilities)}, this GPU has {found}: "
+            f"build it for this one with `carafe-deploy build {engine.sidecar.source['file']} "
+            f"--flavour {engine.flavour.name}{option}`"
+        )
+
+
+def deserialise(engine: CheckedEngine) -> tuple[Any, Any]:
+    """TensorRT's runtime and engine objects; free the engine first.
+
+    Raises:
+        BackendUnavailableError: there is no driver or GPU.
+        ArtefactError: TensorRT refuses the file.
+    """
+    flavour, trt = engine.flavour, engine.flavour.load()
+    with flavour.log.listening() as heard:
+        runtime = _runtime(trt, engine, heard.reason)
+        opened = runtime.deserialize_cuda_engine(engine.plan)
+        if opened is not None:
+            return runtime, opened
+        reason = heard.reason()
+    found = _NO_DRIVER.search(reason)
+    if found:
+        raise _no_gpu(engine, found.group())
+    raise ArtefactError(
+        f"{flavour.title} {flavour.version} does not open {engine.path}: {reason}. If this GPU is "
+        f"supported, {_rebuild(engine.sidecar)}"
+    )
+
+
+def _runtime(trt: Any, engine: CheckedEngine, reason: Callable[[], str]) -> Any:
+    try:
+        return trt.Runtime(engine.flavour.log)
+    except TypeError as error:  # how the bindings say that there is none
+        raise _no_gpu(engine, reason()) from error
+
+
+def _no_gpu(engine: CheckedEngine, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"{engine.path} needs an NVIDIA GPU and its driver, which {engine.flavour.title} does not "
+        f"find ({reason}): check with nvidia-smi, or run {engine.sidecar.source['file']} instead"
+    )

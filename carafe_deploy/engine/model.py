@@ -1,0 +1,117 @@
+"""An exported ONNX file as the engine builder sees it. Needs the onnx package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper
+
+from carafe_deploy.errors import ArtefactError
+from carafe_deploy.files import sha256_of
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["DOMAIN", "CustomNode", "SourceModel", "read_model", "read_onnx"]
+
+#: ONNX domain and plugin namespace of the operators, see plugins/README.md.
+DOMAIN = "carafe"
+METADATA_KEY = "carafe_deploy"
+
+
+@dataclass(frozen=True)
+class CustomNode:
+    """A node of domain ``carafe``.
+
+    Attributes:
+        name: of the node.
+        operator: ``"Carafe"``, ``"CarafeEncoded"``, ``"MultilevelRoiAlign"`` or ``"BatchedNms"``.
+        attributes: by name.
+        outputs: names of its results.
+    """
+
+    name: str
+    operator: str
+    attributes: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+    @property
+    def names_a_plugin(self) -> bool:
+        """TensorRT's parser takes the plugin for it, and not the function body."""
+        return self.attributes.get("plugin_namespace") == DOMAIN
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """What is needed of the file besides TensorRT's own reading of it.
+
+    Attributes:
+        path: of the file.
+        sha256: of the file.
+        info: from its metadata.
+        nodes: of domain ``carafe``, in order.
+    """
+
+    path: Path
+    sha256: str
+    info: ModelInfo
+    nodes: tuple[CustomNode, ...]
+
+
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read a file without external weights.
+
+    Raises:
+        ArtefactError: the file is missing, truncated or no ONNX.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtefactError(f"{path} does not exist: export it first")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ArtefactError(
+            f"{path} is truncated, damaged or no ONNX file ({error}): export it again"
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise ArtefactError(f"{path} is truncated or no ONNX file: export it again")
+    return model
+
+
+def read_model(path: str | os.PathLike[str]) -> SourceModel:
+    """Read a detector written by ``export_onnx``.
+
+    Raises:
+        ArtefactError: see :func:`read_onnx`; or it was exported by something else.
+    """
+    model = read_onnx(path)
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    if text is None:
+        raise ArtefactError(
+            f"{path} holds no carafe_deploy metadata: export the checkpoint with "
+            "`carafe-deploy export`"
+        )
+    return SourceModel(Path(path), sha256_of(path), ModelInfo.from_json(text), custom_nodes(model))
+
+
+def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:
+    """All nodes of domain ``carafe``, in order."""
+    return tuple(
+        CustomNode(
+            node.name,
+            node.op_type,
+            {attribute.name: _value(attribute) for attribute in node.attribute},
+            tuple(node.output),
+        )
+        for node in model.graph.node
+        if node.domain == DOMAIN
+    )
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value

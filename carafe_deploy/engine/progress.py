@@ -1,0 +1,116 @@
+"""How far a build is: TensorRT's nested phases as one fraction."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Progress", "Tracker", "interruptible", "make_monitor"]
+
+#: Called with a fraction from 0 to 1, which never falls, and the name of the running phase.
+Progress = Callable[[float, str], None]
+
+
+class _Phase:
+    def __init__(self, parent: str | None, steps: int) -> None:
+        self.parent = parent
+        self.steps = max(steps, 1)
+        self.done = 0
+
+
+class Tracker:
+    """Fraction of all work: a phase counts as one step of its parent."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, _Phase] = {}
+        self._highest = 0.0
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins."""
+        self._phases[phase] = _Phase(parent if parent in self._phases else None, steps)
+
+    def step(self, phase: str, number: int) -> None:
+        """A step, counted from 0, is done."""
+        if phase in self._phases:
+            self._phases[phase].done = max(self._phases[phase].done, number + 1)
+
+    def finish(self, phase: str) -> None:
+        """A phase is over."""
+        ended = self._phases.pop(phase, None)
+        if ended is not None and not self._phases:
+            self._highest = 1.0
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1."""
+        roots = [name for name, phase in self._phases.items() if phase.parent is None]
+        now = max((self._share(name) for name in roots), default=0.0)
+        self._highest = max(self._highest, now)
+        return self._highest
+
+    def _share(self, name: str) -> float:
+        phase = self._phases[name]
+        inside = [other for other, child in self._phases.items() if child.parent == name]
+        partial = max((self._share(other) for other in inside), default=0.0)
+        return min((phase.done + partial) / phase.steps, 1.0)
+
+
+def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[], bool]) -> Any:
+    """An ``IProgressMonitor`` for one of TensorRT's modules.
+
+    TensorRT calls it from C++, possibly from several threads. An exception of ``progress`` ends the
+    build and is kept as ``error`` of the monitor.
+    """
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.error: Exception | None = None
+            self._lock = threading.Lock()
+            self._tracker = Tracker()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._tracker.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                self._tracker.step(phase_name, step)
+                self._tell(phase_name)
+            return self.error is None and not is_interrupted()
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._tracker.finish(phase_name)
+                self._tell(phase_name)
+
+        def _tell(self, phase: str) -> None:
+            if progress is None or self.error is not None:
+                return
+            try:
+                progress(self._tracker.fraction, phase)
+            except Exception as error:  # raised again by whoever started the build
+                self.error = error
+
+    return Monitor()
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn an interrupt (Ctrl-C) into a flag, since KeyboardInterrupt must not cross C++.
+
+    Yields a function that tells whether there was one. Outside the main thread, where Python
+    handles no signals, it stays false.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event.is_set
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: event.set())
+    try:
+        yield event.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

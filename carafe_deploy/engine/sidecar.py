@@ -1,0 +1,154 @@
+"""The JSON file beside an engine: what it is, what it needs, and what a pipeline must know."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carafe_deploy.engine.profiles import Profile
+from carafe_deploy.errors import ArtefactError
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["PluginRecord", "Sidecar", "read_sidecar", "sidecar_path"]
+
+#: Raised whenever the meaning of a field below changes.
+SIDECAR_SCHEMA = 1
+
+#: A capability that stands for itself and all later ones.
+ANY_LATER = "+"
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """The plugin library an engine was built with.
+
+    Attributes:
+        file: its name.
+        sha256: of the file.
+        version: of carafe_deploy, which it came with.
+        layers: name, operator and attributes of each plugin layer's ONNX node.
+    """
+
+    file: str
+    sha256: str
+    version: str
+    layers: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Everything that opening an engine is checked against.
+
+    Attributes:
+        bytes: size of the engine file.
+        sha256: of the engine file.
+        flavour: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        version: of that package; an engine runs under no other.
+        compute_capabilities: of the GPUs it runs on, ``"8.9"`` each; ``"8.0+"`` also on later ones.
+        plugin: None without plugin layers.
+        source: ``file`` and ``sha256`` of the ONNX file.
+        profiles: of input sizes.
+        stages: the intermediate tensors are outputs, too.
+        layers: number of layers by type, before TensorRT fused them.
+        build: ``seconds``, ``peak_memory_bytes`` of the whole process, ``workspace_bytes``,
+            ``tf32``.
+        model: the model; its bounds are the profile's.
+    """
+
+    bytes: int
+    sha256: str
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    plugin: PluginRecord | None
+    source: Mapping[str, str]
+    profiles: tuple[Profile, ...]
+    stages: bool
+    layers: Mapping[str, int]
+    build: Mapping[str, Any]
+    model: ModelInfo
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """The engine was built for GPUs of this compute capability."""
+        return any(
+            capability >= _pair(text) if text.endswith(ANY_LATER) else capability == _pair(text)
+            for text in self.compute_capabilities
+        )
+
+    def to_json(self) -> str:
+        """Serialise."""
+        data = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("plugin", "profiles", "model")
+        }
+        plugin = None if self.plugin is None else dataclasses.asdict(self.plugin)
+        content = {
+            "schema": SIDECAR_SCHEMA,
+            **data,
+            "plugin": plugin,
+            "profiles": [profile.to_dict() for profile in self.profiles],
+            "model": json.loads(self.model.to_json()),
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Sidecar:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ArtefactError: the text is no JSON, of another schema version, or lacks a field.
+        """
+        try:
+            data = json.loads(text)
+            schema = data.pop("schema")
+            if schema != SIDECAR_SCHEMA:
+                raise ArtefactError(
+                    f"it has schema {schema}, this version reads {SIDECAR_SCHEMA}: build the "
+                    "engine again"
+                )
+            if data["plugin"] is not None:
+                layers = tuple(data["plugin"].pop("layers"))
+                data["plugin"] = PluginRecord(**data["plugin"], layers=layers)
+            data["compute_capabilities"] = tuple(data["compute_capabilities"])
+            for text in data["compute_capabilities"]:
+                _pair(text)
+            data["profiles"] = tuple(map(Profile.from_dict, data["profiles"]))
+            data["model"] = ModelInfo.from_json(json.dumps(data["model"]))
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"it is damaged ({error!r}): build the engine again") from error
+
+
+def sidecar_path(engine: str | os.PathLike[str]) -> Path:
+    """``detector.engine`` -> ``detector.engine.json``."""
+    engine = Path(engine)
+    return engine.with_name(engine.name + ".json")
+
+
+def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
+    """Read the sidecar of an engine.
+
+    Raises:
+        ArtefactError: it is missing or unreadable.
+    """
+    path = sidecar_path(engine)
+    try:
+        return Sidecar.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{path} is missing: copy it along with the engine, or build the engine again with "
+            "`carafe-deploy build`"
+        ) from error
+    except (ArtefactError, OSError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+
+
+def _pair(text: str) -> tuple[int, int]:
+    major, minor = text.removesuffix(ANY_LATER).split(".")
+    return int(major), int(minor)

@@ -1,0 +1,329 @@
+"""Engines of TensorRT and TensorRT-RTX behind the Runner protocol; needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from carafe_deploy.engine.device import Device, choose_backend
+from carafe_deploy.engine.load import (
+    CheckedEngine,
+    check_capability,
+    check_engine,
+    deserialise,
+)
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    EngineError,
+    UnsupportedLevelError,
+)
+from carafe_deploy.runners.base import Array, check_inputs
+from carafe_deploy.types import OperatorCall
+
+__all__ = ["TensorRTRunner"]
+
+#: Name of TensorRT's data type -> how the bytes come to NumPy, which has no bfloat16.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "uint16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+}
+
+
+@dataclass
+class _Binding:
+    """Memory for one set of input shapes.
+
+    Attributes:
+        context: that runs it.
+        pointers: device memory by tensor name.
+        results: shape and dtype of each output.
+        graph: captured, once it is.
+    """
+
+    context: Any
+    pointers: dict[str, int] = field(default_factory=dict)
+    results: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
+    graph: Any = None
+
+
+class TensorRTRunner:
+    """Runs an engine written by ``build_engine``.
+
+    Args:
+        path: of the engine; its sidecar lies beside it.
+        device: ``"cuda"`` or ``"cuda:N"``.
+        backend: how GPU memory is reached: ``"torch"``, ``"pycuda"`` or ``"cuda-python"``; None
+            for the first that is installed.
+        graphs: capture a CUDA graph for each input shape when it comes the second time, and
+            launch that from then on. Each such shape takes an execution context of its own.
+        shapes: input shapes for which memory is kept; the least recently used goes first.
+
+    Raises:
+        ArtefactError: the engine or its sidecar is missing, damaged, or does not fit the
+            TensorRT, plugin library or GPU here; the message says what to build again.
+        BackendUnavailableError: TensorRT, the plugin library, the backend, the driver or the GPU
+            is missing, or the backend cannot capture graphs (pycuda).
+    """
+
+    backend = "tensorrt"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "cuda",
+        *,
+        backend: str | None = None,
+        graphs: bool = False,
+        shapes: int = 4,
+    ) -> None:
+        if shapes < 1:
+            raise EngineError(f"shapes is {shapes}: memory for at least one is needed")
+        index = _index(device)
+        checked = check_engine(path)
+        self.backend = checked.flavour.name
+        self.info = checked.sidecar.model
+        self.inputs = self.info.input_specs
+        self.outputs = self.info.output_specs
+        self._path = checked.path
+        self._stages = checked.sidecar.stages
+        self._log = checked.flavour.log
+        self._graphs = graphs
+        self._limit = shapes
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
+        self._context: Any = None
+        self._engine: Any = None
+        self._runtime: Any = None
+        kind = choose_backend(backend)
+        if graphs and not kind.captures_graphs:
+            raise BackendUnavailableError(
+                f"{kind.name} cannot capture CUDA graphs: run without, or use torch or cuda-python "
+                "(pip install 'carafe-deploy[cuda-python]')"
+            )
+        self._device: Device | None = kind(index)
+        try:
+            check_capability(checked, self._device.capability())
+            self._open(checked)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, checked: CheckedEngine) -> None:
+        assert self._device is not None
+        with self._device.current():
+            self._runtime, self._engine = deserialise(checked)
+        self._modes = {
+            name: self._engine.get_tensor_mode(name).name
+            for name in map(self._engine.get_tensor_name, range(self._engine.num_io_tensors))
+        }
+        expected = {spec.name for spec in (*self.inputs, *self.outputs)}
+        if self._stages:
+            expected |= set(self.info.stages)
+        if set(self._modes) != expected:
+            raise ArtefactError(
+                f"{self._path} has the tensors {sorted(self._modes)}, its sidecar says "
+                f"{sorted(expected)}: build it again"
+            )
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._run(inputs, self.info.output_names)
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`~carafe_deploy.runners.base.Runner`.
+
+        Raises:
+            UnsupportedLevelError: the engine was not built with its stages as outputs.
+        """
+        if not self._stages:
+            raise UnsupportedLevelError(
+                f"{self._path} has no intermediate tensors: build it with --stages"
+            )
+        return self._run(inputs, (*self.info.output_names, *self.info.stages))
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """See :class:`~carafe_deploy.runners.base.Runner`.
+
+        Raises:
+            UnsupportedLevelError: always; TensorRT runs an engine as a whole.
+        """
+        raise UnsupportedLevelError(
+            f"{self._path} runs as a whole, so {call.name} cannot be run alone: compare its stages"
+        )
+
+    def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        if self._device is None:
+            raise EngineError(f"{self._path} is closed: open it again")
+        check_inputs(self.info, inputs)
+        arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
+        with self._device.current(), self._log.listening() as heard:
+            try:
+                return self._execute(self._device, arrays, names)
+            except _Failure as failure:
+                raise EngineError(
+                    f"{self._path} failed to {failure}: {heard.reason()}"
+                ) from failure
+
+    def _execute(
+        self, device: Device, arrays: Mapping[str, Array], names: Sequence[str]
+    ) -> dict[str, Array]:
+        binding, is_new = self._binding(device, arrays)
+        for name, array in arrays.items():
+            device.upload(binding.pointers[name], array)
+        self._enqueue(device, binding, is_new)
+        results = {}
+        for name in names:
+            shape, dtype = binding.results[name]
+            results[name] = np.empty(shape, dtype)
+            if results[name].size:
+                device.download(results[name], binding.pointers[name])
+        device.synchronize()
+        return {name: _widened(array) for name, array in results.items()}
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def _binding(self, device: Device, arrays: Mapping[str, Array]) -> tuple[_Binding, bool]:
+        """Memory for these shapes, and whether it is new."""
+        key = tuple(array.shape for array in arrays.values())
+        if key in self._bindings:
+            self._bindings.move_to_end(key)
+            binding = self._bindings[key]
+            if not self._graphs:
+                self._set_shapes(binding.context, arrays)
+                self._set_addresses(binding)
+            return binding, False
+        while len(self._bindings) >= self._limit:
+            self._release(device, self._bindings.popitem(last=False)[1])
+        binding = _Binding(self._new_context())
+        try:
+            self._allocate(device, binding, arrays)
+        except BaseException:
+            self._release(device, binding)
+            raise
+        self._bindings[key] = binding
+        return binding, True
+
+    def _new_context(self) -> Any:
+        """Graphs hold on to the state of their context; without graphs one serves all shapes."""
+        if self._context is not None:
+            return self._context
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise _Failure("create an execution context")
+        if not self._graphs:
+            self._context = context
+        return context
+
+    def _allocate(self, device: Device, binding: _Binding, arrays: Mapping[str, Array]) -> None:
+        self._set_shapes(binding.context, arrays)
+        for name, mode in self._modes.items():
+            dtype = self._dtype(name)
+            shape = tuple(binding.context.get_tensor_shape(name))
+            if mode == "OUTPUT":
+                binding.results[name] = (shape, dtype)
+            size = int(np.prod(shape)) * dtype.itemsize
+            binding.pointers[name] = device.allocate(max(size, 1))
+        self._set_addresses(binding)
+
+    def _set_shapes(self, context: Any, arrays: Mapping[str, Array]) -> None:
+        for name, array in arrays.items():
+            if not context.set_input_shape(name, array.shape):
+                raise _Failure(f"take {name} of shape {list(array.shape)}")
+        unknown = context.infer_shapes()
+        if unknown:
+            raise _Failure(f"infer shapes without {', '.join(unknown)}")
+
+    def _set_addresses(self, binding: _Binding) -> None:
+        for name, pointer in binding.pointers.items():
+            if not binding.context.set_tensor_address(name, pointer):
+                raise _Failure(f"take an address for {name}")
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        known = self._engine.get_tensor_dtype(name).name
+        if known not in _DTYPES:
+            raise ArtefactError(
+                f"{self._path} has {name} as {known}, which no detector here has: build it again"
+            )
+        return np.dtype(_DTYPES[known])
+
+    def _release(self, device: Device, binding: _Binding) -> None:
+        device.synchronize()
+        if binding.graph is not None:
+            device.discard(binding.graph)
+        for pointer in binding.pointers.values():
+            device.release(pointer)
+
+    # --- execution -------------------------------------------------------------------------------
+
+    def _enqueue(self, device: Device, binding: _Binding, is_new: bool) -> None:
+        def enqueue() -> None:
+            if not binding.context.execute_async_v3(device.stream):
+                raise _Failure("run")
+
+        # The first run of a shape may allocate, which a graph cannot record.
+        if self._graphs and not is_new and binding.graph is None and self._capturable(binding):
+            device.synchronize()
+            binding.graph = device.capture(enqueue)
+        if binding.graph is None:
+            enqueue()
+        else:
+            device.launch(binding.graph)
+
+    def _capturable(self, binding: _Binding) -> bool:
+        """TensorRT-RTX still compiles kernels in the first runs, and says when it is done."""
+        ask = getattr(binding.context, "is_stream_capturable", None)
+        return ask is None or self._device is None or bool(ask(self._device.stream))
+
+    def close(self) -> None:
+        """Free everything on the GPU."""
+        device, self._device = self._device, None
+        if device is None:
+            return
+        with device.current():
+            for binding in self._bindings.values():
+                self._release(device, binding)
+                binding.context = None
+            self._bindings.clear()
+            self._context = self._engine = self._runtime = None
+        device.close()
+
+    def __enter__(self) -> TensorRTRunner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Failure(Exception):
+    """TensorRT said no; its log says why."""
+
+
+def _index(device: str) -> int:
+    name, _, number = device.partition(":")
+    if name != "cuda" or not (number.isdecimal() or device == "cuda"):
+        raise BackendUnavailableError(f"device is {device!r}: engines run on cuda or cuda:N")
+    return int(number or 0)
+
+
+def _widened(array: Array) -> Array:
+    """float32 from half precision; other types as they are."""
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array

@@ -1,0 +1,125 @@
+"""`carafe-deploy build` and the script that calls it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, find_flavour
+from carafe_deploy.libraries import find_library
+from tests.engine.tiny import tiny_model
+
+Run = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+
+needs_rtx = pytest.mark.skipif(
+    not find_flavour("tensorrt_rtx").is_installed or find_library(PLUGIN_LIBRARY) is None,
+    reason="TensorRT-RTX (pip install 'carafe-deploy[rtx]') or make plugins is missing",
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "tiny.onnx")
+
+
+@needs_rtx
+def test_json_describes_the_engine(run: Run, model: Path) -> None:
+    outcome = run(
+        "build", model, "--min", "1x64x64", "--opt", "2x64x128", "--max", "2x128x128",
+        "--compute-capability", "8.6, 12.0", "--workspace", "256", "--log", "build.log", "--json",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    result = outcome.json
+    assert (result["file"], result["bytes"]) == ("tiny.engine", Path("tiny.engine").stat().st_size)
+    assert result["flavour"] == "tensorrt_rtx"
+    assert result["compute_capabilities"] == ["8.6", "12.0"]
+    assert result["profile"] == {"min": [1, 64, 64], "opt": [2, 64, 128], "max": [2, 128, 128]}
+    assert (result["plugin_layers"], result["classes"]) == (1, ["cat", "dog"])
+    sidecar = json.loads(Path(result["sidecar"]).read_text())
+    assert sidecar["build"]["workspace_bytes"] == 256 << 20
+    assert "[VERBOSE]" in Path("build.log").read_text()
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "build.log", "tiny.engine", "tiny.engine.json"
+    ]  # fmt: skip
+
+
+@needs_rtx
+def test_summary_and_next_steps(run: Run, model: Path) -> None:
+    outcome = run("build", model, "-o", "out/x", "--flavour", "tensorrt_rtx", "--stages")
+    assert outcome.status == 0, outcome.err
+    facts, _, following = outcome.out.partition("next")
+    assert "file      out/x.engine (" in facts
+    assert "faster_rcnn, 2 classes, fp32" in facts
+    assert "min 1×64×64, opt 1×128×256, max 4×192×256" in facts
+    assert "1 of them plugins" in facts
+    assert [line.strip() for line in following.split("\n")[1:4]] == [
+        "carafe-deploy inspect out/x.engine",
+        "carafe-deploy detect out/x.engine IMAGES",
+        f"carafe-deploy parity {model} out/x.engine",
+    ]
+
+
+@needs_rtx
+def test_a_folder_as_output(run: Run, model: Path) -> None:
+    assert run("build", model, "-o", ".", "--json").json["file"] == "tiny.engine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--min", "64x64"], "--min is '64x64': give batch x height x width in pixels"),
+        (["--max", "many"], "--max is 'many'"),
+        (["--compute-capability", "sm_89"], "--compute-capability is 'sm_89': give numbers"),
+        (["-o", "x.onnx"], "--output is x.onnx: let its name end in .engine or .plan"),
+        ([], "missing.onnx does not exist: export it first"),
+    ],
+)
+def test_bad_options_are_found_before_anything_is_read(
+    run: Run, arguments: list[str], message: str
+) -> None:
+    outcome = run("build", "missing.onnx", *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--opt", "1x64x65"], "width 65 of the profile is not a multiple of 64: use 128"),
+        (["--max", "64x64x64"], "batch 64 of the profile lies outside the model"),
+        (["--flavour", "tensorrt", "--compute-capability", "8.6"], "builds for the GPU of this"),
+    ],
+)
+def test_values_that_the_model_or_flavour_does_not_take(
+    run: Run, model: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carafe_deploy.engine.flavours.Flavour.load", lambda self: None)
+    outcome = run("build", model, *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert list(Path().iterdir()) == []
+
+
+def test_without_the_onnx_package_its_extra_is_named(process: Run, model: Path) -> None:
+    outcome = process("build", model, code="sys.modules['onnx'] = None")
+    assert outcome.status == 2
+    assert 'this needs onnx, which is not installed: pip install "carafe-deploy[onnx]"' in (
+        outcome.err
+    )
+
+
+@needs_rtx
+def test_script(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `run` is asked for because it changes into an empty folder.
+    monkeypatch.setattr("sys.argv", ["build_engine.py", str(model), "-o", "out.engine"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "export" / "build_engine.py"), run_name="__main__")
+    assert done.value.code == 0
+    assert {path.name for path in Path().iterdir()} == {"out.engine", "out.engine.json"}

@@ -1,0 +1,115 @@
+"""`carafe-deploy inspect` on ONNX files and engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carafe_deploy.engine.sidecar import sidecar_path
+from tests.engine import fake_tensorrt
+from tests.engine.tiny import PLUGIN, tiny_model
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    trt = fake_tensorrt.install(monkeypatch)
+    trt.message = "(cudaError 35: CUDA driver version is insufficient)"
+    return fake_tensorrt.write_engine(tmp_path / "tiny.engine", trt)
+
+
+def test_an_onnx_file_as_json(run: Run, tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.onnx")
+    result = run("inspect", path, "--json").json
+    assert (result["kind"], result["bytes"]) == ("onnx", path.stat().st_size)
+    assert result["opsets"] == {"ai.onnx": 18, "carafe": 1}
+    assert result["inputs"][0] == {
+        "name": "images", "shape": ["batch", 3, "height", "width"], "dtype": "float32"
+    }  # fmt: skip
+    assert [output["name"] for output in result["outputs"]] == ["det_boxes", "det_scores"]
+    assert result["layers"] == {"Conv": 1, "Identity": 1, "Relu": 1, "carafe.CarafeEncoded": 1}
+    assert result["functions"] == 1
+    assert result["plugins"] == [
+        {
+            "name": "upsample",
+            "operator": "CarafeEncoded",
+            "attributes": {"kernel_size": 5, "group_size": 1, "scale_factor": 2, **PLUGIN},
+            "outputs": ["upsampled"],
+        }
+    ]
+    assert result["model"]["classes"] == ["cat", "dog"]
+
+
+def test_an_onnx_file_as_text(run: Run, tmp_path: Path) -> None:
+    outcome = run("inspect", tiny_model(tmp_path / "tiny.onnx"))
+    assert outcome.status == 0, outcome.err
+    for text in (
+        "ONNX, IR 10, opset ai.onnx 18, carafe 1, 1 function",
+        "images float32 [batch, 3, height, width]",
+        "2: cat, dog",
+        "batch 1–4, height 64–192, width 64–256",
+        "4 layers by type",
+        "1 custom node\n",
+        "group_size=1 kernel_size=5 scale_factor=2",
+    ):
+        assert text in outcome.out
+    assert "no plugin is named" not in outcome.out
+
+
+def test_nodes_that_name_no_plugin_are_pointed_out(run: Run, tmp_path: Path) -> None:
+    outcome = run("inspect", tiny_model(tmp_path / "tiny.onnx", plugin=False))
+    assert "upsample: no plugin is named, TensorRT takes the function body" in outcome.out
+
+
+def test_a_file_of_another_exporter(run: Run, tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.onnx", custom=False, metadata=False)
+    assert run("inspect", path, "--json").json["model"] is None
+    assert "no carafe_deploy metadata: exported by something else" in run("inspect", path).out
+
+
+def test_an_engine_as_json(run: Run, engine: Path) -> None:
+    result = run("inspect", engine, "--json").json
+    assert (result["kind"], result["flavour"]) == ("engine", "tensorrt")
+    assert result["compute_capabilities"] == ["8.9"]
+    assert result["inputs"][0]["shape"] == ["batch", 3, "64*height", "64*width"]
+    assert result["model"]["name"] == "tiny"
+    assert result["details"] is None
+    assert "needs an NVIDIA GPU and its driver" in result["why_no_details"]
+
+
+def test_an_engine_as_text(run: Run, engine: Path) -> None:
+    outcome = run("inspect", engine)
+    assert outcome.status == 0, outcome.err
+    for text in (
+        f"tensorrt {fake_tensorrt.VERSION}",
+        "tiny.onnx, SHA-256 00…",
+        "min 1×64×64, opt 1×64×64, max 4×192×256",
+        "The engine itself was not opened:",
+        "cudaError 35",
+    ):
+        assert text in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.pth", "x.pth is neither an .onnx nor an .engine file"),
+        ("x.onnx", "x.onnx does not exist: export it first"),
+        ("x.engine", "x.engine does not exist: build it with"),
+    ],
+)
+def test_files_that_cannot_be_inspected(run: Run, name: str, message: str) -> None:
+    outcome = run("inspect", name)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+
+
+def test_an_engine_without_its_sidecar(run: Run, engine: Path) -> None:
+    sidecar_path(engine).unlink()
+    outcome = run("inspect", engine)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "tiny.engine.json is missing: copy it along with the engine" in outcome.err

@@ -1,0 +1,276 @@
+"""Building small engines with TensorRT-RTX: what comes out, and every way to go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper
+
+from carafe_deploy.engine.build import BuildOptions, build_engine
+from carafe_deploy.engine.flavours import Flavour
+from carafe_deploy.engine.profiles import Profile
+from carafe_deploy.engine.sidecar import read_sidecar, sidecar_path
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    EngineError,
+)
+from carafe_deploy.types import ModelInfo
+from tests.engine.tiny import tiny_info, tiny_model
+
+RTX = BuildOptions(flavour="tensorrt_rtx")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "tiny.onnx")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "tiny.engine"
+
+
+def _refused(model: Path, out: Path, options: BuildOptions, kind: type, message: str) -> None:
+    """One clear error, and nothing half-written."""
+    with pytest.raises(kind, match=message):
+        build_engine(model, out, options)
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_an_engine_and_its_sidecar(model: Path, out: Path, plugin_library: Path) -> None:
+    sidecar = build_engine(model, out, RTX)
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "tiny.engine", "tiny.engine.json"
+    ]  # fmt: skip
+    assert read_sidecar(out) == sidecar
+    plan = out.read_bytes()
+    assert (sidecar.bytes, sidecar.sha256) == (len(plan), hashlib.sha256(plan).hexdigest())
+    assert sidecar.compute_capabilities == ("8.0+",)
+    assert sidecar.source == {
+        "file": "tiny.onnx", "sha256": hashlib.sha256(model.read_bytes()).hexdigest()
+    }  # fmt: skip
+    assert sidecar.profiles == (Profile((1, 64, 64), (1, 128, 256), (4, 192, 256)),)
+    assert sidecar.layers["PLUGIN_V3"] == 1
+    assert sidecar.model == tiny_info()
+    assert sidecar.plugin is not None
+    assert sidecar.plugin.sha256 == hashlib.sha256(plugin_library.read_bytes()).hexdigest()
+    assert sidecar.plugin.layers[0]["attributes"]["kernel_size"] == 5
+    assert sidecar.build["seconds"] > 0
+    assert not sidecar.build["tf32"]
+    assert sidecar.build["peak_memory_bytes"] > 1 << 20
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_the_plan_holds_the_serialised_plugin(model: Path, out: Path) -> None:
+    build_engine(model, out, RTX)
+    plan = out.read_bytes()
+    for text in (b"CarafeEncoded", b"kernel_size", b"group_size", b"scale_factor"):
+        assert text in plan
+
+
+def test_a_model_without_custom_nodes_needs_no_plugin_library(
+    rtx: Flavour, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carafe_deploy.libraries.PACKAGE_FOLDER", tmp_path)
+    monkeypatch.delenv("CARAFE_DEPLOY_PLUGIN", raising=False)
+    sidecar = build_engine(tiny_model(tmp_path / "plain.onnx", custom=False), out, RTX)
+    assert sidecar.plugin is None
+    assert "PLUGIN_V3" not in sidecar.layers
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_options_reach_the_engine(model: Path, out: Path, tmp_path: Path) -> None:
+    heard: list[tuple[float, str]] = []
+    options = BuildOptions(
+        flavour="tensorrt_rtx",
+        min=(1, 64, 64),
+        opt=(2, 64, 64),
+        max=(2, 128, 64),
+        workspace=1 << 28,
+        compute_capabilities=("7.5", "12.0"),
+        tf32=True,
+        stages=True,
+        log=tmp_path / "logs" / "build.log",
+    )
+    sidecar = build_engine(model, out, options, progress=lambda *step: heard.append(step))
+    assert sidecar.compute_capabilities == ("7.5", "12.0")
+    assert sidecar.profiles == (Profile((1, 64, 64), (2, 64, 64), (2, 128, 64)),)
+    assert sidecar.model.input.width == (64, 64)
+    assert (sidecar.stages, sidecar.build["workspace_bytes"]) == (True, 1 << 28)
+    assert sidecar.build["tf32"]
+    fractions = [fraction for fraction, _ in heard]
+    assert fractions == sorted(fractions)
+    assert (fractions[-1], len(set(fractions)) > 10) == (1.0, True)
+    log = (tmp_path / "logs" / "build.log").read_text()
+    assert "[VERBOSE]" in log
+    # The stage has become an output of the network.
+    assert "features" in json.loads(sidecar_path(out).read_text())["model"]["stages"]
+    assert b"features" in out.read_bytes()
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_means_fp32_unless_told_otherwise(
+    rtx: Flavour, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    trt, asked = rtx.load(), []
+
+    def build(self: object, network: object, config: Any) -> None:
+        asked.append(config.get_flag(trt.BuilderFlag.TF32))
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+    path = tiny_model(model, custom=False)
+    _refused(path, out, BuildOptions("tensorrt_rtx", tf32=tf32), EngineError, "cannot build")
+    assert asked == [tf32]
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_an_existing_engine_is_replaced_as_a_whole(model: Path, out: Path) -> None:
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+    sidecar = build_engine(model, out, RTX)
+    assert out.stat().st_size == sidecar.bytes
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_a_model_without_plugin_attributes_is_refused(tmp_path: Path, out: Path) -> None:
+    model = tiny_model(tmp_path / "tiny.onnx", plugin=False)
+    _refused(
+        model,
+        out,
+        RTX,
+        EngineError,
+        "1 custom nodes, but TensorRT-RTX made 0 plugin layers of them: upsample lack the "
+        'attribute plugin_namespace="carafe", .* Export the model again',
+    )
+
+
+def test_a_missing_model(tmp_path: Path, out: Path) -> None:
+    _refused(tmp_path / "x.onnx", out, RTX, ArtefactError, "does not exist: export it first")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_model(model: Path, out: Path, share: float) -> None:
+    content = model.read_bytes()
+    model.write_bytes(content[: int(share * len(content))])
+    _refused(
+        model, out, RTX, ArtefactError, r"truncated.* export it again|no carafe_deploy metadata"
+    )
+
+
+def test_a_file_that_is_no_onnx(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "x.onnx").write_text("<!doctype html><title>404</title>")
+    _refused(tmp_path / "x.onnx", out, RTX, ArtefactError, "damaged or no ONNX file")
+
+
+def test_a_model_of_another_exporter(tmp_path: Path, out: Path) -> None:
+    model = tiny_model(tmp_path / "tiny.onnx", metadata=False)
+    _refused(model, out, RTX, ArtefactError, "no carafe_deploy metadata: export the checkpoint")
+
+
+def test_damaged_metadata(model: Path, out: Path) -> None:
+    proto = onnx.load(model)
+    helper.set_model_props(proto, {"carafe_deploy": "{}"})
+    onnx.save(proto, model)
+    _refused(model, out, RTX, ArtefactError, "metadata is damaged")
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_a_model_that_tensorrt_cannot_read(model: Path, out: Path) -> None:
+    proto = onnx.load(model)
+    proto.graph.node[0].op_type = "Karafe"
+    onnx.save(proto, model)
+    _refused(model, out, RTX, EngineError, r"cannot read .*tiny\.onnx: .*Karafe.* export it again")
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_a_workspace_that_is_too_small(model: Path, out: Path) -> None:
+    options = BuildOptions("tensorrt_rtx", workspace=1 << 20)
+    _refused(model, out, options, EngineError, r"cannot build .*tiny\.onnx: .*workspace limit")
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_a_model_that_tensorrt_cannot_build(tmp_path: Path, out: Path) -> None:
+    # 5 * 4 channels are no number of reassembly weights.
+    model = tiny_model(tmp_path / "tiny.onnx")
+    proto = onnx.load(model)
+    proto.graph.node[1].attribute[0].i = 3
+    onnx.save(proto, model)
+    _refused(model, out, RTX, EngineError, r"TensorRT-RTX .* cannot (read|build) .*tiny\.onnx: .+")
+
+
+def test_a_missing_plugin_library(
+    rtx: Flavour, model: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carafe_deploy.libraries.PACKAGE_FOLDER", tmp_path)
+    monkeypatch.delenv("CARAFE_DEPLOY_PLUGIN", raising=False)
+    _refused(
+        model, out, RTX, BackendUnavailableError, r"no libcarafe_tensorrt\.so in .*make plugins"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (BuildOptions(flavour="openvino"), "'openvino': choose from tensorrt, tensorrt_rtx"),
+        (BuildOptions("tensorrt_rtx", max=(9, 64, 64)), "batch 9 of the profile lies outside"),
+        (BuildOptions("tensorrt_rtx", opt=(1, 64, 65)), "width 65 .* not a multiple of 64"),
+        (BuildOptions("tensorrt_rtx", compute_capabilities=("9.9",)), r"'9\.9': TensorRT-RTX .*12"),
+        (BuildOptions("tensorrt_rtx", workspace=0), "workspace is 0 bytes"),
+        (BuildOptions("tensorrt_rtx", timing_cache=Path("x")), "TensorRT-RTX .* no timing cache"),
+    ],
+)
+def test_options_that_do_not_fit(
+    rtx: Flavour, model: Path, out: Path, options: BuildOptions, message: str
+) -> None:
+    _refused(model, out, options, EngineError, message)
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_stages_that_the_model_lacks(tmp_path: Path, out: Path) -> None:
+    info: ModelInfo = tiny_info(stages=("features", "C2"))
+    model = tiny_model(tmp_path / "tiny.onnx", info=info)
+    options = BuildOptions("tensorrt_rtx", stages=True)
+    _refused(model, out, options, EngineError, "lacks the stages C2: export it again")
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_outputs_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CarafeDeployError, match=r"cannot write .*: it is a folder"):
+        build_engine(model, tmp_path, RTX)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CarafeDeployError, match=r"cannot write .*choose another output path"):
+        build_engine(model, tmp_path / "file" / "x.engine", RTX)
+    options = BuildOptions("tensorrt_rtx", log=tmp_path / "file" / "x.log")
+    with pytest.raises(EngineError, match=r"cannot write .*x\.log: .*choose another log file"):
+        build_engine(model, tmp_path / "out" / "x.engine", options)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("plugin_library")
+@pytest.mark.parametrize("error", [ZeroDivisionError("by progress"), KeyboardInterrupt()])
+def test_a_build_can_be_ended(model: Path, out: Path, error: BaseException) -> None:
+    def progress(fraction: float, phase: str) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            raise error
+
+    with pytest.raises(type(error)):
+        build_engine(model, out, RTX, progress=progress)
+    assert list(out.parent.iterdir()) == []

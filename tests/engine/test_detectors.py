@@ -1,0 +1,271 @@
+"""Engines of the small trained detectors: built by TensorRT-RTX here, run where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.engine.build import BuildOptions, build_engine
+from carafe_deploy.engine.device import choose_backend
+from carafe_deploy.engine.inspect import inspect_engine
+from carafe_deploy.engine.model import read_model
+from carafe_deploy.engine.sidecar import Sidecar, sidecar_path
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
+from carafe_deploy.graph.onnx_export import export_onnx
+from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.images import load_image
+from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.parity import run_parity
+from carafe_deploy.runners.tensorrt import TensorRTRunner
+
+CHECKPOINTS = {
+    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
+}
+STATIC = ((2, 2), (128, 128), (192, 192))
+DYNAMIC = ((1, 4), (64, 192), (64, 192))
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Export a detector once: (model, precision, dynamic) -> ONNX file."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    def make(model: str = "mask", precision: str = "fp32", dynamic: bool = False) -> Path:
+        path = folder / f"{model}_{precision}_{'dynamic' if dynamic else 'static'}.onnx"
+        if not path.exists():
+            detector, loaded = load_detector(shapes_dir / CHECKPOINTS[model])
+            bounds = DYNAMIC if dynamic else STATIC
+            export_onnx(
+                detector,
+                path,
+                ExportOptions(*bounds, precision=precision),
+                name=loaded.name,
+                source=loaded.source,
+                exporter="dynamo" if dynamic else "torchscript",
+            )
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(
+    export: Make, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Sidecar]]:
+    """Build once: (model, precision, dynamic, stages) -> engine and sidecar."""
+    folder = tmp_path_factory.mktemp("engine")
+    built: dict[str, tuple[Path, Sidecar]] = {}
+
+    def make(
+        model: str = "mask", precision: str = "fp32", dynamic: bool = False, stages: bool = False
+    ) -> tuple[Path, Sidecar]:
+        source = export(model, precision, dynamic)
+        path = folder / f"{source.stem}{'_stages' if stages else ''}.engine"
+        if path.name not in built:
+            options = BuildOptions("tensorrt_rtx", stages=stages)
+            built[path.name] = path, build_engine(source, path, options)
+        return built[path.name]
+
+    return make
+
+
+def _check(path: Path, sidecar: Sidecar, source: Path) -> None:
+    nodes = read_model(source).nodes
+    assert len(nodes) == len(sidecar.model.operators)
+    assert sidecar.layers["PLUGIN_V3"] == len(nodes)
+    plan = path.read_bytes()
+    for node in nodes:
+        assert node.operator.encode() in plan
+        for name in node.attributes:
+            if name not in ("plugin_version", "plugin_namespace"):
+                assert name.encode() in plan
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("mask", "fp32"),
+        ("faster", "fp16"),
+        pytest.param("mask", "fp16", marks=pytest.mark.slow),
+        pytest.param("faster", "fp32", marks=pytest.mark.slow),
+    ],
+)
+def test_every_custom_node_becomes_a_plugin(
+    export: Make, engine: Callable, model: str, precision: str
+) -> None:
+    path, sidecar = engine(model, precision)
+    _check(path, sidecar, export(model, precision))
+    assert sidecar.model.input.batch == (2, 2)
+    assert sidecar.model.precision == precision
+    assert sidecar.model.classes == ("circle", "square", "triangle")
+
+
+@pytest.mark.slow
+def test_a_dynamic_engine(export: Make, engine: Callable) -> None:
+    path, sidecar = engine(dynamic=True)
+    _check(path, sidecar, export(dynamic=True))
+    (profile,) = sidecar.profiles
+    assert (profile.min, profile.opt, profile.max) == ((1, 64, 64), (1, 128, 192), (4, 192, 192))
+    with open_runner(export(dynamic=True)) as runner:  # the same file, without plugins
+        assert runner.info == sidecar.model
+
+
+def test_a_model_exported_without_plugin_attributes_is_refused(
+    export: Make, tmp_path: Path, plugin_library: Path
+) -> None:
+    model = onnx.load(export())
+    for node in model.graph.node:
+        kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    onnx.save(model, tmp_path / "bodies.onnx")
+    expected = r"9 custom nodes, but TensorRT-RTX .* lack the attribute plugin_namespace"
+    with pytest.raises(EngineError, match=expected):
+        build_engine(tmp_path / "bodies.onnx", tmp_path / "x.engine", BuildOptions("tensorrt_rtx"))
+    assert not (tmp_path / "x.engine").exists()
+
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+
+
+@no_gpu
+def test_without_a_gpu_everything_else_is_checked_first(engine: Callable, tmp_path: Path) -> None:
+    path, _ = engine()
+    with pytest.raises(BackendUnavailableError, match="needs an NVIDIA GPU and its driver"):
+        open_runner(path)
+    copy = tmp_path / "copy.engine"
+    copy.write_bytes(path.read_bytes()[:-1])
+    sidecar_path(copy).write_bytes(sidecar_path(path).read_bytes())
+    with pytest.raises(ArtefactError, match="truncated or of another build"):
+        open_runner(copy)
+
+
+@no_gpu
+def test_inspecting_without_a_gpu_says_why_there_is_no_more(engine: Callable) -> None:
+    path, sidecar = engine()
+    found = inspect_engine(path)
+    assert found["layers"] == dict(sidecar.layers)
+    assert [plugin["operator"] for plugin in found["plugins"]].count("BatchedNms") == 2
+    assert found["details"] is None
+    assert "cudaError" in found["why_no_details"]
+
+
+# --- on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(shapes_dir: Path) -> list[np.ndarray]:
+    return [load_image(path) for path in sorted((shapes_dir / "val").glob("*.png"))[:4]]
+
+
+def _open(path: Path, **settings: object) -> TensorRTRunner:
+    """Skip where TensorRT-RTX supports no such GPU, with its own words."""
+    try:
+        return TensorRTRunner(path, **settings)
+    except ArtefactError as error:
+        if "does not open" in str(error) or "compute capability" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", list(CHECKPOINTS))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_detections_are_those_of_pytorch(
+    engine: Callable,
+    shapes_dir: Path,
+    images: list[np.ndarray],
+    model: str,
+    precision: str,
+    graphs: bool,
+) -> None:
+    path, sidecar = engine(model, precision)
+    info = sidecar.model
+    options = ExportOptions(
+        info.input.batch, info.input.height, info.input.width, precision=precision
+    )
+    with (
+        open_runner(shapes_dir / CHECKPOINTS[model], device="cuda", options=options) as reference,
+        _open(path, graphs=graphs) as candidate,
+    ):
+        for _ in range(3 if graphs else 1):  # plain, captured, replayed
+            report = run_parity(reference, candidate, images=images, batch_size=2)
+            assert report.failures == ()
+            assert set(report.skipped) == {"operators", "stages"}
+
+
+@pytest.mark.gpu
+def test_stages_are_those_of_pytorch(
+    engine: Callable, shapes_dir: Path, images: list[np.ndarray]
+) -> None:
+    path, sidecar = engine(stages=True)
+    bounds = sidecar.model.input
+    options = ExportOptions(bounds.batch, bounds.height, bounds.width)
+    with (
+        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda", options=options) as reference,
+        _open(path) as candidate,
+    ):
+        report = run_parity(
+            reference, candidate, images=images, batch_size=2, levels=["stages", "detections"]
+        )
+        assert report.failures == ()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("graphs", [False, True])
+def test_dynamic_shapes_in_turn(engine: Callable, shapes_dir: Path, graphs: bool) -> None:
+    path, _ = engine(dynamic=True)
+    generator = np.random.default_rng(0)
+    with (
+        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda") as reference,
+        _open(path, graphs=graphs, shapes=2) as candidate,
+    ):
+        for batch, height, width in [(1, 64, 64), (4, 192, 128), (2, 128, 192), (1, 64, 64)] * 3:
+            inputs = {
+                "images": generator.normal(size=(batch, 3, height, width)).astype(np.float32),
+                "image_sizes": np.array([[height, width]] * batch, np.float32),
+            }
+            ours, theirs = reference.run(inputs), candidate.run(inputs)
+            assert {name: array.shape for name, array in ours.items()} == {
+                name: array.shape for name, array in theirs.items()
+            }
+            np.testing.assert_allclose(theirs["det_scores"], ours["det_scores"], atol=5e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "pycuda", "cuda-python"])
+def test_every_way_to_gpu_memory_gives_the_same(engine: Callable, backend: str) -> None:
+    try:
+        choose_backend(backend)
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    path, _ = engine()
+    inputs = {
+        "images": np.random.default_rng(1).normal(size=(2, 3, 128, 192)).astype(np.float32),
+        "image_sizes": np.array([[128, 192]] * 2, np.float32),
+    }
+    with _open(path, backend="torch") as reference, _open(path, backend=backend) as candidate:
+        ours, theirs = reference.run(inputs), candidate.run(inputs)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(theirs[name], array)
+
+
+@pytest.mark.gpu
+def test_inspecting_shows_the_fused_layers(engine: Callable) -> None:
+    path, _ = engine()
+    _open(path).close()
+    found = inspect_engine(path)
+    assert found["why_no_details"] is None
+    assert {tensor["name"] for tensor in found["details"]["tensors"]} >= {"images", "num_dets"}
+    assert found["details"]["layers"]

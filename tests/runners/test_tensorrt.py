@@ -1,0 +1,288 @@
+"""The TensorRT runner: its own logic on a fake GPU, real engines up to the driver, all on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.engine.sidecar import PluginRecord, sidecar_path
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    EngineError,
+    InputShapeError,
+    UnsupportedLevelError,
+)
+from carafe_deploy.runners import Runner
+from carafe_deploy.runners.tensorrt import TensorRTRunner
+from carafe_deploy.types import OperatorCall
+from tests.engine import fake_tensorrt
+from tests.engine.fake_tensorrt import PLAN, VERSION, FakeTensorRT, write_engine
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    return fake_tensorrt.install(monkeypatch)
+
+
+@pytest.fixture
+def engine(trt: FakeTensorRT, tmp_path: Path) -> Path:
+    return write_engine(tmp_path / "tiny.engine", trt)
+
+
+def _inputs(batch: int = 1, height: int = 64, width: int = 64, value: float = 1.0) -> dict:
+    images = np.full((batch, 3, height, width), value, np.float32)
+    images += np.arange(batch, dtype=np.float32)[:, None, None, None]
+    return {"images": images, "image_sizes": np.array([[height, width]] * batch, np.float32)}
+
+
+def _means(found: dict) -> list[float]:
+    return found["det_boxes"][:, 0, 0].tolist()
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def test_it_is_a_runner_opened_by_its_suffix(engine: Path) -> None:
+    with open_runner(engine) as runner:
+        assert isinstance(runner, Runner)
+        assert runner.backend == "tensorrt"
+        assert runner.info.classes == ("cat", "dog")
+        found = runner.run(_inputs(batch=2))
+    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
+        "num_dets": ((2, 1), "int32"),
+        "det_boxes": ((2, 5, 4), "float32"),
+        "det_scores": ((2, 5), "float32"),
+        "det_classes": ((2, 5), "int32"),
+    }
+    assert _means(found) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_every_shape_has_its_own_memory(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
+    calls = [(1, 64, 64), (2, 64, 128), (1, 64, 64), (4, 192, 256), (2, 64, 128), (1, 64, 64)]
+    with TensorRTRunner(engine, graphs=graphs) as runner:
+        for index, (batch, height, width) in enumerate(calls):
+            found = runner.run(_inputs(batch, height, width, value=10.0 * index))
+            assert _means(found) == [10.0 * index + image for image in range(batch)]
+        assert len(trt.device.memory) == 3 * 6
+        assert trt.engine is not None
+        assert trt.engine.contexts == (3 if graphs else 1)
+
+
+def test_inputs_that_lie_scattered_in_memory(engine: Path) -> None:
+    inputs = _inputs()
+    inputs["images"] = np.asfortranarray(inputs["images"])
+    with TensorRTRunner(engine) as runner:
+        assert _means(runner.run(inputs)) == [1.0]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_memory_is_bounded(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
+    with TensorRTRunner(engine, graphs=graphs, shapes=2) as runner:
+        for _ in range(2):
+            for width in (64, 128, 192):
+                runner.run(_inputs(width=width))
+                runner.run(_inputs(width=width))
+                assert len(trt.device.memory) <= 2 * 6
+                assert len(trt.device.captured) <= 2
+
+
+def test_graphs_are_captured_once_a_shape_has_run(engine: Path, trt: FakeTensorRT) -> None:
+    with TensorRTRunner(engine, graphs=True) as runner:
+        counts = []
+        for value in (1.0, 2.0, 3.0):
+            assert _means(runner.run(_inputs(value=value))) == [value]
+            counts.append((len(trt.device.captured), trt.device.launches))
+    assert counts == [(0, 0), (1, 1), (1, 2)]
+    assert trt.device.captured == []
+
+
+def test_graphs_wait_until_tensorrt_can_be_captured(
+    engine: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = []
+    monkeypatch.setattr(
+        fake_tensorrt._Context,
+        "is_stream_capturable",
+        lambda self, stream: bool(ready),
+        raising=False,
+    )
+    with TensorRTRunner(engine, graphs=True) as runner:
+        for _ in range(3):
+            assert _means(runner.run(_inputs())) == [1.0]
+        assert trt.device.launches == 0
+        ready.append(True)
+        assert _means(runner.run(_inputs())) == [1.0]
+        assert trt.device.launches == 1
+
+
+def test_stages_come_as_float32(trt: FakeTensorRT, tmp_path: Path) -> None:
+    trt.stages = ("features",)
+    with TensorRTRunner(write_engine(tmp_path / "x.engine", trt)) as runner:
+        found = runner.run_stages(_inputs(batch=2))
+        assert list(runner.run(_inputs())) == list(runner.info.output_names)
+    np.testing.assert_array_equal(found["features"], np.array([[1, 2.5]] * 2, np.float32))
+    assert _means(found) == [1.0, 2.0]
+
+
+def test_closing_frees_everything_and_may_happen_twice(engine: Path, trt: FakeTensorRT) -> None:
+    runner = TensorRTRunner(engine, graphs=True)
+    runner.run(_inputs())
+    runner.run(_inputs())
+    runner.close()
+    runner.close()
+    device = trt.device
+    assert (device.memory, device.captured, device.closed, device.depth) == ({}, [], 1, 0)
+    with pytest.raises(EngineError, match=r"tiny\.engine is closed: open it again"):
+        runner.run(_inputs())
+
+
+# --- inputs and executions that fail -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((5, 64, 64), "batch 5, this artefact accepts 1 to 4"),
+        ((1, 256, 64), "height 256, this artefact accepts 64 to 192"),
+        ((1, 64, 100), "width 100, expected a multiple of 64"),
+    ],
+)
+def test_inputs_outside_the_profile(engine: Path, sizes: tuple, message: str) -> None:
+    with (
+        TensorRTRunner(engine) as runner,
+        pytest.raises(InputShapeError, match=message),
+    ):
+        runner.run(_inputs(*sizes))
+
+
+def test_a_shape_that_tensorrt_refuses_leaves_no_memory(engine: Path, trt: FakeTensorRT) -> None:
+    with TensorRTRunner(engine) as runner:
+        with pytest.raises(EngineError, match=r"failed to take images of shape \[3, .*Invalid sha"):
+            runner.run(_inputs(batch=3))
+        assert trt.device.memory == {}
+        assert _means(runner.run(_inputs())) == [1.0]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_failed_execution_says_why(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
+    with TensorRTRunner(engine, graphs=graphs) as runner:
+        runner.run(_inputs())
+        trt.fails = True
+        with pytest.raises(EngineError, match=r"tiny\.engine failed to run: .*out of memory"):
+            runner.run(_inputs())
+        assert trt.device.depth == 0
+
+
+def test_levels_that_an_engine_does_not_have(engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        with pytest.raises(UnsupportedLevelError, match=r"no intermediate tensors: .* --stages"):
+            runner.run_stages(_inputs())
+        with pytest.raises(UnsupportedLevelError, match="carafe cannot be run alone"):
+            runner.run_operator(OperatorCall("carafe", (), {}), [])
+
+
+# --- engines that cannot be opened ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "10.13.0"}, rf"built by TensorRT 10\.13\.0, here is {VERSION}: .*build it ag"),
+        ({"bytes": 99}, "has 30 bytes, its sidecar says 99: it is truncated or of another build"),
+        ({"sha256": "00"}, "another SHA-256 than its sidecar says: it is damaged"),
+        ({"flavour": "openvino"}, "sidecar .* is damaged: flavour is 'openvino'"),
+        ({"compute_capabilities": ("8.6",)}, r"for compute capability 8\.6, this GPU has 8\.9: b"),
+        ({"stages": True}, r"its sidecar says \[.*'features'.*\]: build it again"),
+    ],
+)
+def test_sidecars_that_do_not_fit(
+    trt: FakeTensorRT, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        TensorRTRunner(write_engine(tmp_path / "x.engine", trt, **changes))
+
+
+def test_a_failed_opening_frees_the_device(trt: FakeTensorRT, tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "x.engine", trt, compute_capabilities=("8.6",))
+    with pytest.raises(ArtefactError):
+        TensorRTRunner(path)
+    assert (trt.device.closed, trt.device.depth) == (1, 0)
+
+
+def test_files_that_are_missing_or_cut(engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"none\.engine does not exist: build it with"):
+        TensorRTRunner(tmp_path / "none.engine")
+    engine.write_bytes(PLAN[:10])
+    with pytest.raises(ArtefactError, match="has 10 bytes"):
+        TensorRTRunner(engine)
+    engine.write_bytes(PLAN[:-1] + b"!")
+    with pytest.raises(ArtefactError, match="damaged"):
+        TensorRTRunner(engine)
+    sidecar_path(engine).unlink()
+    with pytest.raises(ArtefactError, match=r"tiny\.engine\.json is missing: copy it along"):
+        TensorRTRunner(engine)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "expected"),
+    [
+        ("magic tag does not match", ArtefactError, "does not open .*magic tag .* build it again"),
+        (
+            "(cudaError 35: CUDA driver version is insufficient)",
+            BackendUnavailableError,
+            r"needs an NVIDIA GPU .*\(cudaError 35: CUDA driver version is insufficient\): check",
+        ),
+    ],
+)
+def test_tensorrts_own_refusal(
+    engine: Path, trt: FakeTensorRT, message: str, kind: type, expected: str
+) -> None:
+    trt.message = message
+    with pytest.raises(kind, match=expected):
+        TensorRTRunner(engine)
+
+
+def test_a_plugin_library_of_another_build(
+    trt: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = PluginRecord("libcarafe_tensorrt.so", "ab" * 32, "0.0.9", ())
+    path = write_engine(tmp_path / "x.engine", trt, plugin=plugin)
+    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(tmp_path))
+    monkeypatch.setattr("carafe_deploy.libraries.PACKAGE_FOLDER", tmp_path)
+    with pytest.raises(BackendUnavailableError, match=r"there is no libcarafe_tensorrt\.so in"):
+        TensorRTRunner(path)
+    (tmp_path / "libcarafe_tensorrt.so").write_bytes(b"")
+    with pytest.raises(ArtefactError, match=r"built with .* 0\.0\.9, SHA-256 abababababab…, but"):
+        TensorRTRunner(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"device": "cpu"}, BackendUnavailableError, "'cpu': engines run on cuda or cuda:N"),
+        ({"device": "cuda:x"}, BackendUnavailableError, "'cuda:x'"),
+        ({"backend": "cupy"}, BackendUnavailableError, "'cupy': choose from fake"),
+        ({"shapes": 0}, EngineError, "shapes is 0"),
+    ],
+)
+def test_settings_that_do_not_exist(engine: Path, settings: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        TensorRTRunner(engine, **settings)
+
+
+def test_graphs_need_a_backend_that_captures(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_tensorrt.FakeDevice, "captures_graphs", False)
+    with pytest.raises(BackendUnavailableError, match="fake cannot capture CUDA graphs"):
+        TensorRTRunner(engine, graphs=True)
+    with TensorRTRunner(engine) as runner:
+        assert _means(runner.run(_inputs())) == [1.0]
+
+
+def test_the_device_is_chosen_by_number(engine: Path, trt: FakeTensorRT) -> None:
+    with open_runner(engine, device="cuda:1"):
+        assert trt.device.index == 1
