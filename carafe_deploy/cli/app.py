@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from carafe_deploy import __version__
-from carafe_deploy.cli import demo, detect, evaluate, export, models, parity
+from carafe_deploy.cli import (
+    build,
+    demo,
+    detect,
+    evaluate,
+    export,
+    inspect,
+    models,
+    parity,
+    selfcheck,
+)
 from carafe_deploy.errors import CarafeDeployError
 
 __all__ = ["app", "run"]
@@ -44,10 +54,13 @@ app = typer.Typer(
 for command in (
     models.COMMAND,
     export.COMMAND,
+    build.COMMAND,
+    inspect.COMMAND,
     detect.COMMAND,
     parity.COMMAND,
     evaluate.COMMAND,
     demo.COMMAND,
+    selfcheck.COMMAND,
 ):
     app.command(command.name, epilog=command.epilog, no_args_is_help=command.needs_arguments)(
         command.function

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.runners.base import Array, check_inputs
 from carafe_deploy.types import ModelInfo, OperatorCall
 
-__all__ = ["TorchRunner", "resolve_device"]
+__all__ = ["TorchRunner", "one_thread", "resolve_device"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,6 +41,17 @@ def resolve_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise BackendUnavailableError(f"device is {name!r}: give cpu, cuda or cuda:N")
     return device
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For detectors so small that PyTorch's threads cost more than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TorchRunner:

@@ -1,0 +1,111 @@
+"""What this machine has: the facts that a bug report needs. Nothing missing is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from carafe_deploy import __version__
+from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.files import sha256_of
+from carafe_deploy.libraries import find_library
+
+__all__ = ["LIBRARIES", "describe_environment"]
+
+#: Our shared libraries, without ``lib`` and ``.so``.
+LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
+
+#: Distributions whose versions matter, as PyPI names them.
+_PACKAGES = (
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu12",
+    "pycuda",
+    "cuda-bindings",
+    "opencv-python-headless",
+    "pycocotools",
+)
+
+
+def describe_environment() -> Mapping[str, str]:
+    """Facts by name, in the order people read them; what is not installed says so."""
+    facts = {
+        "carafe-deploy": __version__,
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{_processor()}, {_cores()} cores",
+        "GPU": _gpus(),
+        "NumPy": np.__version__,
+        "torch": _torch(),
+        "ONNX Runtime": _onnxruntime(),
+    }
+    facts.update((name, _version(name)) for name in _PACKAGES)
+    facts.update((f"lib{name}.so", _library(name)) for name in LIBRARIES)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return models[0].strip() if models else platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> str:
+    """As the driver tells them: name, compute capability, driver version."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except FileNotFoundError:
+        return "none (there is no nvidia-smi)"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"none (nvidia-smi: {error})"
+    return "; ".join(done.stdout.split("\n")).strip("; ") or "none"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "not installed"
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    return f"{torch.__version__} ({build}, {torch.cuda.device_count()} devices)"
+
+
+def _onnxruntime() -> str:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "not installed"
+    import onnxruntime
+
+    return f"{onnxruntime.__version__} ({', '.join(onnxruntime.get_available_providers())})"
+
+
+def _library(name: str) -> str:
+    try:
+        path = find_library(name)
+    except CarafeDeployError as error:
+        return str(error)
+    return "not found" if path is None else f"{path} (SHA-256 {sha256_of(path)[:16]})"

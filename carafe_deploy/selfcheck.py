@@ -1,0 +1,249 @@
+"""Build and run every backend found on this machine, and hold each against plain PyTorch.
+
+Uses the two small trained detectors and the images that come with the package. The reference is
+PyTorch on the CPU without the kernel library; PyTorch with it is the first candidate.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.coco import load_annotations
+from carafe_deploy.data import data_path
+from carafe_deploy.environment import describe_environment
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.images import load_image
+from carafe_deploy.ops import plain_operators
+from carafe_deploy.parity import ParityReport, run_parity
+from carafe_deploy.runners._torch import one_thread
+from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.types import OperatorCall
+
+__all__ = ["CHECKPOINTS", "Check", "SelfCheck", "run_selfcheck"]
+
+#: Of `data/shapes`.
+CHECKPOINTS = (
+    "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+    "shapes_mask_rcnn_carafe-fbec7e06.pth",
+)
+#: Images that stages and detections are compared on, two a run, so that sizes are mixed.
+IMAGES = 4
+BATCH = 2
+#: Images that average precision is compared on.
+AP_IMAGES = 20
+#: Largest input of the engines: batch, height and width that hold every image.
+ENGINE_MAX = (BATCH, 192, 192)
+
+Step = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One backend with one detector.
+
+    Attributes:
+        detector: file name of the checkpoint.
+        backend: for people, e.g. ``"ONNX Runtime, cuda"``.
+        status: ``"passed"``, ``"failed"``, or ``"skipped"`` where this machine lacks what it needs.
+        reason: what is lacking or went wrong; empty for a check that passed.
+        seconds: it took, building included.
+        parity: the comparison, where it came to one.
+    """
+
+    detector: str
+    backend: str
+    status: str
+    reason: str
+    seconds: float
+    parity: ParityReport | None = None
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """All checks, and what they ran on.
+
+    Attributes:
+        environment: facts by name.
+        checks: in the order they ran.
+        seconds: all took together.
+    """
+
+    environment: Mapping[str, str]
+    checks: tuple[Check, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something ran."""
+        statuses = {check.status for check in self.checks}
+        return "passed" in statuses and "failed" not in statuses
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable content."""
+        return {
+            "passed": self.passed,
+            "seconds": self.seconds,
+            "environment": dict(self.environment),
+            "checks": [
+                {
+                    **{name: getattr(check, name) for name in _CHECK_FIELDS},
+                    "parity": json.loads(check.parity.to_json()) if check.parity else None,
+                }
+                for check in self.checks
+            ],
+        }
+
+
+_CHECK_FIELDS = ("detector", "backend", "status", "reason", "seconds")
+
+
+def run_selfcheck(
+    folder: Path,
+    *,
+    checkpoints: Sequence[str] = CHECKPOINTS,
+    step: Step = lambda name: None,
+    progress: Progress = lambda done, total: None,
+) -> SelfCheck:
+    """Check every backend.
+
+    Args:
+        folder: for exported files and engines, which stay there.
+        checkpoints: file names in ``data/shapes``.
+        step: told the name of each step as it begins.
+        progress: within a step, told the parts done and their total.
+
+    Raises:
+        CarafeDeployError: the folder cannot be written, or a data file is missing.
+    """
+    begun = time.perf_counter()
+    checks = []
+    for name in checkpoints:
+        checkpoint = data_path("shapes", name)
+        with one_thread(), _Plain(open_runner(checkpoint)) as reference:
+            for backend, make in _candidates(checkpoint, folder).items():
+                step(f"{checkpoint.stem.partition('-')[0]}: {backend}")
+                checks.append(_check(name, backend, make, reference, progress))
+    return SelfCheck(describe_environment(), tuple(checks), time.perf_counter() - begun)
+
+
+def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner]]:
+    """How to open each backend; opening exports or builds what it runs."""
+
+    @functools.cache
+    def exported(suffix: str) -> Path:
+        from carafe_deploy.graph.onnx_export import export_onnx
+        from carafe_deploy.graph.options import ExportOptions
+        from carafe_deploy.graph.torchscript_export import export_torchscript
+        from carafe_deploy.models.checkpoint import load_detector
+
+        detector, loaded = load_detector(checkpoint)
+        path = folder / f"{checkpoint.stem}{suffix}"
+        write = export_torchscript if suffix == ".ts" else export_onnx
+        write(detector, path, ExportOptions(), name=loaded.name, source=loaded.source)
+        return path
+
+    def engine(flavour: str) -> Runner:
+        from carafe_deploy.engine.build import BuildOptions, build_engine
+
+        path = folder / f"{checkpoint.stem}.{flavour}.engine"
+        options = BuildOptions(flavour=flavour, max=ENGINE_MAX, stages=True)
+        built = build_engine(exported(".onnx"), path, options)
+        try:
+            return open_runner(path)
+        except BackendUnavailableError as error:
+            seconds = built.build["seconds"]
+            raise BackendUnavailableError(f"built in {seconds:.1f} s, not run: {error}") from error
+
+    def onnx_runtime(device: str) -> Runner:
+        return open_runner(exported(".onnx"), device=device)
+
+    def torchscript(device: str) -> Runner:
+        return open_runner(exported(".ts"), device=device)
+
+    return {
+        "PyTorch, cpu": partial(open_runner, checkpoint, device="cpu"),
+        "PyTorch, cuda": partial(open_runner, checkpoint, device="cuda"),
+        "TorchScript, cpu": partial(torchscript, "cpu"),
+        "TorchScript, cuda": partial(torchscript, "cuda"),
+        "ONNX Runtime, cpu": partial(onnx_runtime, "cpu"),
+        "ONNX Runtime, cuda": partial(onnx_runtime, "cuda"),
+        "TensorRT": partial(engine, "tensorrt"),
+        "TensorRT-RTX": partial(engine, "tensorrt_rtx"),
+    }
+
+
+class _Plain:
+    """A torch runner whose operators are computed by PyTorch, without the kernel library."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.backend, self.info = runner.backend, runner.info
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with plain_operators():
+            return self._runner.run(inputs)
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with plain_operators():
+            return self._runner.run_stages(inputs)
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        with plain_operators():
+            return self._runner.run_operator(call, inputs)
+
+    def close(self) -> None:
+        self._runner.close()
+
+    def __enter__(self) -> _Plain:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check(
+    detector: str, backend: str, make: Callable[[], Runner], reference: Runner, progress: Progress
+) -> Check:
+    """One backend: opened, compared, closed. Only what carafe_deploy foresees is an outcome."""
+    begun = time.perf_counter()
+    status, reason, parity = "failed", "", None
+    try:
+        with make() as candidate:
+            parity = run_parity(
+                reference,
+                candidate,
+                images=[load_image(path) for path in _image_paths()[:IMAGES]],
+                batch_size=BATCH,
+                annotations=data_path("shapes", "val.json"),
+                image_dir=data_path("shapes", "val"),
+                limit=AP_IMAGES,
+                progress=lambda level, done, total: progress(done, total),
+            )
+        status = "passed" if parity.passed else "failed"
+        reason = "; ".join(f"{row.level} {row.name}: {row.note}" for row in parity.failures)
+    except BackendUnavailableError as error:
+        status, reason = "skipped", str(error)
+    except CarafeDeployError as error:
+        reason = str(error)
+    return Check(detector, backend, status, reason, time.perf_counter() - begun, parity)
+
+
+def _image_paths() -> list[Path]:
+    annotations = load_annotations(data_path("shapes", "val.json"))
+    return [data_path("shapes", "val", entry["file_name"]) for entry in annotations["images"]]
