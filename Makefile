@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	  exit 1; } >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt -e '.[all,rtx,dev]'
+	  -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 setup: $(STAMP) ## Install the package and all tools into .venv
@@ -47,7 +47,7 @@ demo: plugins ## Export, build engines, detect, compare and report on the small 
 	$(BIN)/carafe-deploy demo --out out/demo
 
 test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --complete
 
 test-cpp: plugins
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure

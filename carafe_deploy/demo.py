@@ -1,4 +1,4 @@
-"""The whole way on two small trained detectors: export, detect, draw, compare, score."""
+"""The whole way on two small trained detectors: export, build, detect, draw, compare, score."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import onnxruntime
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.coco import from_results, load_annotations
 from carafe_deploy.data import data_path
+from carafe_deploy.engine.build import BuildOptions, build_engine
+from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
@@ -40,6 +42,7 @@ __all__ = [
     "BackendResult",
     "DemoResult",
     "DetectorResult",
+    "EngineResult",
     "run_demo",
 ]
 
@@ -66,8 +69,17 @@ PARITY_BATCH = 2
 #: As mmdetection counted: AP at 100 detections an image, AP50 and AP75 at 1000.
 MAX_DETS = (100, 300, 1000)
 
+#: Largest input of the engines: batch, height and width that hold every image.
+ENGINE_MAX = (PARITY_BATCH, 192, 192)
+
 #: Names of runners for people.
-BACKENDS = {"pytorch": "PyTorch", "torchscript": "TorchScript", "onnxruntime": "ONNX Runtime"}
+BACKENDS = {
+    "pytorch": "PyTorch",
+    "torchscript": "TorchScript",
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT-RTX",
+}
 _TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 #: mmdetection's name of a number -> COCO's.
 _NUMBERS = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75"}
@@ -100,6 +112,27 @@ class BackendResult:
 
 
 @dataclass(frozen=True)
+class EngineResult:
+    """The engine of one detector, built ahead of time.
+
+    Attributes:
+        backend: name of the runner; empty if nothing here builds engines.
+        file: the engine; None if it was not built.
+        seconds: the build took.
+        custom_nodes: of the ONNX file.
+        plugin_layers: that became of them.
+        reason: why it was not built, or built and not run; empty for an engine that ran.
+    """
+
+    backend: str
+    file: Path | None
+    seconds: float
+    custom_nodes: int
+    plugin_layers: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class DetectorResult:
     """One detector.
 
@@ -107,8 +140,9 @@ class DetectorResult:
         title: for people.
         checkpoint: all artefacts were made from it.
         recorded: mmdetection's AP.
-        backends: PyTorch, TorchScript, ONNX Runtime.
-        parity: of TorchScript and of ONNX Runtime, with PyTorch as reference.
+        backends: PyTorch, TorchScript, ONNX Runtime and, if it ran, the engine.
+        parity: of all but PyTorch, with PyTorch as reference.
+        engine: built for GPUs, run where there is one.
         pictures: what ONNX Runtime found, drawn.
     """
 
@@ -117,6 +151,7 @@ class DetectorResult:
     recorded: Numbers
     backends: tuple[BackendResult, ...]
     parity: tuple[ParityReport, ...]
+    engine: EngineResult
     pictures: tuple[Path, ...]
 
     def deviation(self, backend: BackendResult) -> float:
@@ -205,15 +240,19 @@ def run_demo(
             job = _Job(data_path("shapes", name), output, step)
             with ExitStack() as stack:
                 runners = [stack.enter_context(open_runner(path)) for path in job.export()]
+                info = runners[-1].info
+                engine, opened = job.build_engine()
+                if opened is not None:
+                    runners.append(stack.enter_context(opened))
                 scored = [job.score(runner, limit, progress) for runner in runners]
                 parity = [job.compare(runners[0], runner, progress) for runner in runners[1:]]
-                info = runners[-1].info
             step(f"{job.title}: draw")
+            [shown] = [found for result, found in scored if result.backend == "onnxruntime"]
             pictures = {
                 job.folder / path.name: draw_enlarged(
                     image, found, info.classes, MAGNIFICATION, DRAWN_SCORE
                 )
-                for (path, image), found in zip(drawn.items(), scored[-1][1], strict=False)
+                for (path, image), found in zip(drawn.items(), shown, strict=False)
             }
             for path, picture in pictures.items():
                 save_image(path, picture)
@@ -226,6 +265,7 @@ def run_demo(
                     recorded=job.recorded_numbers(),
                     backends=tuple(backend for backend, _ in scored),
                     parity=tuple(parity),
+                    engine=engine,
                     pictures=tuple(pictures),
                 )
             )
@@ -275,6 +315,27 @@ class _Job:
             write(self._detector, path, ExportOptions(), name=name, source=source)
             self._files["torchscript" if suffix == ".ts" else "onnxruntime"] = path
         return list(self._files.values())
+
+    def build_engine(self) -> tuple[EngineResult, Runner | None]:
+        """Build with TensorRT, or TensorRT-RTX, and open it if there is a GPU."""
+        model = self._files["onnxruntime"]
+        result = EngineResult("", None, 0.0, 0, 0, "")
+        try:
+            self._step("build an engine")
+            path = model.with_suffix(".engine")
+            sidecar = build_engine(model, path, BuildOptions(max=ENGINE_MAX))
+            self._files[sidecar.flavour] = path
+            result = EngineResult(
+                backend=sidecar.flavour,
+                file=path,
+                seconds=sidecar.build["seconds"],
+                custom_nodes=len(sidecar.plugin.layers) if sidecar.plugin else 0,
+                plugin_layers=sidecar.layers.get("PLUGIN_V3", 0),
+                reason="",
+            )
+            return result, open_runner(path)
+        except BackendUnavailableError as error:
+            return dataclasses.replace(result, reason=str(error)), None
 
     def score(
         self, runner: Runner, limit: int | None, progress: Progress

@@ -15,6 +15,7 @@ from carafe_deploy.demo import (
     FOUND_SCORE,
     MATCHED_LIMIT,
     DemoResult,
+    EngineResult,
     Numbers,
 )
 from carafe_deploy.files import atomic_write_text
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NEXT",
     "demo_report",
+    "engine_summary",
     "level_summary",
     "markdown_table",
     "selfcheck_report",
@@ -37,6 +39,7 @@ NEXT = (
     "carafe-deploy export YOUR_CHECKPOINT.pth -o detector.onnx",
     "carafe-deploy detect detector.onnx YOUR_IMAGES/",
     "carafe-deploy parity YOUR_CHECKPOINT.pth detector.onnx",
+    "carafe-deploy build detector.onnx -o detector.engine",
 )
 
 
@@ -61,8 +64,8 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "# carafe-deploy demo",
         "",
         f"{verdict} Two small detectors, trained by mmdetection on synthetic shapes, exported to "
-        f"TorchScript and ONNX and run on {result.images} validation images, on the CPU, in "
-        f"{result.seconds:.0f} s.",
+        f"TorchScript and ONNX, built into engines, and run on {result.images} validation images "
+        f"in {result.seconds:.0f} s.",
         "",
         f"![detections]({_link(result.sheet, folder)})",
         "",
@@ -88,6 +91,10 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "[report.json](report.json).",
         "",
         *_parity_table(result),
+        "",
+        "## Engines",
+        "",
+        *(f"- {d.title}: {engine_summary(d.engine)}" for d in result.detectors),
         "",
         "## Files",
         "",
@@ -196,19 +203,29 @@ def _parity_table(result: DemoResult) -> list[str]:
 def _files(result: DemoResult, folder: Path) -> list[str]:
     rows = []
     for detector in result.detectors:
+        files = {backend.backend: backend.file for backend in detector.backends}
+        made = [files["torchscript"], files["onnxruntime"], detector.engine.file]
         pictures = " ".join(f"[{p.stem}]({_link(p, folder)})" for p in detector.pictures)
         rows.append(
             [
                 detector.title,
                 f"`{detector.checkpoint.name}`",
-                *(
-                    f"[{_megabytes(b.file)}]({_link(b.file, folder)})"
-                    for b in detector.backends[1:]
-                ),
+                *(f"[{_megabytes(f)}]({_link(f, folder)})" if f else "–" for f in made),
                 pictures,
             ]
         )
-    return markdown_table(["", "made from", "TorchScript", "ONNX", "pictures"], rows)
+    return markdown_table(["", "made from", "TorchScript", "ONNX", "engine", "pictures"], rows)
+
+
+def engine_summary(engine: EngineResult) -> str:
+    """One sentence on an engine: what was built, and whether it ran."""
+    if engine.file is None:
+        return f"not built: {engine.reason}"
+    built = (
+        f"{BACKENDS[engine.backend]}, built in {engine.seconds:.1f} s, {engine.plugin_layers} "
+        f"plugin layers for {engine.custom_nodes} custom nodes"
+    )
+    return f"{built}; not run: {engine.reason}" if engine.reason else built
 
 
 def _megabytes(path: Path) -> str:

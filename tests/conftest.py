@@ -1,7 +1,8 @@
-"""Fixtures for all tests, and skipping of GPU tests where there is no GPU."""
+"""Fixtures for all tests, and what may be skipped: GPU tests where there is no GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,31 @@ def _no_gpu_reason() -> str | None:
     except ImportError:
         return "PyTorch is not installed"
     return None if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` sets up all that tests can need, so there a skipped test is an error."""
+    parser.addoption(
+        "--complete", action="store_true", help="fail tests skipped for want of anything but a GPU"
+    )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With --complete, turn a skip into a failure; some tests want a machine without a GPU."""
+    report = yield
+    complete = item.config.getoption("--complete") and _no_gpu_reason() is not None
+    if (
+        report.skipped
+        and complete
+        and "gpu" not in item.keywords
+        and not hasattr(report, "wasxfail")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though --complete was given: {report.longrepr}"
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

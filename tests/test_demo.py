@@ -70,8 +70,10 @@ def test_average_precision_is_mmdetections(
 
 @pytest.mark.parametrize("index", [0, 1], ids=["faster_rcnn", "mask_rcnn"])
 def test_all_levels_are_compared(run: Run, index: int) -> None:
-    for report in run.result["detectors"][index]["parity"]:
-        assert {row["level"] for row in report["rows"]} == {"operators", "stages", "detections"}
+    entry = run.result["detectors"][index]
+    for backend, report in zip(entry["backends"][1:], entry["parity"], strict=True):
+        inside = set() if backend["backend"].startswith("tensorrt") else {"operators", "stages"}
+        assert {row["level"] for row in report["rows"]} == {"detections", *inside}
         assert report["images"] == demo.PARITY_IMAGES
 
 
@@ -99,6 +101,18 @@ def test_exports_can_be_opened(run: Run) -> None:
                 assert runner.backend == backend["backend"]
 
 
+@pytest.mark.parametrize(("index", "nodes"), [(0, 7), (1, 9)], ids=["faster_rcnn", "mask_rcnn"])
+def test_engines_are_built_with_all_plugins(run: Run, index: int, nodes: int) -> None:
+    engine = run.result["detectors"][index]["engine"]
+    assert (engine["custom_nodes"], engine["plugin_layers"]) == (nodes, nodes)
+    sidecar = json.loads(Path(engine["file"] + ".json").read_text())
+    assert sidecar["bytes"] == Path(engine["file"]).stat().st_size
+    ran = engine["backend"] in [
+        backend["backend"] for backend in run.result["detectors"][index]["backends"]
+    ]
+    assert ran == (not engine["reason"])
+
+
 def test_nothing_else_is_left(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "detections.jpg",
@@ -106,8 +120,9 @@ def test_nothing_else_is_left(run: Run) -> None:
         "mask_rcnn",
         "report.json",
         "report.md",
-        "shapes_faster_rcnn_carafe.onnx",
-        "shapes_faster_rcnn_carafe.ts",
-        "shapes_mask_rcnn_carafe.onnx",
-        "shapes_mask_rcnn_carafe.ts",
+        *(
+            f"shapes_{name}_carafe.{suffix}"
+            for name in ("faster_rcnn", "mask_rcnn")
+            for suffix in ("engine", "engine.json", "onnx", "ts")
+        ),
     ]

@@ -20,6 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: Modules that a deployment target needs not have.
 HEAVY = {
+    "cuda",
     "cv2",
     "matplotlib",
     "onnx",
@@ -29,6 +30,7 @@ HEAVY = {
     "pycuda",
     "rich",
     "tensorrt",
+    "tensorrt_rtx",
     "torch",
     "torchvision",
     "typer",
@@ -44,6 +46,10 @@ FORBIDDEN = [
     ("models", "graph"),
     ("models", "runners"),
     ("graph", "runners"),
+    ("engine", "graph"),
+    ("engine", "models"),
+    ("engine", "ops"),
+    ("engine", "runners"),
 ]
 
 PRINTING = {"cli.py", "report.py"}
@@ -97,9 +103,11 @@ def print_lines(source: str) -> list[int]:
     [
         "carafe_deploy",
         "carafe_deploy.data",
+        "carafe_deploy.engine.load",
         "carafe_deploy.errors",
         "carafe_deploy.files",
         "carafe_deploy.runners.base",
+        "carafe_deploy.runners.tensorrt",
         "carafe_deploy.types",
     ],
 )

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult
+from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult, EngineResult
 from carafe_deploy.parity import ParityReport, ParityRow
-from carafe_deploy.report import demo_report, level_summary, markdown_table, write_demo_report
+from carafe_deploy.report import (
+    demo_report,
+    engine_summary,
+    level_summary,
+    markdown_table,
+    write_demo_report,
+)
 
 NUMBERS = {"AP": 0.7433, "AP50": 0.9491, "AP75": 0.8999}
 
@@ -52,7 +58,7 @@ def parity(*rows: ParityRow) -> ParityReport:
 def result(tmp_path: Path) -> DemoResult:
     """A Faster R-CNN that agrees everywhere."""
     files = [tmp_path / name for name in ("a.pth", "a b.ts", "a.onnx")]
-    for file in files:
+    for file in (*files, tmp_path / "a.engine"):
         file.write_bytes(b"x" * 2_000_000)
     backends = [
         BackendResult(name, file, {"bbox": NUMBERS}, matched=841, recorded=841, seconds=0.05)
@@ -64,6 +70,7 @@ def result(tmp_path: Path) -> DemoResult:
         recorded={"bbox": NUMBERS},
         backends=tuple(backends),
         parity=(parity(), parity()),
+        engine=EngineResult("tensorrt_rtx", tmp_path / "a.engine", 5.63, 7, 7, "there is no GPU"),
         pictures=(tmp_path / "faster_rcnn" / "000001.png",),
     )
     return DemoResult((detector,), 100, tmp_path / "detections.jpg", {"torch": "2.14"}, seconds=60)
@@ -125,6 +132,26 @@ def test_table_of_ap(result: DemoResult, tmp_path: Path) -> None:
     ) in demo_report(result, tmp_path).splitlines()
 
 
+def test_engine_built_and_not_run(result: DemoResult, tmp_path: Path) -> None:
+    assert (
+        "- Faster R-CNN: TensorRT-RTX, built in 5.6 s, 7 plugin layers for 7 custom nodes; "
+        "not run: there is no GPU"
+    ) in demo_report(result, tmp_path).splitlines()
+
+
+def test_engine_that_ran(result: DemoResult) -> None:
+    ran = dataclasses.replace(result.detectors[0].engine, reason="")
+    assert engine_summary(ran).endswith("7 plugin layers for 7 custom nodes")
+
+
+def test_engine_that_nothing_builds(result: DemoResult, tmp_path: Path) -> None:
+    [detector] = result.detectors
+    none = EngineResult("", None, 0.0, 0, 0, "TensorRT is not installed")
+    assert engine_summary(none) == "not built: TensorRT is not installed"
+    changed = dataclasses.replace(result, detectors=(dataclasses.replace(detector, engine=none),))
+    assert "[2.0 MB](a.onnx) | – |" in demo_report(changed, tmp_path)
+
+
 def test_links_are_relative_and_written(result: DemoResult, tmp_path: Path) -> None:
     write_demo_report(result, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -134,6 +161,7 @@ def test_links_are_relative_and_written(result: DemoResult, tmp_path: Path) -> N
         "report.json",
         "a%20b.ts",
         "a.onnx",
+        "a.engine",
         "faster_rcnn/000001.png",
     }
 

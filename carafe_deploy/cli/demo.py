@@ -35,10 +35,10 @@ def demo(
 ) -> None:
     """Show the whole way on two small trained detectors.
 
-    Exports them to ONNX and TorchScript, detects, draws, compares PyTorch,
-    TorchScript and ONNX Runtime, and sets their AP beside mmdetection's.
-    Takes about two minutes on two cores. The exit status is 1 if anything
-    deviates.
+    Exports them to ONNX and TorchScript, builds TensorRT engines, detects,
+    draws, compares PyTorch, TorchScript, ONNX Runtime and, on a GPU, the
+    engines, and sets their AP beside mmdetection's. Takes about two minutes
+    on two cores. The exit status is 1 if anything deviates.
     """
     with Steps() as steps:
         steps("load packages")
@@ -62,15 +62,21 @@ def demo(
 
 
 def _show(console: Console, result: DemoResult, output: Path) -> None:
-    from carafe_deploy.report import NEXT
+    from carafe_deploy.report import NEXT, engine_summary
 
     console.print()
     console.print(_ap(result))
     console.print()
     console.print(_parity(result))
     console.print()
+    for detector in result.detectors:
+        line(console, f"{detector.title}, engine: {engine_summary(detector.engine)}")
+    console.print()
     written = [output / "report.md", result.sheet]
-    written += [backend.file for detector in result.detectors for backend in detector.backends[1:]]
+    for detector in result.detectors:
+        written += [backend.file for backend in detector.backends[1:]]
+        if detector.engine.file is not None and detector.engine.file not in written:
+            written.append(detector.engine.file)
     for path in written:
         line(console, str(path))
     if not result.passed:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -244,6 +245,13 @@ def multilevel_roi_align(
     return out
 
 
+def _float_at_most(value: float) -> float:
+    """The largest float32 that is not above ``value``: a float32 exceeds both or neither."""
+    rounded = np.float32(value)
+    below = np.nextafter(rounded, np.float32(-np.inf))
+    return float(rounded if float(rounded) <= value else below)
+
+
 def batched_nms(
     library: KernelLibrary,
     boxes: Tensor,
@@ -260,7 +268,7 @@ def batched_nms(
         labels=labels,
         candidates=candidates,
         max_output=max_output,
-        iou_threshold=iou_threshold,
+        iou_threshold=_float_at_most(iou_threshold),
         score_threshold=score_threshold,
     )
     num_dets = boxes.new_empty((batch, 1), dtype=torch.int32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult
+from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult, EngineResult
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.parity import ParityReport, ParityRow
 
@@ -29,8 +29,16 @@ def made_up(folder: Path, ap: float) -> DemoResult:
         file = folder / f"x.{name}"
         file.write_bytes(b"x")
         backends.append(BackendResult(name, file, numbers(value), 10, 10, 0.05))
+    engine = EngineResult("tensorrt_rtx", folder / "x.engine", 5.6, 7, 7, "there is no GPU")
+    (folder / "x.engine").write_bytes(b"x")
     detector = DetectorResult(
-        "Faster R-CNN", folder / "x.pytorch", numbers(0.5), tuple(backends), (report, report), ()
+        title="Faster R-CNN",
+        checkpoint=folder / "x.pytorch",
+        recorded=numbers(0.5),
+        backends=tuple(backends),
+        parity=(report, report),
+        engine=engine,
+        pictures=(),
     )
     return DemoResult((detector,), 100, folder / "detections.jpg", {}, seconds=1.0)
 
@@ -49,6 +57,11 @@ def test_verdict(
     rows = [line.split() for line in outcome.out.splitlines()]
     [runtime] = [row for row in rows if row[:2] == ["ONNX", "Runtime"] and "10/10" in row]
     assert runtime[2:] == [f"{ap:.4f}", "10/10", "50", "✗" if status else "✓"]
+    assert (
+        "Faster R-CNN, engine: TensorRT-RTX, built in 5.6 s, 7 plugin layers for 7 custom nodes; "
+        "not run: there is no GPU"
+    ) in outcome.out
+    assert "out/demo/x.engine" in outcome.out
     assert Path("out/demo/report.md").is_file()
     assert ("carafe-deploy export YOUR_CHECKPOINT.pth" in outcome.out) == (status == 0)
 

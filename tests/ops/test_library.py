@@ -147,6 +147,19 @@ def test_batched_nms_on_both_paths(called: list[str], path: str, case: Case) -> 
 
 
 @each_path
+@pytest.mark.parametrize(("width", "kept"), [(3.0, 1), (2.9, 2)])
+def test_an_iou_threshold_between_two_float32(path: str, width: float, kept: int) -> None:
+    # float32(3/10) exceeds 0.3 by 1e-8, so it suppresses as in torchvision
+    boxes = torch.tensor([[[[0.0, 0.0, width, 1.0], [0.0, 0.0, 10.0, 1.0]]]])
+    scores = torch.tensor([[[0.9, 0.8]]])
+    with PATHS[path]():
+        num_dets, _ = batched_nms(
+            boxes, scores, iou_threshold=0.3, score_threshold=0.0, max_output=2
+        )
+    assert num_dets.item() == kept
+
+
+@each_path
 def test_opcheck(path: str) -> None:
     with PATHS[path]():
         for entry, name in (("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")):
