@@ -68,11 +68,13 @@ format: $(STAMP) ## Format and fix the code
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: $(STAMP) ## Measure again what benchmarks/results/ and README report (about 15 minutes)
+bench: plugins ## Measure again what benchmarks/results/ and README report (about 20 minutes)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/paste_masks.py
 	$(BIN)/python benchmarks/function_bodies.py
 	$(BIN)/python benchmarks/detector_cpu.py
+	$(BIN)/python benchmarks/carafe_cpu.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/readme_figures.py
 
 release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies
@@ -80,6 +82,9 @@ release-check: $(STAMP) ## Compile for every architecture; check code, exports a
 	$(CMAKE) -B build/release -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=ON
 	$(BIN)/cmake --build build/release
 	$(BIN)/python plugins/tests/release_check.py build/release/lib
+
+mutants: plugins ## Break the CUDA kernels in small ways and count what the tests notice (20 minutes)
+	$(BIN)/python plugins/tests/mutate.py
 
 gpu-check: $(STAMP) ## Everything that needs a GPU, in under ten minutes; results go to OUT
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python benchmarks/gpu_check.py $(OUT)

@@ -64,6 +64,41 @@ def detector_cpu(result: dict[str, Any]) -> str:
     return "\n".join([title, "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())])
 
 
+def engines(result: dict[str, Any]) -> str:
+    """What building each engine took, and whether every custom node became a plugin."""
+    lines = [
+        f"| {result['weights']}, {_machine(result)}, no GPU | build | peak memory | engine "
+        "| plugin layers of custom nodes |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for engine in result["engines"]:
+        build = engine["build"]
+        model = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}[engine["model"]]
+        cells = (
+            f"{model}, {engine['precision']}, {engine['shape']}",
+            f"{build['seconds']:.1f} s",
+            f"{build['peak_memory_mb'] / 1000:.1f} GB",
+            f"{build['engine_mb']:.0f} MB",
+            f"{build['plugin_layers']} of {build['custom_nodes']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def carafe_cpu(result: dict[str, Any]) -> str:
+    """CARAFE's CPU kernel beside plain PyTorch and the machine's floor."""
+    lines = [
+        f"| CARAFE, k 5, s 2, {result['threads']} threads of {result['environment']['cpu']} "
+        "| kernel | PyTorch | kernel over floor |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, case in result["cases"].items():
+        kernel, pytorch = case["kernel"]["median_ms"], case["pytorch"]["median_ms"]
+        ratio = case["median_over_floor"]
+        lines.append(f"| {name} | {kernel:.1f} ms | {pytorch:.0f} ms | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
 def _seconds(times: dict[str, float]) -> str:
     return f"{times['median_s']:.2f} s ({times['fastest_s']:.2f} to {times['slowest_s']:.2f})"
 
@@ -76,6 +111,8 @@ def _machine(result: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy,
     "detector_cpu": detector_cpu,
+    "carafe_cpu": carafe_cpu,
+    "engines": engines,
 }
 
 

@@ -1,13 +1,12 @@
 """Check built libraries as they would be shipped. Usage: python release_check.py FOLDER [OUT.json]
 
-Machine code and PTX for every architecture that was asked for, no dependency beyond the C library,
+Machine code and PTX for every architecture of a release, no dependency beyond the C library,
 and no exported symbol beyond the documented ones. Needs binutils and cuobjdump (CUDA toolkit, or
 PyPI: nvidia-cuda-cuobjdump).
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import re
@@ -21,6 +20,9 @@ EXPORTS = {
     "libcarafe_kernels.so": re.compile(r"carafe_\w+"),
     "libcarafe_tensorrt.so": re.compile(r"getCreators|setLoggerFinder"),
 }
+#: Compute capabilities, without the point.
+MACHINE_CODE = [75, 80, 86, 87, 89, 90, 100, 120]
+PTX = [90, 120]
 ALLOWED = re.compile(r"lib(c|m|dl|rt|pthread|gcc_s)\.so\.\d|ld-linux.*")
 
 
@@ -45,23 +47,13 @@ def architectures(listing: str) -> list[int]:
     return sorted({int(number) for number in re.findall(r"\bsm_(\d+)", listing)})
 
 
-def wanted(library: Path) -> tuple[list[int], list[int]]:
-    """Architectures of machine code and of PTX as configured: 90 means both, 90-real code alone."""
-    kernels = ctypes.CDLL(str(library))
-    kernels.carafe_build_info.restype = ctypes.c_char_p
-    configured = json.loads(kernels.carafe_build_info())["architectures"].split()
-    numbers = [(int(re.match(r"\d+", item)[0]), item) for item in configured]
-    return (
-        sorted(number for number, item in numbers if not item.endswith("-virtual")),
-        sorted(number for number, item in numbers if not item.endswith("-real")),
-    )
-
-
 def check(folder: Path) -> tuple[dict[str, object], list[str]]:
     cuobjdump, problems, report = find_cuobjdump(), [], {}
-    code, ptx = wanted(folder / "libcarafe_kernels.so")
     for name, pattern in EXPORTS.items():
         library = folder / name
+        if not library.is_file():
+            problems.append(f"{library} is missing")
+            continue
         symbols = [
             line.split()[-1] for line in run("nm", "-D", "--defined-only", library).splitlines()
         ]
@@ -79,8 +71,8 @@ def check(folder: Path) -> tuple[dict[str, object], list[str]]:
             if seen != expected:
                 problems.append(f"{name}: {what} is {seen}, expected {expected}")
 
-        expect("machine code", found["machine_code"], code)
-        expect("PTX", found["ptx"], ptx)
+        expect("machine code", found["machine_code"], MACHINE_CODE)
+        expect("PTX", found["ptx"], PTX)
         expect("foreign dependency", [lib for lib in needed if not ALLOWED.fullmatch(lib)], [])
         expect("stray export", [s for s in symbols if not pattern.fullmatch(s)], [])
         if name == "libcarafe_tensorrt.so":
