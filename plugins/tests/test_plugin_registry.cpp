@@ -88,5 +88,14 @@ TEST(Registry, IsCalledInItsLaterForm) {
     }
 }
 
+TEST(Registry, OtherVersionsAreNotCalled) {
+    for (std::int32_t const version : {10000, 10701, 100001, 101401, 110400}) {
+        EXPECT_TRUE(Registry::knows(version)) << version;
+    }
+    for (std::int32_t const version : {0, 8601, 9300, 20000, 120000}) {
+        EXPECT_FALSE(Registry::knows(version)) << version;
+    }
+}
+
 }  // namespace
 }  // namespace carafe::testing

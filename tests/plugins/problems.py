@@ -1,0 +1,522 @@
+"""Calls of the kernels with their float64 results, made from the operators' cases or at random.
+
+A problem knows how to lay out its tensors, to call a library, and to judge what came back: the
+result is right, guards are untouched, inputs unchanged, padding channels zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carafe_deploy.ops._library import (
+    CarafeParams,
+    Device,
+    DType,
+    KernelLibrary,
+    Layout,
+    MaskSource,
+    NmsParams,
+    RoiAlignParams,
+)
+from carafe_deploy.ops.carafe import carafe_encoded_reference, carafe_reference
+from carafe_deploy.ops.nms import batched_nms_reference
+from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
+from tests.ops.cases import CARAFE_CASES, NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.plugins.buffers import Buffer
+
+DTYPES = {
+    torch.float32: DType.FLOAT32,
+    torch.float16: DType.FLOAT16,
+    torch.bfloat16: DType.BFLOAT16,
+    torch.float64: DType.FLOAT64,
+}
+HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+
+#: (relative, absolute), as in tests/ops: half types round the result once (2**-11, 2**-8), sums
+#: are float32; a RoI's coordinate of 300 is off by 1.5e-5 and features change by 4 a pixel.
+CARAFE_TOLERANCES = {
+    torch.float64: (1e-13, 1e-13),
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (2.0**-11, 1e-5),
+    torch.bfloat16: (2.0**-8, 1e-5),
+}
+ROI_ALIGN_TOLERANCES = {
+    torch.float32: (1e-5, 1e-4),
+    torch.float16: (2.0**-11, 1e-4),
+    torch.bfloat16: (2.0**-8, 1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """How tensors lie in memory.
+
+    Attributes:
+        layout: order of the axes.
+        padding: channels that every pixel has beyond its own, channels-last only: of features, of
+            masks and of the result.
+        offsets: elements by which addresses miss their alignment: of features, of masks or RoIs or
+            boxes and scores, and of the result.
+        first: arrays start, rather than end, at a page that cannot be touched.
+    """
+
+    layout: Layout
+    padding: tuple[int, int, int] = (0, 0, 0)
+    offsets: tuple[int, int, int] = (0, 0, 0)
+    first: bool = False
+
+    def __str__(self) -> str:
+        return self.layout.name.lower()
+
+    def buffer(self, tensor: Tensor, role: int, **options: Any) -> Buffer:
+        """Holds a tensor as it is; ``role`` counts in ``padding`` and ``offsets``."""
+        options |= {"offset": self.offsets[role], "first": self.first}
+        return Buffer(tensor.shape, tensor.dtype, **options).fill(tensor)
+
+    def put(self, tensor: Tensor, role: int) -> Buffer:
+        """[N, C, H, W] in this layout; padding channels are NaN."""
+        n, c, h, w = tensor.shape
+        if self.layout == Layout.NCHW:
+            return self.buffer(tensor, role)
+        values = tensor.new_full((n, h, w, c + self.padding[role]), math.nan)
+        values[..., :c] = tensor.permute(0, 2, 3, 1)
+        return self.buffer(values, role)
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Buffer:
+        """For a result [N, C, H, W]."""
+        return self.put(torch.full(tuple(shape), math.nan, dtype=dtype), RESULT)
+
+    def get(self, buffer: Buffer, channels: int) -> Tensor:
+        """A result as [N, C, H, W]; its padding channels must be zeros."""
+        if self.layout == Layout.NCHW:
+            return buffer.array.clone()
+        padding = buffer.array[..., channels:]
+        assert (padding == 0).all(), f"padding channels hold {padding.unique().tolist()}"
+        return buffer.array[..., :channels].permute(0, 3, 1, 2).clone()
+
+
+FEATURES, WEIGHTS, RESULT = range(3)
+NCHW, NHWC = Place(Layout.NCHW), Place(Layout.NHWC)
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: tuple[float, float]) -> None:
+    relative, absolute = tolerance
+    torch.testing.assert_close(
+        found.double(), expected, rtol=relative, atol=absolute, equal_nan=True
+    )
+
+
+# --- CARAFE --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CarafeProblem:
+    """One call: features and weights [N, C, H, W], rounded to their dtype, and where they lie."""
+
+    reason: str
+    source: MaskSource
+    features: Tensor
+    weights: Tensor
+    kernel_size: int
+    groups: int
+    scale: int
+    place: Place
+
+    def __str__(self) -> str:
+        dtype = str(self.features.dtype).removeprefix("torch.")
+        return f"{self.source.name.lower()}-{dtype}-{self.place}-{self.reason}"
+
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """In float64."""
+        reference = carafe_reference
+        if self.source == MaskSource.ENCODED:
+            reference = carafe_encoded_reference
+        return reference(
+            self.features.double(),
+            self.weights.double(),
+            self.kernel_size,
+            self.groups,
+            self.scale,
+        )
+
+    def run(self, library: KernelLibrary, device: Device) -> Tensor:
+        """The library's result."""
+        n, c, h, w = self.features.shape
+        dtype, (extra, mask_extra, out_extra) = self.features.dtype, self.place.padding
+        features = self.place.put(self.features, FEATURES)
+        weights = self.place.put(self.weights, WEIGHTS)
+        out = self.place.room((n, c, h * self.scale, w * self.scale), dtype)
+        params = CarafeParams(
+            dtype=DTYPES[dtype],
+            layout=self.place.layout,
+            source=self.source,
+            batch=n,
+            channels=c,
+            height=h,
+            width=w,
+            kernel_size=self.kernel_size,
+            groups=self.groups,
+            scale=self.scale,
+            # 0 stands for packed.
+            feature_pitch=c + extra if extra else 0,
+            mask_pitch=self.weights.shape[1] + mask_extra if mask_extra else 0,
+            out_pitch=c + out_extra if out_extra else 0,
+        )
+        addresses = features.address, weights.address, out.address
+        library.carafe(params, *addresses, device=device, threads=2)
+        features.assert_untouched("features")
+        weights.assert_untouched("masks")
+        out.assert_guards_untouched("the result")
+        return self.place.get(out, c)
+
+    def check(self, library: KernelLibrary, device: Device = Device.CUDA) -> None:
+        """Run and compare."""
+        tolerance = CARAFE_TOLERANCES[self.features.dtype]
+        assert_close(self.run(library, device), self.expected, tolerance)
+
+
+def normalized(encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
+    """Masks of the plain entry: softmax over k*k after the pixel shuffle."""
+    masks = torch.nn.functional.pixel_shuffle(encoded, s)
+    return masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
+
+
+def carafe_problem(
+    case: Case, source: MaskSource, dtype: torch.dtype, place: Place
+) -> CarafeProblem:
+    features, encoded = case.inputs
+    k, groups, s = case.attributes.values()
+    weights = encoded if source == MaskSource.ENCODED else normalized(encoded, k, groups, s)
+    return CarafeProblem(
+        case.reason, source, features.to(dtype), weights.to(dtype), k, groups, s, place
+    )
+
+
+def _place(choose: random.Random, channels: int) -> Place:
+    offsets = (0, 0, 0)
+    if choose.random() < 0.5:
+        kinds = (0, 0, 1, 2, 4)
+        offsets = (choose.choice(kinds), choose.choice(kinds), choose.choice(kinds))
+    first = choose.random() < 0.3
+    if choose.random() < 0.5:
+        return Place(Layout.NCHW, offsets=offsets, first=first)
+    padding = [choose.choice((0, 0, 1, 3, 7, 8)) for _ in range(3)]
+    if choose.random() < 0.6:  # so that packs of 16 bytes fit
+        padding = [-channels % 8 + 8 * choose.randint(0, 1) for _ in range(3)]
+    return Place(Layout.NHWC, (padding[0], padding[1], padding[2]), offsets, first)
+
+
+def random_carafe(seed: int, dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> CarafeProblem:
+    """Small maps, some wide or high or with many channels, sizes mostly odd to any tile."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    k = choose.choice((1, 3, 5, 5, 5, 7))
+    s = choose.choice((1, 2, 2, 2, 3, 4))
+    groups = choose.choice((1, 1, 1, 2, 3, 4))
+    most = max(1, 60 // groups)
+    n, per_group = choose.choice((1, 1, 1, 2, 3)), choose.randint(1, choose.choice((3, 9, most)))
+    h, w = choose.randint(1, 9), choose.randint(1, 9)
+    if choose.random() < 0.3:
+        n, per_group = 1, choose.randint(1, 4)
+        w = choose.randint(30, 70)
+        h = choose.randint(1, 3)
+        if choose.random() < 0.5:
+            h, w = w, h
+    elif choose.random() < 0.1:
+        n, per_group, h, w = 1, choose.randint(60, 300) // groups, 2, 3
+    if choose.random() < 0.3:  # what the detectors use has kernels of its own
+        k, s = 5, 2
+        per_group += choose.choice((0, -per_group % 4, -per_group % 8))
+    source = choose.choice(tuple(MaskSource))
+    dtype = choose.choice(tuple(dtypes))
+    features = torch.randn(n, per_group * groups, h, w, generator=generator)
+    encoded = 2 * torch.randn(n, s * s * groups * k * k, h, w, generator=generator)
+    weights = encoded if source == MaskSource.ENCODED else normalized(encoded, k, groups, s)
+    place = _place(choose, per_group * groups)
+    return CarafeProblem(
+        f"random {seed}", source, features.to(dtype), weights.to(dtype), k, groups, s, place
+    )
+
+
+# --- MultilevelRoiAlign --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RoiAlignProblem:
+    """One call: rois [B, K, 4] float32, one map [B, C, H, W] a level, and where they lie."""
+
+    reason: str
+    rois: Tensor
+    features: tuple[Tensor, ...]
+    output_size: int
+    sampling_ratio: int
+    strides: tuple[int, ...]
+    finest_scale: int
+    place: Place
+
+    def __str__(self) -> str:
+        dtype = str(self.features[0].dtype).removeprefix("torch.")
+        return f"{dtype}-{self.place}-{self.reason}"
+
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """In float64."""
+        return multilevel_roi_align_reference(
+            self.rois.double(),
+            [feature.double() for feature in self.features],
+            self.output_size,
+            self.sampling_ratio,
+            self.strides,
+            self.finest_scale,
+        )
+
+    def run(self, library: KernelLibrary, device: Device) -> Tensor:
+        """The library's result, [B, K, C, S, S]."""
+        batch, count, _ = self.rois.shape
+        first, size = self.features[0], self.output_size
+        channels, (extra, _, out_extra) = first.shape[1], self.place.padding
+        rois = self.place.buffer(self.rois, WEIGHTS)
+        maps = [self.place.put(feature, FEATURES) for feature in self.features]
+        out = self.place.room((batch * count, channels, size, size), first.dtype)
+        params = RoiAlignParams(
+            dtype=DTYPES[first.dtype],
+            layout=self.place.layout,
+            batch=batch,
+            rois=count,
+            channels=channels,
+            levels=len(maps),
+            output_size=size,
+            sampling_ratio=self.sampling_ratio,
+            finest_scale=self.finest_scale,
+            heights=tuple(feature.shape[2] for feature in self.features),
+            widths=tuple(feature.shape[3] for feature in self.features),
+            strides=self.strides,
+            feature_pitch=channels + extra,
+            out_pitch=channels + out_extra,
+        )
+        library.multilevel_roi_align(
+            params,
+            rois.address,
+            [feature.address for feature in maps],
+            out.address,
+            device=device,
+            threads=2,
+        )
+        rois.assert_untouched("rois")
+        for level, feature in enumerate(maps):
+            feature.assert_untouched(f"feature map {level}")
+        out.assert_guards_untouched("the result")
+        return self.place.get(out, channels).unflatten(0, (batch, count))
+
+    def check(self, library: KernelLibrary, device: Device = Device.CUDA) -> None:
+        """Run and compare."""
+        tolerance = ROI_ALIGN_TOLERANCES[self.features[0].dtype]
+        assert_close(self.run(library, device), self.expected, tolerance)
+
+
+def roi_align_problem(case: Case, dtype: torch.dtype, place: Place) -> RoiAlignProblem:
+    rois, *features = case.inputs
+    size, ratio, strides, finest = case.attributes.values()
+    maps = tuple(feature.to(dtype) for feature in features)
+    return RoiAlignProblem(
+        case.reason, rois.float(), maps, size, ratio, tuple(strides), finest, place
+    )
+
+
+def random_roi_align(seed: int) -> RoiAlignProblem:
+    """RoIs of all sizes and shapes, in, across and beyond the border, on small pyramids."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    levels = choose.randint(1, 5)
+    batch, count = choose.choice((1, 1, 2, 3)), choose.randint(1, 6)
+    channels = choose.choice((1, 2, 3, 5, 8, 16, 31, 33, 67))
+    size = choose.choice((1, 2, 3, 5, 7, 7, 14))
+    if size == 14:
+        channels = min(channels, 16)
+    stride = choose.choice((1, 2, 3, 4))
+    strides = tuple(stride * 2**level for level in range(levels))
+    height, width = choose.randint(1, 40), choose.randint(1, 40)
+    image = torch.tensor([width * stride, height * stride], dtype=torch.float32)
+    centre = (torch.rand(batch, count, 2, generator=generator) * 1.4 - 0.2) * image
+    sides = torch.rand(batch, count, 2, generator=generator) ** 2 * image * 1.5
+    if choose.random() < 0.2:  # some without area, some with corners swapped
+        sides *= torch.randint(-1, 2, sides.shape, generator=generator)
+    rois = torch.cat((centre - sides / 2, centre + sides / 2), dim=2)
+    dtype = choose.choice(HALF_AND_SINGLE)
+    features = tuple(
+        torch.randn(
+            batch, channels, max(1, height >> level), max(1, width >> level), generator=generator
+        ).to(dtype)
+        for level in range(levels)
+    )
+    ratio = choose.choice((0, 0, 0, 1, 2, 3))
+    finest = choose.choice((4, 7, 14, 56))
+    return RoiAlignProblem(
+        f"random {seed}", rois, features, size, ratio, strides, finest, _place(choose, channels)
+    )
+
+
+# --- BatchedNms ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NmsProblem:
+    """One call: boxes [B, L, M, 4] and scores [B, L, M], float32."""
+
+    reason: str
+    boxes: Tensor
+    scores: Tensor
+    iou_threshold: float
+    score_threshold: float
+    max_output: int
+    place: Place = NCHW
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @functools.cached_property
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """num_dets [B, 1] and indices [B, max_output]."""
+        return batched_nms_reference(
+            self.boxes, self.scores, self.iou_threshold, self.score_threshold, self.max_output
+        )
+
+    def run(self, library: KernelLibrary, device: Device) -> tuple[Tensor, Tensor]:
+        """The library's result."""
+        batch, labels, candidates = self.scores.shape
+        # Whoever reads a score outside the array finds the best of all.
+        scores = self.place.buffer(self.scores, WEIGHTS, poison=1e30)
+        boxes = self.place.buffer(self.boxes, FEATURES)
+        unset = torch.full((batch, self.max_output), -7)
+        num_dets = self.place.buffer(unset[:, :1].int(), RESULT, poison=-7)
+        indices = self.place.buffer(unset, RESULT, poison=-7)
+        params = NmsParams(
+            batch=batch,
+            labels=labels,
+            candidates=candidates,
+            max_output=self.max_output,
+            iou_threshold=self.iou_threshold,
+            score_threshold=self.score_threshold,
+        )
+        workspace = Buffer(
+            (library.batched_nms_workspace(params),), torch.uint8, poison=0xFF, alignment=256
+        )
+        library.batched_nms(
+            params,
+            boxes.address,
+            scores.address,
+            num_dets.address,
+            indices.address,
+            workspace=workspace.address,
+            device=device,
+            threads=2,
+        )
+        boxes.assert_untouched("boxes")
+        scores.assert_untouched("scores")
+        for name, buffer in (
+            ("num_dets", num_dets),
+            ("indices", indices),
+            ("workspace", workspace),
+        ):
+            buffer.assert_guards_untouched(name)
+        return num_dets.array.clone(), indices.array.clone()
+
+    def check(self, library: KernelLibrary, device: Device = Device.CUDA) -> None:
+        """Run and compare: counts and indices are integers, equal or wrong."""
+        num_dets, indices = self.run(library, device)
+        assert num_dets.tolist() == self.expected[0].tolist()
+        assert indices.tolist() == self.expected[1].tolist()
+
+
+def nms_problem(case: Case) -> NmsProblem:
+    iou, threshold, keep = case.attributes.values()
+    boxes, scores = case.inputs
+    return NmsProblem(case.reason, boxes.float(), scores.float(), iou, threshold, keep)
+
+
+def random_nms(seed: int) -> NmsProblem:
+    """Clusters of boxes on a grid, so that IoUs and scores tie; a few labels are long."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batch, labels = choose.choice((1, 1, 2, 3)), choose.choice((1, 1, 2, 3, 7))
+    candidates = choose.choice((0, 1, 2, 31, 33, 63, 64, 65, 100, 129, 200))
+    if choose.random() < 0.12:
+        batch, labels, candidates = 1, choose.choice((1, 2)), choose.choice((513, 700, 1030))
+    image = choose.choice((6, 20, 60, 200))
+    low = torch.randint(-3, image, (batch, labels, candidates, 2), generator=generator)
+    sides = torch.randint(0, 12, (batch, labels, candidates, 2), generator=generator)
+    boxes = torch.cat((low, low + sides), dim=3).float()
+    if choose.random() < 0.3:
+        boxes += torch.rand(boxes.shape, generator=generator)
+    shape = (batch, labels, candidates)
+    steps = choose.choice((3, 20, 1 << 20))
+    scores = torch.randint(-steps // 4, steps + 1, shape, generator=generator) / steps
+    scores = torch.where(torch.rand(shape, generator=generator) < 0.05, -scores, scores)  # -0 too
+    padded = torch.rand(shape, generator=generator) < choose.choice((0.0, 0.0, 0.3, 0.9))
+    scores = scores.masked_fill(padded, -math.inf)
+    return NmsProblem(
+        f"random {seed}",
+        boxes,
+        scores,
+        choose.choice((0.0, 0.25, 0.5, 0.7, 1.0)),
+        choose.choice((-math.inf, -1.0, 0.0, 0.05, 0.5)),
+        choose.choice((1, 2, 5, 64, 65, 100, 300, 1000)),
+        _place(choose, 8),
+    )
+
+
+@functools.cache
+def long_nms(candidates: int) -> NmsProblem:
+    """Two labels, too long for the kernels to sort in shared memory from 4,097 candidates on."""
+    generator = torch.Generator().manual_seed(candidates)
+    low = torch.randint(0, 60, (1, 2, candidates, 2), generator=generator)
+    sides = torch.randint(10, 60, (1, 2, candidates, 2), generator=generator)
+    boxes = torch.cat((low, low + sides), dim=3).float()
+    scores = torch.randint(0, 2000, (1, 2, candidates), generator=generator) / 2000
+    return NmsProblem(f"{candidates} candidates", boxes, scores, 0.5, 0.05, 300)
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+Problem = CarafeProblem | RoiAlignProblem | NmsProblem
+
+
+def carafe_problems(dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> list[CarafeProblem]:
+    """Every case by entry, dtype and layout."""
+    return [
+        carafe_problem(case, source, dtype, place)
+        for case in CARAFE_CASES
+        for source in MaskSource
+        for dtype in dtypes
+        for place in (NCHW, NHWC)
+    ]
+
+
+def roi_align_problems() -> list[RoiAlignProblem]:
+    """Every case by dtype and layout."""
+    return [
+        roi_align_problem(case, dtype, place)
+        for case in ROI_ALIGN_CASES
+        for dtype in HALF_AND_SINGLE
+        for place in (NCHW, NHWC)
+    ]
+
+
+def nms_problems() -> list[NmsProblem]:
+    """Every case, and those without labels, images or candidates."""
+    empty = [
+        NmsProblem(
+            f"{shape} candidates", torch.zeros(*shape, 4), torch.zeros(shape), 0.5, -1.0, 300
+        )
+        for shape in ((2, 0, 3), (0, 2, 3), (2, 3, 0))
+    ]
+    return [nms_problem(case) for case in NMS_CASES] + empty
