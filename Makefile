@@ -95,7 +95,7 @@ wheel: $(STAMP) ## One wheel with all libraries, for glibc 2.28 and newer, in di
 	$(BIN)/python -m pip wheel . --no-deps --wheel-dir build/wheel \
 	  --config-settings=cmake.define.CARAFE_GLIBC_STUBS=$(abspath build/glibc-stubs)
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair build/wheel/carafe_deploy-*.whl \
-	  --plat manylinux_2_28_$$(uname -m) --exclude 'libtensorrt_rtx.so*' --wheel-dir dist
+	  --plat manylinux_2_28_$$(uname -m) --only-plat --exclude 'libtensorrt_rtx.so*' --wheel-dir dist
 
 clean: ## Remove everything that was made here, .venv included
 	rm -rf $(VENV) build dist out carafe_deploy/lib .mypy_cache .pytest_cache .ruff_cache .hypothesis
