@@ -177,6 +177,8 @@ def build(
     TensorRT that built it only, and with the same plugin library; its
     sidecar says which, and carries what the model's metadata says.
     """
+    if model.is_dir():
+        raise UsageError(f"{model} is a folder: name an .onnx file")
     target = _target(output, model)
     sizes = [
         None if text is None else parse_shape(text, option)

@@ -14,6 +14,7 @@ from typing import Any
 
 from carafe_deploy.engine.log import Log, make_log
 from carafe_deploy.errors import BackendUnavailableError, EngineError
+from carafe_deploy.libraries import check_whole
 
 __all__ = ["FLAVOURS", "PLUGIN_LIBRARY", "Flavour", "choose_flavour", "find_flavour"]
 
@@ -32,6 +33,7 @@ class Flavour:
         name: of the flavour and of the Python module.
         title: for people.
         extra: of carafe-deploy that installs it.
+        oldest: major version that has what the plugins need; an older one would crash on them.
         ahead_of_time: builds without a GPU, for any list of compute capabilities; the other one
             builds for the GPU at hand.
         timing_cache: measures tactics while building, and can remember them in a file.
@@ -40,6 +42,7 @@ class Flavour:
     name: str
     title: str
     extra: str
+    oldest: int
     ahead_of_time: bool
     timing_cache: bool
 
@@ -52,10 +55,11 @@ class Flavour:
         """Import the module.
 
         Raises:
-            BackendUnavailableError: it is not installed, or its libraries cannot be loaded.
+            BackendUnavailableError: it is not installed, too old, or its libraries cannot be
+                loaded.
         """
         try:
-            return importlib.import_module(self.name)
+            module = importlib.import_module(self.name)
         except ModuleNotFoundError as error:
             if error.name != self.name:
                 raise
@@ -67,6 +71,12 @@ class Flavour:
                 f"{self.title} cannot be loaded ({error}): install its libraries for this "
                 "version of CUDA, or put their folder on LD_LIBRARY_PATH"
             ) from error
+        if int(module.__version__.partition(".")[0]) < self.oldest:
+            raise BackendUnavailableError(
+                f"{self.title} {module.__version__} is installed, but the plugins need "
+                f"{self.oldest} or later: pip install 'carafe-deploy[{self.extra}]'"
+            )
+        return module
 
     @property
     def version(self) -> str:
@@ -134,9 +144,10 @@ class Flavour:
         """Register the plugins of a library, once a process however often it is asked for.
 
         Raises:
-            BackendUnavailableError: TensorRT cannot load the library, or another one with the
-                same plugins is registered already.
+            BackendUnavailableError: the library is truncated, TensorRT cannot load it, or another
+                one with the same plugins is registered already.
         """
+        check_whole(library)
         _load_plugins(self, library.resolve())
 
     def prepare_parser(self, library: Path) -> None:
@@ -149,6 +160,7 @@ class Flavour:
             return
         self.load()
         alias = library.resolve().parent / "rtx" / _RTX_NAME
+        check_whole(alias)
         try:
             ctypes.CDLL(str(alias) if alias.is_file() else _RTX_NAME)
         except OSError as error:
@@ -159,8 +171,8 @@ class Flavour:
 
 
 FLAVOURS = (
-    Flavour("tensorrt", "TensorRT", "trt", ahead_of_time=False, timing_cache=True),
-    Flavour("tensorrt_rtx", "TensorRT-RTX", "rtx", ahead_of_time=True, timing_cache=False),
+    Flavour("tensorrt", "TensorRT", "trt", 10, ahead_of_time=False, timing_cache=True),
+    Flavour("tensorrt_rtx", "TensorRT-RTX", "rtx", 1, ahead_of_time=True, timing_cache=False),
 )
 
 

@@ -72,7 +72,8 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: export it first")
     try:
-        model = onnx.load(path, load_external_data=False)
+        # Whatever the suffix: onnx would read .json and others as text.
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ArtefactError(
             f"{path} is truncated, damaged or no ONNX file ({error}): export it again"

@@ -112,6 +112,7 @@ class Sidecar:
                     f"it has schema {schema}, this version reads {SIDECAR_SCHEMA}: build the "
                     "engine again"
                 )
+            _check_types(data)
             if data["plugin"] is not None:
                 layers = tuple(data["plugin"].pop("layers"))
                 data["plugin"] = PluginRecord(**data["plugin"], layers=layers)
@@ -147,6 +148,21 @@ def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
         ) from error
     except (ArtefactError, OSError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}") from error
+
+
+def _check_types(data: Mapping[str, Any]) -> None:
+    """Raise TypeError unless the fields that messages and listings are made of fit them."""
+    texts = {name: data[name] for name in ("flavour", "version")}
+    texts.update((f"source {name}", data["source"][name]) for name in ("file", "sha256"))
+    if data["plugin"] is not None:
+        names = ("file", "sha256", "version")
+        texts.update((f"plugin {name}", data["plugin"][name]) for name in names)
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is {text!r}, expected a text")
+    for name in ("layers", "build"):
+        if not isinstance(data[name], dict):
+            raise TypeError(f"{name} is {data[name]!r}, expected an object")
 
 
 def _pair(text: str) -> tuple[int, int]:

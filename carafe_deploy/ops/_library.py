@@ -13,9 +13,11 @@ import os
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.libraries import check_whole
 
 __all__ = [
     "ABI_VERSION",
@@ -159,11 +161,13 @@ class KernelLibrary:
         path: of libcarafe_kernels.so.
 
     Raises:
-        BackendUnavailableError: it cannot be loaded, is another library, or of another version.
+        BackendUnavailableError: it is truncated, cannot be loaded, is another library, or of
+            another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        check_whole(Path(self.path))
         try:
             self._library = ctypes.CDLL(self.path)
         except OSError as error:

@@ -15,7 +15,7 @@ namespace carafe {
 namespace {
 
 constexpr std::int64_t kMaxLanes = 16;            // floats in the longest vector
-constexpr std::int64_t kPackedBytes = 128 << 10;  // weights of a tile: well inside an L2 cache
+constexpr std::int64_t kPackedBytes = 256 << 10;  // weights of a tile: they stay in an L2 cache
 constexpr std::int64_t kThreadWork = 1 << 18;     // multiply-adds that are worth a thread
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {

@@ -4,7 +4,9 @@
 // compared with those kept before it, which lie in memory coordinate by coordinate, so that the
 // compiler compares several at once and the loop ends with the first that suppresses.
 #include <algorithm>
+#include <atomic>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "nms.h"
@@ -18,17 +20,20 @@ namespace {
 /// Boxes kept so far. Beyond `count` they are NaN up to a multiple of kChunk and suppress nothing.
 class KeptBoxes {
   public:
-    void clear() {
-        count_ = 0;
-        for (std::vector<float>* part : {&x1_, &y1_, &x2_, &y2_, &area_}) part->clear();
+    /// Room for `capacity` boxes.
+    void reserve(std::size_t capacity) {
+        std::size_t const rounded = (capacity + kChunk - 1) / kChunk * kChunk;
+        for (std::vector<float>* part : {&x1_, &y1_, &x2_, &y2_, &area_}) part->resize(rounded);
     }
+
+    void clear() { count_ = 0; }
 
     std::size_t count() const { return count_; }
 
     void add(Box const& box) {
-        if (count_ == x1_.size()) {
+        if (count_ % kChunk == 0) {
             for (std::vector<float>* part : {&x1_, &y1_, &x2_, &y2_, &area_}) {
-                part->resize(count_ + kChunk, std::numeric_limits<float>::quiet_NaN());
+                std::fill_n(part->data() + count_, kChunk, std::numeric_limits<float>::quiet_NaN());
             }
         }
         x1_[count_] = box.x1;
@@ -67,44 +72,45 @@ class KeptBoxes {
     std::vector<float> x1_, y1_, x2_, y2_, area_;
 };
 
-/// Keys of the candidates above the score threshold, best first.
-void rank_label(
-    NmsParams const& p, float const* scores, std::int32_t label, std::vector<std::uint64_t>& keys) {
-    keys.clear();
+/// Writes the keys of the candidates above the score threshold, best first; returns their number.
+std::size_t rank_label(
+    NmsParams const& p, float const* scores, std::int32_t label, std::uint64_t* keys) {
+    std::size_t count = 0;
     auto const first = static_cast<std::uint32_t>(label) * static_cast<std::uint32_t>(p.candidates);
     for (std::int32_t i = 0; i < p.candidates; ++i) {
         if (scores[i] > p.score_threshold) {
-            keys.push_back(ranking_key(scores[i], first + static_cast<std::uint32_t>(i)));
+            keys[count++] = ranking_key(scores[i], first + static_cast<std::uint32_t>(i));
         }
     }
-    std::sort(keys.begin(), keys.end());
+    std::sort(keys, keys + count);
+    return count;
 }
 
-/// Keeps greedily from `keys`; `boxes` are those of the image.
-std::vector<std::uint64_t> suppress_label(
-    NmsParams const& p, float const* boxes, std::vector<std::uint64_t> const& keys,
+/// Keeps greedily from `keys`, moves the kept ones to the front and returns their number; `boxes`
+/// are those of the image.
+std::size_t suppress_label(
+    NmsParams const& p, float const* boxes, std::uint64_t* keys, std::size_t count,
     KeptBoxes& kept) {
-    std::vector<std::uint64_t> kept_keys;
     kept.clear();
-    for (std::uint64_t const key : keys) {
+    for (std::size_t i = 0; i < count; ++i) {
         // More of one label cannot be among the best of all.
         if (kept.count() == static_cast<std::size_t>(p.max_output)) break;
-        float const* const at = boxes + std::size_t{index_of(key)} * 4;
+        float const* const at = boxes + std::size_t{index_of(keys[i])} * 4;
         Box const box{at[0], at[1], at[2], at[3]};
         if (kept.suppress(box, p.iou_threshold)) continue;
+        keys[kept.count()] = keys[i];
         kept.add(box);
-        kept_keys.push_back(key);
     }
-    return kept_keys;
+    return kept.count();
 }
 
-/// The best max_output keys of all labels of one image.
+/// The best max_output of the keys that the labels of one image kept.
 void merge_image(
-    NmsParams const& p, std::vector<std::uint64_t> const* labels, std::int32_t& num_dets,
-    std::int64_t* indices) {
+    NmsParams const& p, std::int64_t labels, std::uint64_t const* keys, std::size_t const* counts,
+    std::int32_t& num_dets, std::int64_t* indices) {
     std::vector<std::uint64_t> merged;
-    for (std::int32_t label = 0; label < p.labels; ++label) {
-        merged.insert(merged.end(), labels[label].begin(), labels[label].end());
+    for (std::int64_t label = 0; label < labels; ++label, keys += p.candidates) {
+        merged.insert(merged.end(), keys, keys + counts[label]);
     }
     auto const found = std::min(merged.size(), static_cast<std::size_t>(p.max_output));
     auto const end = merged.begin() + static_cast<std::ptrdiff_t>(found);
@@ -120,25 +126,36 @@ void merge_image(
 void nms_cpu(
     NmsParams const& p, float const* boxes, float const* scores, std::int32_t* num_dets,
     std::int64_t* indices, int threads) {
-    std::int64_t const lists = std::int64_t{p.batch} * p.labels;
-    std::vector<std::vector<std::uint64_t>> kept_keys(static_cast<std::size_t>(lists));
+    // Labels without candidates keep nothing, however many a tensor without elements has.
+    std::int64_t const labels = p.candidates == 0 ? 0 : p.labels;
+    std::int64_t const lists = p.batch * labels;
     // Starting a thread costs about as much as a label of this many candidates.
     std::int64_t const grain = 1024 / std::max(p.candidates, 1) + 1;
+    // All memory before the first thread: an allocation that fails may then throw. The keys are
+    // left unwritten, since few candidates may be above the threshold.
+    std::unique_ptr<std::uint64_t[]> const keys(
+        new std::uint64_t[static_cast<std::size_t>(lists * p.candidates)]);
+    std::vector<std::size_t> counts(static_cast<std::size_t>(lists));
+    std::vector<KeptBoxes> kept(static_cast<std::size_t>(pieces_of(lists, grain, threads)));
+    for (KeptBoxes& boxes_of : kept) {
+        boxes_of.reserve(static_cast<std::size_t>(std::min(p.candidates, p.max_output)));
+    }
+    std::atomic<std::size_t> next{0};
     parallel_for(lists, grain, threads, [&](std::int64_t begin, std::int64_t end) {
-        std::vector<std::uint64_t> keys;
-        KeptBoxes kept;
+        KeptBoxes& mine = kept[next++];
         for (std::int64_t list = begin; list < end; ++list) {
-            std::int64_t const image = list / p.labels;
-            auto const label = static_cast<std::int32_t>(list % p.labels);
-            rank_label(p, scores + list * p.candidates, label, keys);
-            kept_keys[static_cast<std::size_t>(list)] =
-                suppress_label(p, boxes + image * p.labels * p.candidates * 4, keys, kept);
+            std::int64_t const image = list / labels;
+            auto const label = static_cast<std::int32_t>(list % labels);
+            std::uint64_t* const own = keys.get() + list * p.candidates;
+            std::size_t const ranked = rank_label(p, scores + list * p.candidates, label, own);
+            counts[static_cast<std::size_t>(list)] =
+                suppress_label(p, boxes + image * labels * p.candidates * 4, own, ranked, mine);
         }
     });
     for (std::int64_t image = 0; image < p.batch; ++image) {
         merge_image(
-            p, kept_keys.data() + image * p.labels, num_dets[image],
-            indices + image * p.max_output);
+            p, labels, keys.get() + image * labels * p.candidates, counts.data() + image * labels,
+            num_dets[image], indices + image * p.max_output);
     }
 }
 

@@ -4,8 +4,10 @@
 // each with one weight that holds all samples; the weights are made once a RoI and serve all
 // channels. NCHW: threads share out the planes and pool all RoIs from one before the next, since a
 // RoI's planes lie too far apart for the cache; rows are summed first, over all columns of the RoI.
-// NHWC: threads share out the RoIs and sum pixel by pixel over all channels.
+// NHWC: threads share out the RoIs and sum pixel by pixel over all channels. All memory is had
+// before the first thread starts.
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "half.h"
@@ -30,8 +32,8 @@ struct Tap {
 class Taps {
   public:
     void place(RoiAxis const& axis, std::int32_t bins) {
-        taps_.clear();
-        ends_.assign(1, 0);
+        ends_.reserve(static_cast<std::size_t>(bins) + 1);
+        ends_.push_back(0);
         for (std::int32_t bin = 0; bin < bins; ++bin) {
             SampleRange const range = samples_of(axis, bin);
             for (std::int32_t index = range.first; index < range.last; ++index) {
@@ -81,7 +83,7 @@ struct PlacedRoi {
     bool sampled = false;
     Taps rows, columns;
 
-    void place(RoiAlignParams const& p, float const* roi) {
+    PlacedRoi(RoiAlignParams const& p, float const* roi) {
         level = level_of(roi, p);
         std::int32_t const stride = p.strides[level];
         RoiAxis const x = axis_of(roi[0], roi[2], stride, p.widths[level], p);
@@ -93,77 +95,93 @@ struct PlacedRoi {
     }
 };
 
-/// Pools one RoI from a plane [height, width] into [S, S]; `sums` is scratch.
+/// All RoIs [B, K].
+std::vector<PlacedRoi> place(RoiAlignParams const& p, float const* rois) {
+    std::int64_t const count = std::int64_t{p.batch} * p.rois;
+    std::vector<PlacedRoi> placed;
+    placed.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t k = 0; k < count; ++k) placed.emplace_back(p, rois + k * 4);
+    return placed;
+}
+
+/// `length` floats of scratch for each piece of work, whichever thread does it.
+class Scratch {
+  public:
+    Scratch(std::int64_t pieces, std::int64_t length)
+        : length_(length), floats_(static_cast<std::size_t>(pieces * length)) {}
+
+    /// Call it once a piece.
+    float* take() { return floats_.data() + next_++ * length_; }
+
+  private:
+    std::int64_t length_;
+    std::vector<float> floats_;
+    std::atomic<std::int64_t> next_{0};
+};
+
+/// Pools one RoI from a plane [height, width] into [S, S]; `sums` holds one a column that the RoI
+/// touches.
 template <typename T>
 void pool_plane(
-    PlacedRoi const& roi, std::int32_t size, T const* plane, std::int64_t width,
-    std::vector<float>& sums, T* out) {
+    PlacedRoi const& roi, std::int32_t size, T const* plane, std::int64_t width, float* sums,
+    T* out) {
     std::int32_t const left = roi.columns.first();
     auto const columns = static_cast<std::size_t>(roi.columns.length());
-    if (sums.size() < columns) sums.resize(columns);
     for (std::int32_t y = 0; y < size; ++y) {
-        float* const sum_of = sums.data();
-        std::fill(sum_of, sum_of + columns, 0.0f);
+        std::fill(sums, sums + columns, 0.0f);
         for (Tap const* tap = roi.rows.begin(y); tap != roi.rows.end(y); ++tap) {
             T const* const row = plane + tap->at * width + left;
             float const weight = tap->weight;
-            for (std::size_t x = 0; x < columns; ++x) sum_of[x] += weight * to_float(row[x]);
+            for (std::size_t x = 0; x < columns; ++x) sums[x] += weight * to_float(row[x]);
         }
         for (std::int32_t x = 0; x < size; ++x) {
             float sum = 0.0f;
             for (Tap const* tap = roi.columns.begin(x); tap != roi.columns.end(x); ++tap) {
-                sum += tap->weight * sum_of[tap->at - left];
+                sum += tap->weight * sums[tap->at - left];
             }
             *out++ = from_float<T>(sum);
         }
     }
 }
 
-/// Pools channels [first, last) of an image.
+/// Pools all RoIs of an image from one of its planes; `plane` counts over all images.
 template <typename T>
-void pool_planes(
-    RoiAlignParams const& p, std::vector<PlacedRoi> const& rois, std::int64_t image,
-    std::int64_t first, std::int64_t last, void const* const* features, T* out) {
+void pool_from_plane(
+    RoiAlignParams const& p, std::vector<PlacedRoi> const& rois, std::int64_t plane,
+    void const* const* features, float* sums, T* out) {
     std::int64_t const bins = std::int64_t{p.output_size} * p.output_size;
-    std::vector<float> sums;
-    for (std::int64_t c = first; c < last; ++c) {
-        for (std::int64_t k = 0; k < p.rois; ++k) {
-            PlacedRoi const& roi = rois[static_cast<std::size_t>(k)];
-            T* const to = out + ((image * p.rois + k) * p.channels + c) * bins;
-            if (!roi.sampled) {
-                std::fill(to, to + bins, T{});
-                continue;
-            }
-            std::int64_t const width = p.widths[roi.level];
-            std::int64_t const area = width * p.heights[roi.level];
-            auto const* const map = static_cast<T const*>(features[roi.level]);
-            pool_plane(roi, p.output_size, map + (image * p.channels + c) * area, width, sums, to);
+    std::int64_t const image = plane / p.channels;
+    for (std::int64_t k = image * p.rois; k < (image + 1) * p.rois; ++k) {
+        PlacedRoi const& roi = rois[static_cast<std::size_t>(k)];
+        T* const to = out + (k * p.channels + plane % p.channels) * bins;
+        if (!roi.sampled) {
+            std::fill(to, to + bins, T{});
+            continue;
         }
+        std::int64_t const width = p.widths[roi.level];
+        std::int64_t const area = width * p.heights[roi.level];
+        auto const* const map = static_cast<T const*>(features[roi.level]);
+        pool_plane(roi, p.output_size, map + plane * area, width, sums, to);
     }
 }
 
 template <typename T>
 void pool_nchw(
     RoiAlignParams const& p, float const* rois, void const* const* features, T* out, int threads) {
-    if (p.rois == 0) return;
+    std::int64_t const planes = std::int64_t{p.batch} * p.channels;
+    if (p.rois == 0 || planes == 0) return;
     std::int64_t const values = std::int64_t{p.rois} * p.output_size * p.output_size;
-    parallel_for(
-        std::int64_t{p.batch} * p.channels, kValuesPerThread / values + 1, threads,
-        [&](std::int64_t begin, std::int64_t end) {
-            std::vector<PlacedRoi> placed(static_cast<std::size_t>(p.rois));
-            for (std::int64_t plane = begin; plane < end;) {
-                std::int64_t const image = plane / p.channels;
-                std::int64_t const stop = std::min(end, (image + 1) * p.channels);
-                float const* roi = rois + image * p.rois * 4;
-                for (PlacedRoi& one : placed) {
-                    one.place(p, roi);
-                    roi += 4;
-                }
-                std::int64_t const before = image * p.channels;
-                pool_planes(p, placed, image, plane - before, stop - before, features, out);
-                plane = stop;
-            }
-        });
+    std::int64_t const grain = kValuesPerThread / values + 1;
+    std::vector<PlacedRoi> const placed = place(p, rois);
+    std::int32_t columns = 0;
+    for (PlacedRoi const& roi : placed) columns = std::max(columns, roi.columns.length());
+    Scratch scratch(pieces_of(planes, grain, threads), columns);
+    parallel_for(planes, grain, threads, [&](std::int64_t begin, std::int64_t end) {
+        float* const sums = scratch.take();
+        for (std::int64_t plane = begin; plane < end; ++plane) {
+            pool_from_plane(p, placed, plane, features, sums, out);
+        }
+    });
 }
 
 /// Pools one RoI from an image [height, width, feature_pitch] into [S, S, out_pitch]; `sums` holds
@@ -195,24 +213,25 @@ template <typename T>
 void pool_nhwc(
     RoiAlignParams const& p, float const* rois, void const* const* features, T* out, int threads) {
     std::int64_t const values = std::int64_t{p.out_pitch} * p.output_size * p.output_size;
-    if (values == 0) return;
-    parallel_for(
-        std::int64_t{p.batch} * p.rois, kValuesPerThread / values + 1, threads,
-        [&](std::int64_t begin, std::int64_t end) {
-            PlacedRoi roi;
-            std::vector<float> sums(static_cast<std::size_t>(p.channels));
-            for (std::int64_t k = begin; k < end; ++k) {
-                roi.place(p, rois + k * 4);
-                T* const to = out + k * values;
-                if (!roi.sampled) {
-                    std::fill(to, to + values, T{});
-                    continue;
-                }
-                std::int64_t const area = std::int64_t{p.heights[roi.level]} * p.widths[roi.level];
-                auto const* const map = static_cast<T const*>(features[roi.level]);
-                pool_pixels(p, roi, map + k / p.rois * area * p.feature_pitch, sums.data(), to);
+    std::int64_t const count = std::int64_t{p.batch} * p.rois;
+    if (values == 0 || count == 0) return;
+    std::int64_t const grain = kValuesPerThread / values + 1;
+    std::vector<PlacedRoi> const placed = place(p, rois);
+    Scratch scratch(pieces_of(count, grain, threads), p.channels);
+    parallel_for(count, grain, threads, [&](std::int64_t begin, std::int64_t end) {
+        float* const sums = scratch.take();
+        for (std::int64_t k = begin; k < end; ++k) {
+            PlacedRoi const& roi = placed[static_cast<std::size_t>(k)];
+            T* const to = out + k * values;
+            if (!roi.sampled) {
+                std::fill(to, to + values, T{});
+                continue;
             }
-        });
+            std::int64_t const area = std::int64_t{p.heights[roi.level]} * p.widths[roi.level];
+            auto const* const map = static_cast<T const*>(features[roi.level]);
+            pool_pixels(p, roi, map + k / p.rois * area * p.feature_pitch, sums, to);
+        }
+    });
 }
 
 template <typename T>

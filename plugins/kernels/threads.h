@@ -3,20 +3,25 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
 namespace carafe {
 
+/// How many pieces parallel_for() makes, so that each can have memory of its own.
+inline std::int64_t pieces_of(std::int64_t count, std::int64_t grain, int threads) {
+    if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    return std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, threads);
+}
+
 /// Calls `work(begin, end)` over [0, count) cut into at most `threads` contiguous pieces of at
-/// least `grain` items; the calling thread takes the first. `threads` 0: one a processor.
+/// least `grain` items; the calling thread takes the first. `threads` 0: one a processor. `work`
+/// does not throw, hence does not allocate: in a thread that would end the process.
 template <typename Work>
 void parallel_for(std::int64_t count, std::int64_t grain, int threads, Work const& work) {
     if (count <= 0) return;
-    if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    std::int64_t const pieces =
-        std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, threads);
+    std::int64_t const pieces = pieces_of(count, grain, threads);
     std::vector<std::thread> others;
     others.reserve(static_cast<std::size_t>(pieces - 1));
     std::int64_t piece = 1;
@@ -25,7 +30,7 @@ void parallel_for(std::int64_t count, std::int64_t grain, int threads, Work cons
             others.emplace_back([&work, first = count * piece / pieces,
                                  last = count * (piece + 1) / pieces] { work(first, last); });
         }
-    } catch (std::system_error const&) {  // no thread to be had: the caller does the rest
+    } catch (std::exception const&) {  // no thread, or no memory for one: the caller does the rest
         work(count * piece / pieces, count);
     }
     work(std::int64_t{0}, count / pieces);

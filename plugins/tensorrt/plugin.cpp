@@ -150,8 +150,10 @@ std::int32_t Plugin::getOutputShapes(
 }
 
 bool Plugin::supportsFormatCombination(
-    std::int32_t position, DynamicPluginTensorDesc const* tensors, std::int32_t,
-    std::int32_t) noexcept {
+    std::int32_t position, DynamicPluginTensorDesc const* tensors, std::int32_t input_count,
+    std::int32_t output_count) noexcept {
+    Message message;
+    if (!check_counts(input_count, output_count, message)) return failed(message) == kSuccess;
     return supports(specs({}), position, tensors);
 }
 

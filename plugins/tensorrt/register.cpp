@@ -86,7 +86,17 @@ bool register_with(char const* tensorrt) {
     auto* const version = find<std::int32_t()>(library, "getInferLibVersion");
     dlclose(library);  // the process still holds it
     if (registry == nullptr || version == nullptr) return false;
-    register_with(carafe::Registry(registry(), version()), tensorrt);
+    if (!carafe::Registry::knows(version())) {
+        std::fprintf(
+            stderr,
+            "carafe: %s has version %d, for which there are no plugins: use TensorRT 10 or 11, or "
+            "TensorRT-RTX 1\n",
+            tensorrt, static_cast<int>(version()));
+        return true;
+    }
+    void* const plugins = registry();
+    if (plugins == nullptr) return false;
+    register_with(carafe::Registry(plugins, version()), tensorrt);
     return true;
 }
 

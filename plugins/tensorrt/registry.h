@@ -10,8 +10,14 @@ namespace carafe {
 /// A view of the registry that getPluginRegistry() returns.
 class Registry {
   public:
-    /// `version` is what getInferLibVersion() returns: 101401 is TensorRT 10.14.1, 10701 is
-    /// TensorRT-RTX 1.7.1.
+    /// Whether the places below hold for what getInferLibVersion() returns: 101401 is TensorRT
+    /// 10.14.1, 110400 TensorRT 11.4.0, 10701 TensorRT-RTX 1.7.1. TensorRT 8.6.1 is 8601.
+    static bool knows(std::int32_t version) {
+        std::int32_t const major = version / 10000;
+        return major == 1 || major == 10 || major == 11;
+    }
+
+    /// `version` is one that it knows.
     Registry(void* registry, std::int32_t version)
         : registry_(registry), slots_(version / 10000 == 10 ? kTensorRT10 : kLater) {}
 

@@ -13,7 +13,17 @@ import carafe_deploy
 from carafe_deploy.cli import app as application
 from carafe_deploy.cli import main
 
-COMMANDS = ("models", "export", "build", "inspect", "detect", "parity", "eval", "demo")
+COMMANDS = (
+    "models",
+    "export",
+    "build",
+    "inspect",
+    "detect",
+    "parity",
+    "eval",
+    "demo",
+    "selfcheck",
+)
 Run = Callable[..., Any]
 
 

@@ -107,6 +107,20 @@ def test_values_that_the_model_or_flavour_does_not_take(
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.json", "model.json is truncated, damaged or no ONNX file"),
+        (".", ". is a folder: name an .onnx file"),
+    ],
+)
+def test_a_model_that_is_none(run: Run, name: str, message: str) -> None:
+    Path("model.json").write_text("{}")  # a suffix that the onnx package would read as text
+    outcome = run("build", name)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert f"error: {message}" in outcome.err
+
+
 def test_without_the_onnx_package_its_extra_is_named(process: Run, model: Path) -> None:
     outcome = process("build", model, code="sys.modules['onnx'] = None")
     assert outcome.status == 2

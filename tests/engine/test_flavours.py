@@ -57,6 +57,16 @@ def test_one_whose_libraries_are_missing_says_which(
         find_flavour("tensorrt").load()
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "9.3.0.post12"])
+def test_one_that_is_too_old_for_the_plugins(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("tensorrt")
+    module.__version__ = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    message = rf"TensorRT {version} is installed, but the plugins need 10 or later: pip install"
+    with pytest.raises(BackendUnavailableError, match=message):
+        find_flavour("tensorrt").load()
+
+
 def test_compute_capabilities_of_tensorrt_rtx(rtx: Flavour) -> None:
     assert {"7.5", "8.6", "8.9", "12.0"} <= set(rtx.targets)
     assert rtx.targets == tuple(sorted(rtx.targets, key=float))
@@ -93,6 +103,15 @@ def test_something_that_is_no_plugin_library_is_refused(rtx: Flavour, tmp_path: 
         rtx.load_plugins(library)
 
 
+def test_a_truncated_plugin_library_is_refused(
+    rtx: Flavour, plugin_library: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / plugin_library.name
+    cut.write_bytes(plugin_library.read_bytes()[:20000])
+    with pytest.raises(BackendUnavailableError, match=r"libcarafe_tensorrt\.so is truncated"):
+        rtx.load_plugins(cut)
+
+
 def test_without_the_alias_the_parser_is_not_let_loose(rtx: Flavour, tmp_path: Path) -> None:
     # In a process of its own, where no earlier test has loaded the alias.
     code = (
@@ -123,6 +142,7 @@ def test_the_network_is_strongly_typed(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType("tensorrt")
         flags = type("NetworkDefinitionCreationFlag", (), {"STRONGLY_TYPED": value})
         module.NetworkDefinitionCreationFlag = flags
+        module.__version__ = "11.4.0"
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         find_flavour("tensorrt").create_network(Builder())
     assert asked == [1, 2]

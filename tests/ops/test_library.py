@@ -298,6 +298,21 @@ def test_what_the_environment_names_must_exist(monkeypatch: pytest.MonkeyPatch) 
         call()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "which holds no"), ("libcarafe_kernels.so.txt", "whose name is not")],
+)
+def test_what_the_environment_names_must_be_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "libcarafe_kernels.so.txt").write_text("not a library")
+    given = tmp_path / name
+    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(given))
+    message = rf"CARAFE_DEPLOY_PLUGIN is '{given}', {message} libcarafe_\*\.so: set it to a folder"
+    with pytest.raises(BackendUnavailableError, match=message):
+        call()
+
+
 def test_importing_the_operators_loads_nothing() -> None:
     environment = {**os.environ, "CARAFE_DEPLOY_PLUGIN": "/no/such/folder"}
     program = "import carafe_deploy.ops; print('imported')"
@@ -313,6 +328,18 @@ def test_a_text_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(tmp_path))
     with pytest.raises(BackendUnavailableError, match=rf"{path} cannot be loaded .*make plugins"):
         call()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_library_is_refused_before_it_is_loaded(
+    library: KernelLibrary, tmp_path: Path, share: float
+) -> None:
+    """The loader maps what its headers promise, and the process ends at the first missing page."""
+    content = Path(library.path).read_bytes()
+    path = tmp_path / "libcarafe_kernels.so"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(BackendUnavailableError, match=rf"is truncated, .* of {len(content)} bytes"):
+        KernelLibrary(path)
 
 
 def test_another_library_is_refused() -> None:

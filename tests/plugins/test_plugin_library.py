@@ -56,11 +56,16 @@ def needed(library: Path) -> list[str]:
     return [line.split("[")[1].rstrip("]") for line in text.splitlines() if "(NEEDED)" in line]
 
 
-def one_node_model(path: Path, **attributes: int) -> Path:
-    """A Carafe node on features [n, 4, h, w] and masks [n, 25, H, W]."""
+FEATURES = ("features", TensorProto.FLOAT, ("n", 4, "h", "w"))
+MASKS = ("masks", TensorProto.FLOAT, ("n", 25, "H", "W"))
+
+
+def one_node_model(path: Path, *inputs: tuple, **attributes: object) -> Path:
+    """A Carafe node, on features [n, 4, h, w] and masks [n, 25, H, W] unless told otherwise."""
+    inputs = inputs or (FEATURES, MASKS)
     node = helper.make_node(
         "Carafe",
-        ["features", "masks"],
+        [name for name, _, _ in inputs],
         ["out"],
         domain="carafe",
         plugin_version="1",
@@ -70,10 +75,7 @@ def one_node_model(path: Path, **attributes: int) -> Path:
     graph = helper.make_graph(
         [node],
         "one_node",
-        [
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 4, "h", "w"]),
-            helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["n", 25, "H", "W"]),
-        ],
+        [helper.make_tensor_value_info(*given) for given in inputs],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
     )
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("carafe", 1)]
@@ -187,3 +189,77 @@ def test_parser_fails_with_our_line_on_nodes_that_do_not_fit(
     result = run_python(PARSE, built("libcarafe_tensorrt_register.so"), model)
     assert message in result.stderr.splitlines()
     assert "True ['PLUGIN_V3']" not in result.stdout
+
+
+STATIC_FEATURES = ("features", TensorProto.FLOAT, (1, 4, 6, 6))
+STATIC_MASKS = ("masks", TensorProto.FLOAT, (1, 25, 12, 12))
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "message"),
+    [
+        (
+            (STATIC_FEATURES, ("masks", TensorProto.FLOAT, (1, 25, 11, 12))),
+            {},
+            "masks is [1, 25, 11, 12], expected "
+            "[N, group_size*kernel_size**2, scale_factor*H, scale_factor*W] = [1, 25, 12, 12]",
+        ),
+        (
+            (("features", TensorProto.FLOAT16, (1, 4, 6, 6)), STATIC_MASKS),
+            {},
+            "masks is float32, expected float16 like the maps before it",
+        ),
+        (
+            (("features", TensorProto.FLOAT, (4, 6, 6)), STATIC_MASKS),
+            {},
+            "features is [4, 6, 6], expected [N, C, H, W] = [4, 6, 6, ?]",
+        ),
+        ((STATIC_FEATURES,), {}, "1 inputs and 1 outputs, expected 2 and 1"),
+        (
+            (STATIC_FEATURES, STATIC_MASKS),
+            {"kernel_size": "5"},
+            "field kernel_size has type CHAR, expected INT32",
+        ),
+        (
+            (STATIC_FEATURES, STATIC_MASKS),
+            {"kernel_size": [5, 5]},
+            "field kernel_size has 2 values, expected 1",
+        ),
+        (
+            (STATIC_FEATURES, STATIC_MASKS),
+            {"kernel_size": 2**31 - 1},
+            "kernel_size 2147483647, group_size 1 and scale_factor 2 give too many mask channels, "
+            "expected fewer than 2^31",
+        ),
+    ],
+)
+def test_parser_fails_with_our_line_on_tensors_and_values_that_do_not_fit(
+    tmp_path: Path, inputs: tuple, attributes: dict[str, object], message: str
+) -> None:
+    fitting = {"kernel_size": 5, "group_size": 1, "scale_factor": 2}
+    model = one_node_model(tmp_path / "one.onnx", *inputs, **{**fitting, **attributes})
+    result = run_python(PARSE, built("libcarafe_tensorrt_register.so"), model)
+    assert result.returncode == 0, result.stderr
+    assert f"carafe: Carafe: {message}" in result.stderr.splitlines()
+    assert result.stdout.splitlines()[-1].startswith("False")
+
+
+@needs_rtx
+def test_groups_that_do_not_divide_the_channels_end_the_build(tmp_path: Path) -> None:
+    """The parser asks for shapes only, which the groups do not change."""
+    masks = ("masks", TensorProto.FLOAT, (1, 75, 12, 12))
+    model = one_node_model(
+        tmp_path / "one.onnx", STATIC_FEATURES, masks, kernel_size=5, group_size=3, scale_factor=2
+    )
+    code = (
+        PARSE.replace("create_network(0)", "create_network(1)").replace(
+            "trt.Builder(logger).create", "(builder := trt.Builder(logger)).create"
+        )
+        + "plan = builder.build_serialized_network(network, builder.create_builder_config())\n"
+        "print('no engine' if plan is None else 'an engine')\n"
+    )
+    result = run_python(code, built("libcarafe_tensorrt_register.so"), model)
+    assert result.stdout.splitlines()[-1] == "no engine", result.stderr
+    line = "features has 4 channels, not divisible by group_size = 3: choose a divisor"
+    assert f"carafe: Carafe: {line}" in result.stderr.splitlines()

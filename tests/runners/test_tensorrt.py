@@ -252,7 +252,7 @@ def test_a_plugin_library_of_another_build(
 ) -> None:
     plugin = PluginRecord("libcarafe_tensorrt.so", "ab" * 32, "0.0.9", ())
     path = write_engine(tmp_path / "x.engine", trt, plugin=plugin)
-    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", str(tmp_path))
+    monkeypatch.delenv("CARAFE_DEPLOY_PLUGIN", raising=False)
     monkeypatch.setattr("carafe_deploy.libraries.PACKAGE_FOLDER", tmp_path)
     with pytest.raises(BackendUnavailableError, match=r"there is no libcarafe_tensorrt\.so in"):
         TensorRTRunner(path)
