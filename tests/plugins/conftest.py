@@ -10,5 +10,5 @@ def library() -> EmulatedLibrary:
     """Kernels that cannot be run are a failure, not something to skip."""
     path = library_path()
     if not path.exists():
-        pytest.fail(f"{path} does not exist: build it with `make plugins`", pytrace=False)
+        pytest.fail(f"{path} does not exist: build it with `make test-cpp`", pytrace=False)
     return EmulatedLibrary(path)
