@@ -196,9 +196,16 @@ def roi_align_case(count: int, size: int) -> Case:
         "strides": STRIDES,
         "finest_scale": 56,
     }
-    package = partial(multilevel_roi_align_body, num_levels=4, opset=18, overload="")
     bodies = {
-        "gather": partial(package, **attributes),
+        "gather": partial(
+            multilevel_roi_align_body,
+            num_levels=4,
+            sampling_ratio=0,
+            strides=STRIDES,
+            finest_scale=56,
+            opset=18,
+            overload="",
+        ),
         "sum": partial(candidates.roi_align_sum, STRIDES, size, 56),
         "scatter": partial(candidates.roi_align_scatter, STRIDES, size, 56),
     }
@@ -215,7 +222,7 @@ def nms_case(labels: int, iou: float, score: float, max_output: int) -> Case:
     scores = rng.uniform(0, 1, (1, labels, 1000)) ** (20 if score > 0 else 1)
     feeds = {"boxes": boxes.astype(np.float32), "scores": scores.astype(np.float32)}
     attributes = {"iou_threshold": iou, "score_threshold": score, "max_output": max_output}
-    body = partial(batched_nms_body, **attributes, opset=18, overload="")
+    body = partial(batched_nms_body, opset=18)
     return Case(feeds, attributes, {"body": body}, "batched_nms")
 
 

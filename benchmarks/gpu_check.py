@@ -3,10 +3,11 @@
     python benchmarks/gpu_check.py FOLDER [-- MORE CMAKE ARGUMENTS]
 
 Builds for the GPU of this machine, runs the tests that are skipped elsewhere, drives the TensorRT
-plugins' enqueue without TensorRT, looks for memory errors and races with compute-sanitizer, and
-runs the self check with every backend found. A step that fails does not stop the next. Writes
-FOLDER/summary.json (exit status, seconds and last lines of each step), a log a step, and what the
-steps themselves write. The exit status is the number of failed steps.
+plugins' enqueue without TensorRT, looks for memory errors and races with compute-sanitizer, runs
+the self check with every backend found, and measures operators and a detector. A step that fails
+does not stop the next. Writes FOLDER/summary.json (exit status, seconds and last lines of each
+step), a log a step, and what the steps themselves write. The exit status is the number of failed
+steps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def steps(output: Path, cmake_arguments: Sequence[str]) -> dict[str, list[str]]:
     harness = [str(BUILD / "bin" / "carafe_harness"), "--library"]
     harness.append(str(BUILD / "lib" / "libcarafe_tensorrt.so"))
     sanitizer = ["compute-sanitizer", "--error-exitcode=1"]
+    bench = [str(ROOT / "benchmarks" / "bench.py"), "--device", "cuda", "--results", str(output)]
     configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"]
     configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += ["-DCARAFE_CUDA=ON", "-DCARAFE_TENSORRT=ON", "-DCARAFE_HARNESS=ON"]
@@ -54,6 +56,7 @@ def steps(output: Path, cmake_arguments: Sequence[str]) -> dict[str, list[str]]:
             *(sys.executable, "-m", "carafe_deploy", "selfcheck"),
             *("--json", "--out", str(output / "selfcheck")),
         ],
+        "bench": [sys.executable, *bench, "mask_r50", "operators"],
         "C++ tests": ["cmake", *configure[1:], "-DCARAFE_TESTS=ON", *cmake_arguments],
         "C++ tests, build": ["cmake", "--build", str(BUILD)],
         "C++ tests, run": ["ctest", "--test-dir", str(BUILD), "--output-on-failure"],

@@ -1,20 +1,32 @@
-"""Write the tables of README.md from benchmarks/results/.
+"""Write the tables and pictures of README.md from benchmarks/results/.
 
     python benchmarks/readme_figures.py [--check]
 
-With --check nothing is written; the exit status is 1 if README.md is not what the results say.
+With --check nothing is written; the exit status is 1 if README.md or a picture is not what the
+results say. A picture tells inside itself which results it shows: their SHA-256.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from carafe_deploy.bench.record import BenchResult, OperatorsResult
+    from carafe_deploy.report.document import Table
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 
 _BACKENDS = {
     "pytorch": "PyTorch",
@@ -108,37 +120,206 @@ def _machine(result: dict[str, Any]) -> str:
     return f"{environment['cores']} cores of {environment['cpu']}"
 
 
-BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "accuracy": accuracy,
-    "detector_cpu": detector_cpu,
-    "carafe_cpu": carafe_cpu,
-    "engines": engines,
-}
+def bench(*results: BenchResult) -> str:
+    """All backends of one detector, or of several, in a few columns."""
+    from carafe_deploy.report.bench_tables import comparison_table
+    from carafe_deploy.report.subjects import ARCHITECTURES
+
+    first = results[0]
+    processor = first.environment.get("GPU", "none")
+    if processor.startswith("none"):
+        processor = first.environment["processor"]
+    title = "" if len(results) > 1 else f"{ARCHITECTURES[first.architecture]}, "
+    return _markdown(comparison_table(results, f"{title}{processor}"))
 
 
-def rendered(text: str) -> str:
+def operators(result: OperatorsResult) -> str:
+    """The operators as the detectors call them, implementations side by side."""
+    from carafe_deploy.report.operators import pivot_table
+
+    # Detectors take the fused entry; other sizes and groups than theirs are in the results.
+    rows = [
+        row for row in result.rows if row.entry != "carafe" and not row.workload.startswith("k ")
+    ]
+    chosen = dataclasses.replace(result, rows=tuple(rows))
+    return _markdown(pivot_table(chosen, f"ms, float32, {result.environment['processor']}"))
+
+
+def _markdown(table: Table) -> str:
+    from carafe_deploy.report.markdown import table_markdown
+
+    return table_markdown(table)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_result(path: Path) -> Any:
+    from carafe_deploy.bench.record import read_result
+
+    return read_result(path)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of README.md; a marker before and after it names its results.
+
+    Attributes:
+        sources: names of the results.
+        render: makes Markdown of them.
+        read: a file of results.
+    """
+
+    sources: tuple[str, ...]
+    render: Callable[..., str]
+    read: Callable[[Path], Any] = _read_json
+
+    @property
+    def marker(self) -> str:
+        """``a.json b.json``."""
+        return " ".join(f"{source}.json" for source in self.sources)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file in docs/.
+
+    Attributes:
+        name: of the file.
+        sources: names of the results it shows.
+        draw: makes a chart of them.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    draw: Callable[..., Figure]
+
+
+def _draw_bench(*results: BenchResult) -> Figure:
+    from carafe_deploy.report.plots import latency
+
+    return latency(results)
+
+
+def _draw_roofline(result: OperatorsResult) -> Figure:
+    from carafe_deploy.report.plots import roofline
+
+    return roofline(result)
+
+
+BLOCKS = (
+    Block(("accuracy",), accuracy),
+    Block(("detector_cpu",), detector_cpu),
+    Block(("carafe_cpu",), carafe_cpu),
+    Block(("engines",), engines),
+    Block(("bench_mask_r50",), bench, _read_result),
+    Block(("bench_faster_r50",), bench, _read_result),
+    Block(("bench_faster_shapes", "bench_mask_shapes"), bench, _read_result),
+    Block(("operators_cpu",), operators, _read_result),
+)
+PICTURES = (
+    Picture("bench.png", ("bench_mask_r50", "bench_faster_r50"), _draw_bench),
+    Picture("roofline.png", ("operators_cpu",), _draw_roofline),
+)
+#: Key of the text in a picture that names its results.
+_SOURCES = "Sources"
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
     """README's text with every block between its markers made anew.
 
+    A block has both results and markers, or neither.
+
+    Args:
+        text: README's.
+        results: folder of the results.
+
     Raises:
-        ValueError: a block's markers are missing.
+        ValueError: one of them is missing, or a marker is of no block.
     """
-    for name, render in BLOCKS.items():
-        begin, end = f"<!-- {name}.json -->\n", f"<!-- /{name}.json -->"
-        if begin not in text or end not in text:
+    known = {block.marker for block in BLOCKS}
+    for marker in re.findall(r"<!-- /?((?:\w+\.json ?)+) -->", text):
+        if marker not in known:
+            raise ValueError(f"README.md has the marker {marker!r}, which is of no block")
+    for block in BLOCKS:
+        begin, end = f"<!-- {block.marker} -->\n", f"<!-- /{block.marker} -->"
+        marked = [begin in text, end in text]
+        paths = _paths(block.sources, results)
+        if not any(marked) and not any(path.exists() for path in paths):
+            continue
+        if not all(marked):
             raise ValueError(f"README.md lacks the markers {begin.strip()} and {end}")
+        _require(paths, f"README.md has the marker {begin.strip()}")
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        text = f"{head}{begin}{render(result)}\n{end}{tail}"
+        table = block.render(*(block.read(path) for path in paths))
+        text = f"{head}{begin}{table}\n{end}{tail}"
     return text
+
+
+def _paths(sources: tuple[str, ...], results: Path) -> list[Path]:
+    return [results / f"{source}.json" for source in sources]
+
+
+def _require(paths: list[Path], why: str) -> None:
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} is missing, but {why}")
+
+
+def stale_pictures(results: Path = RESULTS, docs: Path = DOCS) -> list[Picture]:
+    """Pictures that are missing or show other results than there are.
+
+    Raises:
+        ValueError: some or all of a picture's results are missing.
+    """
+    stale = []
+    for picture in PICTURES:
+        paths, target = _paths(picture.sources, results), docs / picture.name
+        if not target.exists() and not any(path.exists() for path in paths):
+            continue
+        _require(paths, f"{picture.name} is drawn from it")
+        if not target.exists() or _sources_of(target) != _fingerprint(paths):
+            stale.append(picture)
+    return stale
+
+
+def draw(picture: Picture, results: Path = RESULTS, docs: Path = DOCS) -> None:
+    """Write one picture."""
+    from carafe_deploy.report.style import save_png
+
+    paths = _paths(picture.sources, results)
+    figure = picture.draw(*map(_read_result, paths))
+    save_png(figure, docs / picture.name, {_SOURCES: _fingerprint(paths)})
+
+
+def _fingerprint(paths: list[Path]) -> str:
+    """SHA-256 of each file, by name."""
+    return " ".join(f"{p.name}:{hashlib.sha256(p.read_bytes()).hexdigest()}" for p in paths)
+
+
+def _sources_of(path: Path) -> str:
+    from PIL import Image  # matplotlib cannot do without it
+
+    with Image.open(path) as image:
+        return str(image.info.get(_SOURCES, ""))
 
 
 def main() -> int:
     current = README.read_text(encoding="utf-8")
-    wanted = rendered(current)
+    try:
+        wanted, stale = rendered(current), stale_pictures()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if sys.argv[1:] == ["--check"]:
-        return int(current != wanted)
+        for name in ["README.md"] * (current != wanted) + [picture.name for picture in stale]:
+            print(f"{name} is not what the results say", file=sys.stderr)
+        return int(current != wanted or bool(stale))
     README.write_text(wanted, encoding="utf-8")
+    for picture in stale:
+        draw(picture)
     return 0
 
 

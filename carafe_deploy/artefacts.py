@@ -35,6 +35,11 @@ def open_runner(
     device: str = "cpu",
     config: str | os.PathLike[str] | None = None,
     options: ExportOptions | None = None,
+    mode: str = "eager",
+    channels_last: bool = False,
+    provider: str | None = None,
+    graphs: bool = False,
+    threads: int | None = None,
 ) -> Runner:
     """Open an artefact by its suffix.
 
@@ -45,6 +50,11 @@ def open_runner(
             ``"cuda:N"`` chooses another.
         config: for a checkpoint, the mmdetection config beside it.
         options: for a checkpoint, precision and test settings; the others have theirs inside.
+        mode: for a checkpoint, ``"eager"``, ``"compile"`` or ``"cuda-graph"``.
+        channels_last: for a checkpoint, keep weights and images in that memory format.
+        provider: for an ONNX file, one of :data:`carafe_deploy.runners.onnxruntime.PROVIDERS`.
+        graphs: for an engine, capture CUDA graphs.
+        threads: of one operator of an ONNX file on the CPU; None lets ONNX Runtime choose.
 
     Raises:
         ArtefactError: the file is missing, or of a kind that nothing here opens.
@@ -63,7 +73,7 @@ def open_runner(
         if backend == "onnxruntime":
             from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-            return OnnxRuntimeRunner(path, device)
+            return OnnxRuntimeRunner(path, device, threads, provider)
         if backend == "torchscript":
             from carafe_deploy.runners.torchscript import TorchScriptRunner
 
@@ -71,8 +81,8 @@ def open_runner(
         if backend == "tensorrt":
             from carafe_deploy.runners.tensorrt import TensorRTRunner
 
-            return TensorRTRunner(path, "cuda" if device == "cpu" else device)
-        return _open_checkpoint(path, device, config, options)
+            return TensorRTRunner(path, "cuda" if device == "cpu" else device, graphs=graphs)
+        return _open_checkpoint(path, device, config, options, mode, channels_last)
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             f"{path.name} needs {backend}, but {error.name} is not installed: "
@@ -85,7 +95,11 @@ def _open_checkpoint(
     device: str,
     config: str | os.PathLike[str] | None,
     options: ExportOptions | None,
+    mode: str,
+    channels_last: bool,
 ) -> Runner:
+    import torch
+
     from carafe_deploy.graph.metadata import model_info
     from carafe_deploy.graph.options import ExportOptions, deployable
     from carafe_deploy.models.checkpoint import load_detector
@@ -100,12 +114,12 @@ def _open_checkpoint(
     detector, checkpoint = load_detector(path, config)
     info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
     deployed = deployable(detector, options).to(target)
-    staged = StagedDetector(deployed)
+    if channels_last:
+        deployed = deployed.to(memory_format=torch.channels_last)
+    forward: torch.nn.Module = deployed
+    stages: torch.nn.Module = StagedDetector(deployed)
     if options.uint8_input:
-        return PyTorchRunner(
-            info,
-            target,
-            ImageNormalization(deployed, info.preprocessing),
-            ImageNormalization(staged, info.preprocessing),
+        forward, stages = (
+            ImageNormalization(module, info.preprocessing) for module in (forward, stages)
         )
-    return PyTorchRunner(info, target, deployed, staged)
+    return PyTorchRunner(info, target, forward, stages, mode=mode, channels_last=channels_last)

@@ -1,4 +1,4 @@
-"""The whole way on two small trained detectors: export, build, detect, draw, compare, score."""
+"""The whole way on two small detectors: export, build, detect, draw, compare, score, measure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import cv2
 import onnxruntime
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.bench.record import BenchResult
+from carafe_deploy.bench.run import BenchOptions, run_bench
 from carafe_deploy.coco import from_results, load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.engine.build import BuildOptions, build_engine
@@ -28,7 +30,7 @@ from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import ParityReport, match_detections, run_parity
 from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_image
 from carafe_deploy.runners._torch import one_thread
-from carafe_deploy.runners.base import Runner
+from carafe_deploy.runners.base import TITLES, Runner
 from carafe_deploy.types import Detections
 
 __all__ = [
@@ -73,13 +75,9 @@ MAX_DETS = (100, 300, 1000)
 ENGINE_MAX = (PARITY_BATCH, 192, 192)
 
 #: Names of runners for people.
-BACKENDS = {
-    "pytorch": "PyTorch",
-    "torchscript": "TorchScript",
-    "onnxruntime": "ONNX Runtime",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT-RTX",
-}
+BACKENDS = TITLES
+#: A short measurement: the report is to show what there is, not to settle it.
+BENCH = BenchOptions(rounds=8, batch_sizes=(1, 4), threads=1, cold=False, layers=3)
 _TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 #: mmdetection's name of a number -> COCO's.
 _NUMBERS = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75"}
@@ -144,6 +142,7 @@ class DetectorResult:
         parity: of all but PyTorch, with PyTorch as reference.
         engine: built for GPUs, run where there is one.
         pictures: what ONNX Runtime found, drawn.
+        bench: all artefacts measured side by side; None if they were not.
     """
 
     title: str
@@ -153,6 +152,7 @@ class DetectorResult:
     parity: tuple[ParityReport, ...]
     engine: EngineResult
     pictures: tuple[Path, ...]
+    bench: BenchResult | None = None
 
     def deviation(self, backend: BackendResult) -> float:
         """Largest difference between a backend's AP, AP50, AP75 and mmdetection's."""
@@ -199,9 +199,10 @@ class DemoResult:
         return all(detector.passed for detector in self.detectors)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable content."""
+        """JSON-serialisable content; measurements have files of their own."""
         data = dataclasses.asdict(self)
         for detector, entry in zip(self.detectors, data["detectors"], strict=True):
+            del entry["bench"]
             entry["passed"] = detector.passed
             entry["parity"] = [json.loads(report.to_json()) for report in detector.parity]
         text = json.dumps({"passed": self.passed, **data}, default=str)
@@ -246,6 +247,7 @@ def run_demo(
                     runners.append(stack.enter_context(opened))
                 scored = [job.score(runner, limit, progress) for runner in runners]
                 parity = [job.compare(runners[0], runner, progress) for runner in runners[1:]]
+            bench = job.measure({result.backend: result for result, _ in scored}, progress)
             step(f"{job.title}: draw")
             [shown] = [found for result, found in scored if result.backend == "onnxruntime"]
             pictures = {
@@ -267,6 +269,7 @@ def run_demo(
                     parity=tuple(parity),
                     engine=engine,
                     pictures=tuple(pictures),
+                    bench=bench,
                 )
             )
     step("contact sheet")
@@ -376,6 +379,27 @@ class _Job:
             batch_size=PARITY_BATCH,
             progress=lambda level, done, total: progress(done, total),
         )
+
+    def measure(self, scored: Mapping[str, BackendResult], progress: Progress) -> BenchResult:
+        """All artefacts side by side, with the AP that they have been found to have."""
+        images = {path.name: load_image(path) for path in _images()[:PARITY_IMAGES]}
+        result = run_bench(
+            list(self._files.values()),
+            images,
+            BENCH,
+            step=lambda name: self._step(f"measure: {name}"),
+            progress=progress,
+        )
+        subjects = [
+            dataclasses.replace(
+                subject,
+                ap={k: numbers["AP"] for k, numbers in scored[subject.backend].numbers.items()},
+            )
+            if subject.backend in scored
+            else subject
+            for subject in result.subjects
+        ]
+        return dataclasses.replace(result, subjects=tuple(subjects))
 
     def recorded_numbers(self) -> Numbers:
         """mmdetection's AP."""

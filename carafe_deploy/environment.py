@@ -10,14 +10,18 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from carafe_deploy import __version__
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import find_library
 
-__all__ = ["LIBRARIES", "describe_environment"]
+__all__ = [
+    "LIBRARIES",
+    "ask_nvidia_smi",
+    "describe_environment",
+    "installed_version",
+    "is_installed",
+]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
 LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
@@ -45,13 +49,42 @@ def describe_environment() -> Mapping[str, str]:
         "system": platform.platform(),
         "processor": f"{_processor()}, {_cores()} cores",
         "GPU": _gpus(),
-        "NumPy": np.__version__,
+        "NumPy": _version("numpy"),
         "torch": _torch(),
         "ONNX Runtime": _onnxruntime(),
     }
     facts.update((name, _version(name)) for name in _PACKAGES)
     facts.update((f"lib{name}.so", _library(name)) for name in LIBRARIES)
     return facts
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module has code to import; a folder that an uninstallation left behind has none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # of the package around it
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a package by its name on PyPI; nothing is imported."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:
+    """What the driver tells of each GPU, a line each, values separated by comma and space.
+
+    Raises:
+        OSError: there is no nvidia-smi.
+        subprocess.SubprocessError: it fails, or does not answer.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(columns)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return tuple(filter(None, done.stdout.split("\n")))
 
 
 def _processor() -> str:
@@ -69,25 +102,21 @@ def _cores() -> int:
 
 def _gpus() -> str:
     """As the driver tells them: name, compute capability, driver version."""
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        lines = ask_nvidia_smi("name", "compute_cap", "driver_version")
     except FileNotFoundError:
         return "none (there is no nvidia-smi)"
     except (OSError, subprocess.SubprocessError) as error:
         return f"none (nvidia-smi: {error})"
-    return "; ".join(done.stdout.split("\n")).strip("; ") or "none"
+    return "; ".join(lines) or "none"
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return installed_version(package) or "not installed"
 
 
 def _torch() -> str:
-    if importlib.util.find_spec("torch") is None:
+    if not is_installed("torch"):
         return "not installed"
     import torch
 
@@ -96,7 +125,7 @@ def _torch() -> str:
 
 
 def _onnxruntime() -> str:
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not is_installed("onnxruntime"):
         return "not installed"
     import onnxruntime
 

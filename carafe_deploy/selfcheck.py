@@ -22,11 +22,11 @@ from carafe_deploy.data import data_path
 from carafe_deploy.environment import describe_environment
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.images import load_image
-from carafe_deploy.libraries import require_library
+from carafe_deploy.libraries import find_library, require_library
 from carafe_deploy.ops import plain_operators
 from carafe_deploy.parity import ParityReport, run_parity
 from carafe_deploy.runners._torch import one_thread
-from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import OperatorCall
 
 __all__ = ["CHECKPOINTS", "Check", "SelfCheck", "run_selfcheck"]
@@ -124,9 +124,11 @@ def run_selfcheck(
         progress: within a step, told the parts done and their total.
 
     Raises:
-        CarafeDeployError: the folder cannot be written, or a data file is missing.
+        CarafeDeployError: the folder cannot be written, a data file is missing, or
+            CARAFE_DEPLOY_PLUGIN names nothing that exists.
     """
     begun = time.perf_counter()
+    find_library("carafe_kernels")  # a wrong CARAFE_DEPLOY_PLUGIN is no lack of the machine
     checks = []
     for name in checkpoints:
         checkpoint = data_path("shapes", name)
@@ -199,6 +201,10 @@ class _Plain:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         with plain_operators():
             return self._runner.run(inputs)
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        with plain_operators():
+            return self._runner.run_timed(inputs)
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         with plain_operators():

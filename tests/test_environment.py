@@ -15,7 +15,12 @@ import torch
 
 import carafe_deploy
 from carafe_deploy import environment, libraries
-from carafe_deploy.environment import LIBRARIES, describe_environment
+from carafe_deploy.environment import (
+    LIBRARIES,
+    describe_environment,
+    installed_version,
+    is_installed,
+)
 from carafe_deploy.files import sha256_of
 
 
@@ -105,3 +110,19 @@ def test_a_wrong_variable_is_a_fact_and_no_error(monkeypatch: pytest.MonkeyPatch
     facts = describe_environment()
     for name in LIBRARIES:
         assert "'/no/such/folder', which does not exist" in facts[f"lib{name}.so"]
+
+
+def test_a_folder_left_behind_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "left_behind" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "single.py").write_text("raise ZeroDivisionError('nothing is imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_installed("single")
+    for name in ("left_behind", "left_behind.inside", "no_such_module", "no_such.module"):
+        assert not is_installed(name)
+
+
+def test_versions_by_the_name_on_pypi() -> None:
+    assert installed_version("numpy") == np.__version__
+    assert installed_version("no-such-distribution") is None

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0 success, 1 a comparison failed, 2 bad input, 130 interrupted.
+        The exit status: 0 success, 1 a comparison or check failed, 2 bad input, 130 interrupted.
     """
     try:
         from carafe_deploy.cli.app import run

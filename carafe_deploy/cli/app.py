@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -12,14 +14,17 @@ import typer
 
 from carafe_deploy import __version__
 from carafe_deploy.cli import (
+    bench,
     build,
     demo,
     detect,
+    doctor,
     evaluate,
     export,
     inspect,
     models,
     parity,
+    report,
     selfcheck,
 )
 from carafe_deploy.errors import CarafeDeployError
@@ -39,12 +44,15 @@ EXTRAS = {
     "cv2": "image",
     "pycocotools": "eval",
     "faster_coco_eval": "eval",
+    "cattrs": "bench",
+    "jinja2": "bench",
+    "matplotlib": "bench",
 }
 
 app = typer.Typer(
     name=PROGRAM,
     help="Deploy mmdetection detectors trained with CARAFE (arXiv:1905.02188).",
-    epilog="Exit status: 0 success, 1 a comparison failed, 2 bad input, 130 interrupted.",
+    epilog="Exit status: 0 success, 1 a comparison or check failed, 2 bad input, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -59,8 +67,11 @@ for command in (
     detect.COMMAND,
     parity.COMMAND,
     evaluate.COMMAND,
+    bench.COMMAND,
+    report.COMMAND,
     demo.COMMAND,
     selfcheck.COMMAND,
+    doctor.COMMAND,
 ):
     app.command(command.name, epilog=command.epilog, no_args_is_help=command.needs_arguments)(
         command.function
@@ -96,6 +107,8 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ✓ gets ?
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     command = next((i for i, text in enumerate(arguments) if not text.startswith("-")), None)
     debug = "--debug" in arguments[:command] or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
@@ -111,6 +124,11 @@ def run(arguments: list[str]) -> int:
         typer.echo(f"error: {message}", err=True)
         return 2
     return 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as on an error, so that temporary files go."""
+    sys.exit(128 + number)
 
 
 def _status(code: str | int | None) -> int:

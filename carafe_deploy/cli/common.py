@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from carafe_deploy.runners.base import Runner
+    from carafe_deploy.types import ModelInfo
 
 __all__ = [
     "ArtefactArgument",
@@ -35,6 +36,7 @@ __all__ = [
     "Steps",
     "UsageError",
     "artefact_path",
+    "default_images",
     "examples",
     "facts",
     "hint",
@@ -47,6 +49,8 @@ __all__ = [
     "shell",
 ]
 
+#: Images used when none are named.
+_SAMPLES = 8
 #: Columns of a table in a pipe or log file.
 _LOG_WIDTH = 120
 
@@ -149,9 +153,13 @@ class Steps:
     """Steps of a job on stderr: a spinner while one runs, a line with its time when it is done.
 
     Call it with the name of the step that begins, which ends the one before.
+
+    Args:
+        mark: before the name of a step that is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str = "[green]✓[/green]") -> None:
+        self._mark = mark
         self._console = Console(stderr=True, highlight=False)
         self._status: Status | None = None
         self._name: str | None = None
@@ -176,7 +184,7 @@ class Steps:
         if self._name is not None and done:
             seconds = time.perf_counter() - self._begun
             self._console.print(
-                f"[green]✓[/green] {self._name} [dim]{seconds:.1f} s[/dim]", soft_wrap=True
+                f"{self._mark} {self._name} [dim]{seconds:.1f} s[/dim]", soft_wrap=True
             )
         self._status = self._name = None
 
@@ -239,3 +247,24 @@ def open_artefact(name: str, device: str, config: Path | None) -> Runner:
     if config is not None and SUFFIXES.get(path.suffix.lower()) != "pytorch":
         raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {name}: drop it")
     return open_runner(path, device=device, config=config)
+
+
+def default_images(
+    info: ModelInfo, annotations: Path | None = None, image_dir: Path | None = None
+) -> list[Path]:
+    """The first annotated images; else those in the package that show the model's classes.
+
+    Raises:
+        AnnotationError: the annotations cannot be read.
+    """
+    from carafe_deploy.data import data_path
+
+    if annotations is None and info.classes != ("circle", "square", "triangle"):
+        return [data_path("chelsea.png")]
+    from carafe_deploy.coco import load_annotations
+
+    if annotations is None:
+        annotations, image_dir = data_path("shapes", "val.json"), data_path("shapes", "val")
+    folder = annotations.parent if image_dir is None else image_dir
+    entries = load_annotations(annotations)["images"][:_SAMPLES]
+    return [folder / entry["file_name"] for entry in entries]

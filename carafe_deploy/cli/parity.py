@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from carafe_deploy.cli.common import (
     BatchSizeOption,
@@ -19,25 +18,24 @@ from carafe_deploy.cli.common import (
     Steps,
     UsageError,
     artefact_path,
+    default_images,
     examples,
     hint,
     line,
-    plural,
     results_console,
     shell,
 )
+from carafe_deploy.cli.parity_tables import show_report, show_walk
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from carafe_deploy.graph.options import ExportOptions
-    from carafe_deploy.parity import ParityReport, ParityRow
+    from carafe_deploy.parity import ParityReport
     from carafe_deploy.runners.base import Runner
     from carafe_deploy.types import ModelInfo
 
 __all__ = ["COMMAND", "open_pair", "parity"]
-
-#: Images used when none are named.
-_SAMPLES = 8
-
 
 ReferenceArgument = Annotated[
     str,
@@ -86,6 +84,22 @@ LevelsOption = Annotated[
         show_default=False,
     ),
 ]
+StagesOption = Annotated[
+    bool,
+    typer.Option(
+        "--stages",
+        help="Walk through the intermediate tensors alone: a histogram of each one's errors, and "
+        "where the difference first grows.",
+    ),
+]
+BisectOption = Annotated[
+    bool,
+    typer.Option(
+        "--bisect",
+        help="Name the first tensor outside its tolerance, and what lies between it and those "
+        "before, in one line.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 OutputOption = Annotated[
     Path | None,
@@ -104,6 +118,8 @@ def parity(
     annotations: AnnotationsOption = None,
     image_dir: ImageDirOption = None,
     levels: LevelsOption = None,
+    stages: StagesOption = False,
+    bisect: BisectOption = False,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 1,
     device: DeviceOption = "cpu",
@@ -120,15 +136,21 @@ def parity(
     """
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images, load_image
-    from carafe_deploy.parity import run_parity
+    from carafe_deploy.parity import StageWalk, run_parity, walk_stages
 
+    walk_only = stages or bisect
+    if walk_only and levels is not None:
+        raise UsageError(
+            f"{'--stages' if stages else '--bisect'} looks at intermediate tensors alone, so "
+            f"--levels {levels} contradicts it: drop one of them"
+        )
     console = results_console(json_output)
     with ExitStack() as stack, Steps() as steps:
         steps("open")
         first, second = open_pair(reference, candidate, device, config, stack)
         named = [*(images or ()), *(more_images or ())]
         paths = (
-            find_images(named) if named else _default_images(first.info, annotations, image_dir)
+            find_images(named) if named else default_images(first.info, annotations, image_dir)
         )[:limit]
         current = ""
 
@@ -139,25 +161,41 @@ def parity(
                 current = level
             steps.update(f"{done}/{total}")
 
-        report = run_parity(
-            first,
-            second,
-            images=[load_image(path) for path in paths],
-            levels=None if levels is None else [name.strip() for name in levels.split(",")],
-            batch_size=batch_size,
-            annotations=annotations,
-            image_dir=image_dir,
-            limit=limit,
-            progress=progress,
-        )
-    text = report.to_json() + "\n"
+        loaded = [load_image(path) for path in paths]
+        if walk_only:
+            found: ParityReport | StageWalk = walk_stages(
+                first,
+                second,
+                loaded,
+                batch_size=batch_size,
+                progress=lambda done, total: progress("stages", done, total),
+            )
+        else:
+            found = run_parity(
+                first,
+                second,
+                images=loaded,
+                levels=None if levels is None else [name.strip() for name in levels.split(",")],
+                batch_size=batch_size,
+                annotations=annotations,
+                image_dir=image_dir,
+                limit=limit,
+                progress=progress,
+            )
+    text = found.to_json() + "\n"
     if output is not None:
         atomic_write_text(output, text)
     if json_output:
         typer.echo(text, nl=False)
+    elif isinstance(found, StageWalk):
+        if stages:
+            show_walk(console, found, _named(paths))
+        else:
+            line(console, found.verdict())
     else:
-        _show(console, report, paths, candidate)
-    if not report.passed:
+        show_report(console, found, _named(paths))
+        _show_next(console, found, reference, candidate)
+    if not found.passed:
         raise typer.Exit(1)
 
 
@@ -212,73 +250,20 @@ def _options_of(info: ModelInfo) -> ExportOptions:
     )
 
 
-def _default_images(
-    info: ModelInfo, annotations: Path | None, image_dir: Path | None
-) -> list[Path]:
-    """Annotated images; else those that come with the package and show the model's classes."""
-    from carafe_deploy.data import data_path
-
-    if annotations is None and info.classes != ("circle", "square", "triangle"):
-        return [data_path("chelsea.png")]
-    from carafe_deploy.coco import load_annotations
-
-    if annotations is None:
-        annotations, image_dir = data_path("shapes", "val.json"), data_path("shapes", "val")
-    folder = annotations.parent if image_dir is None else image_dir
-    entries = load_annotations(annotations)["images"][:_SAMPLES]
-    return [folder / entry["file_name"] for entry in entries]
+def _named(paths: Sequence[Path]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def _show(console: Console, report: ParityReport, paths: list[Path], candidate: str) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("", no_wrap=True)
-    for name in ("error", "relative", "matched", "limit"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    level = ""
-    for row in report.rows:
-        if row.level != level:
-            table.add_row(row.level, style="bold")
-            level = row.level
-        verdict = "[green]✓[/green]" if row.passed else "[red]✗[/red]"
-        name, *numbers = _cells(row)
-        table.add_row(f"  {name}", *numbers, verdict)
-    console.print()
-    console.print(table)
-    console.print()
-    for row in report.rows:
-        if row.note and (not row.passed or row.level in ("detections", "ap")):
-            line(console, f"{row.name}: {row.note}", style="dim")
-    for level, reason in report.skipped.items():
-        line(console, f"{level} not compared: {reason}", style="yellow")
-    names = f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-    line(
-        console,
-        f"{report.candidate} against {report.reference}, {plural(report.images, 'image')}: {names}",
-    )
+def _show_next(console: Console, report: ParityReport, reference: str, candidate: str) -> None:
     if report.passed:
-        console.print(f"[bold green]PASS[/bold green] all {len(report.rows)} rows")
         hint(
             console,
             shell("carafe-deploy", "detect", candidate, "IMAGES"),
             shell("carafe-deploy", "eval", candidate, "--annotations", "instances.json")
             + " --images IMAGES",
         )
-    else:
-        failed = plural(len(report.failures), "row")
-        console.print(f"[bold red]FAIL[/bold red] {failed} of {len(report.rows)}")
-
-
-def _cells(row: ParityRow) -> tuple[str, str, str, str, str]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.1e}" if value else "0"
-
-    counted = row.measure in ("matched", "iou")
-    matched = f"{row.matched}/{row.total}" if counted and row.matched is not None else ""
-    limit = f"≥ {row.tolerance:g}" if counted else f"≤ {row.tolerance:g}"
-    # Tensors are held to their relative error; say so where it is the other one.
-    limit += " abs" if row.measure == "absolute" else ""
-    return row.name, number(row.max_abs_error), number(row.max_rel_error), matched, limit
+    elif any(row.level == "stages" for row in report.failures):
+        hint(console, shell("carafe-deploy", "parity", reference, candidate, "--bisect"))
 
 
 COMMAND = Command(
@@ -287,6 +272,8 @@ COMMAND = Command(
     examples(
         "carafe-deploy parity epoch_12.pth detector.onnx",
         "carafe-deploy parity detector.onnx detector.ts --images photos/*.jpg --levels detections",
+        "carafe-deploy parity detector.onnx stages.engine --stages -o walk.json",
+        "carafe-deploy parity fp32.onnx fp16.onnx --bisect",
         "carafe-deploy parity epoch_12.pth detector.onnx --annotations val.json --image-dir val "
         "--limit 200 -o parity.json",
     ),

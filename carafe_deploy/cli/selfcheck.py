@@ -44,7 +44,7 @@ def selfcheck(
     detections and average precision with plain PyTorch. FOLDER/report.md is
     what a bug report should hold. The exit status is 1 if anything fails.
     """
-    with Steps() as steps:
+    with Steps("[dim]·[/dim]") as steps:  # the table says what passed
         steps("load packages")
         from carafe_deploy.files import atomic_write_text
         from carafe_deploy.report import selfcheck_report

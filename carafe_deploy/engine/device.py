@@ -7,7 +7,8 @@ takes them.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -72,6 +73,14 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for everything enqueued."""
+        raise NotImplementedError
+
+    def mark(self) -> Any:
+        """Enqueue an event, for :meth:`intervals`."""
+        raise NotImplementedError
+
+    def intervals(self, marks: Sequence[Any]) -> list[float]:
+        """Milliseconds between each two events in a row; all are over, and freed by this."""
         raise NotImplementedError
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
@@ -149,6 +158,15 @@ class TorchDevice(Device):
 
     def synchronize(self) -> None:
         self._stream.synchronize()
+
+    def mark(self) -> Any:
+        with self.current():
+            event = self._torch.cuda.Event(enable_timing=True)
+            event.record(self._stream)
+        return event
+
+    def intervals(self, marks: Sequence[Any]) -> list[float]:
+        return [float(first.elapsed_time(second)) for first, second in itertools.pairwise(marks)]
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
         graph = self._torch.cuda.CUDAGraph()
@@ -242,6 +260,18 @@ class CudaPythonDevice(Device):
     def synchronize(self) -> None:
         self._call(self._runtime.cudaStreamSynchronize, self._stream)
 
+    def mark(self) -> Any:
+        event = self._call(self._runtime.cudaEventCreate)
+        self._call(self._runtime.cudaEventRecord, event, self._stream)
+        return event
+
+    def intervals(self, marks: Sequence[Any]) -> list[float]:
+        elapsed = self._runtime.cudaEventElapsedTime
+        found = [float(self._call(elapsed, *pair)) for pair in itertools.pairwise(marks)]
+        for event in marks:
+            self._call(self._runtime.cudaEventDestroy, event)
+        return found
+
     def capture(self, enqueue: Callable[[], None]) -> Any:
         runtime = self._runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -328,6 +358,14 @@ class PyCudaDevice(Device):
     def synchronize(self) -> None:
         with self.current():
             self._stream.synchronize()
+
+    def mark(self) -> Any:
+        with self.current():
+            return self._driver.Event().record(self._stream)
+
+    def intervals(self, marks: Sequence[Any]) -> list[float]:
+        with self.current():
+            return [float(first.time_till(second)) for first, second in itertools.pairwise(marks)]
 
     def close(self) -> None:
         for pointer in tuple(self._memory):

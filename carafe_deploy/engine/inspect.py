@@ -8,9 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from carafe_deploy.engine.load import check_engine, deserialise
-from carafe_deploy.engine.sidecar import read_sidecar
-from carafe_deploy.errors import ArtefactError, CarafeDeployError
+from carafe_deploy.engine.load import check_engine, deserialise, read_engine
+from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.types import ModelInfo, TensorSpec
 
 __all__ = ["inspect_engine", "inspect_onnx"]
@@ -64,11 +63,9 @@ def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
     ``details`` is None where they do not, and ``why_no_details`` says why.
 
     Raises:
-        ArtefactError: the engine is missing, or has no readable sidecar.
+        ArtefactError: the engine is missing, has no readable sidecar, or is not what that says.
     """
-    if not Path(path).is_file():
-        raise ArtefactError(f"{path} does not exist: build it with `carafe-deploy build`")
-    sidecar = read_sidecar(path)
+    sidecar, _ = read_engine(path)
     data = json.loads(sidecar.to_json())
     del data["model"], data["schema"]
     plugin = data["plugin"]

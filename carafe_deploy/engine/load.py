@@ -16,7 +16,7 @@ from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineE
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
 
-__all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise"]
+__all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise", "read_engine"]
 
 #: In TensorRT's messages where CUDA finds no driver (35) or no device (100).
 _NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")
@@ -39,13 +39,11 @@ class CheckedEngine:
     flavour: Flavour
 
 
-def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:
-    """Read an engine, hold it against its sidecar and register its plugins.
+def read_engine(path: str | os.PathLike[str]) -> tuple[Sidecar, bytes]:
+    """Read an engine and hold it against its sidecar; needs no TensorRT.
 
     Raises:
-        ArtefactError: the engine or its sidecar is missing, damaged, or belongs to another file;
-            or it was built by another version or with another plugin library.
-        BackendUnavailableError: its flavour or the plugin library is not installed.
+        ArtefactError: the engine or its sidecar is missing, damaged, or belongs to another file.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,6 +60,19 @@ def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:
             f"{path} has another SHA-256 than its sidecar says: it is damaged or of another "
             "build. Copy both files again, or build it again"
         )
+    return sidecar, plan
+
+
+def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:
+    """Read an engine, hold it against its sidecar and register its plugins.
+
+    Raises:
+        ArtefactError: see :func:`read_engine`; or the engine was built by another version or with
+            another plugin library.
+        BackendUnavailableError: its flavour or the plugin library is not installed.
+    """
+    path = Path(path)
+    sidecar, plan = read_engine(path)
     try:
         flavour = find_flavour(sidecar.flavour)
     except EngineError as error:

@@ -146,6 +146,8 @@ def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
             f"{path} is missing: copy it along with the engine, or build the engine again with "
             "`carafe-deploy build`"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ArtefactError(f"{path} is no text ({error}): build the engine again") from error
     except (ArtefactError, OSError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}") from error
 

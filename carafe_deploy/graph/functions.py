@@ -1,7 +1,9 @@
 """Give every custom node a function body, so that stock ONNX Runtime runs the file.
 
 A runtime that knows the operator, such as TensorRT with the plugin library, takes that instead.
-One body serves all nodes of the same operator, attributes and, for CARAFE, decomposition.
+One body serves all nodes of the same operator unless their attributes change its structure: those
+of CARAFE, and the levels of MultilevelRoiAlign. ONNX Runtime tells the bodies of one operator apart
+from 1.27 on; an older one takes any of them, which is right for the detectors here.
 """
 
 from __future__ import annotations
@@ -73,27 +75,18 @@ def _body(node: onnx.NodeProto, channels: int | None, opset: int) -> onnx.Functi
             variant=variant,
         )
     if node.op_type == "MultilevelRoiAlign":
-        size, ratio = attributes["output_size"], attributes["sampling_ratio"]
-        strides = tuple(attributes["strides"])
+        ratio, strides = attributes["sampling_ratio"], tuple(attributes["strides"])
         finest = attributes["finest_scale"]
         return _bodies.multilevel_roi_align_body(
             num_levels=len(strides),
-            output_size=size,
             sampling_ratio=ratio,
             strides=strides,
             finest_scale=finest,
             opset=opset,
-            overload=f"s{size}_r{ratio}_f{finest}_l{'_'.join(map(str, strides))}",
+            overload=f"r{ratio}_f{finest}_l{'_'.join(map(str, strides))}",
         )
     if node.op_type == "BatchedNms":
-        iou, score = attributes["iou_threshold"], attributes["score_threshold"]
-        return _bodies.batched_nms_body(
-            iou_threshold=iou,
-            score_threshold=score,
-            max_output=attributes["max_output"],
-            opset=opset,
-            overload=f"iou{iou:.6g}_score{score:.6g}_max{attributes['max_output']}",
-        )
+        return _bodies.batched_nms_body(opset=opset)
     raise ExportError(
         f"node {node.name!r} is {node.domain}.{node.op_type}, which is no operator here"
     )

@@ -10,7 +10,7 @@ import torch
 from carafe_deploy.errors import ExportError
 from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import Detector, build_detector, prepare_for_inference
-from carafe_deploy.types import InputFormat
+from carafe_deploy.types import InputFormat, ModelInfo
 
 __all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "padded_limits"]
 
@@ -45,6 +45,20 @@ class ExportOptions:
     score_threshold: float | None = None
     nms_iou_threshold: float | None = None
     max_detections: int | None = None
+
+    @classmethod
+    def like(cls, info: ModelInfo) -> ExportOptions:
+        """The options that an artefact was exported with, so that a checkpoint runs the same."""
+        return cls(
+            batch=info.input.batch,
+            height=info.input.height,
+            width=info.input.width,
+            precision=info.precision,
+            uint8_input=info.input.layout == "nhwc_uint8",
+            score_threshold=info.score_threshold,
+            nms_iou_threshold=info.nms_iou_threshold,
+            max_detections=info.max_detections,
+        )
 
     def input_format(self, config: DetectorConfig) -> InputFormat:
         """The bounds with defaults filled in.

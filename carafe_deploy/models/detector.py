@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
 
-from carafe_deploy.models.config import DetectorConfig
+from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
 from carafe_deploy.models.fpn_carafe import FPNCarafe
-from carafe_deploy.models.resnet import ResNet
+from carafe_deploy.models.resnet import BLOCKS, ResNet
 from carafe_deploy.models.roi_heads import RoIHead
 from carafe_deploy.models.rpn import ProposalSelector, RPNHead
+from carafe_deploy.stages import DETECTIONS, detector_stages
 from carafe_deploy.types import Preprocessing
 
 __all__ = [
@@ -131,23 +133,20 @@ def _positions(line: Tensor) -> Tensor:
 class StagedDetector(nn.Module):
     """A detector that also returns its named intermediate tensors, for stage parity.
 
-    The names are in ``stage_names`` after construction: C2..C5, carafe0..3 (finest first), P2..P6,
-    rpn_cls0..4, rpn_reg0..4, proposals, proposal_scores, cls_score, bbox_pred, mask_logits.
+    The names are in ``stage_names`` after construction; :mod:`carafe_deploy.stages` says what they
+    stand for. Each is read where a module takes or returns it, without changing the detector.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
-        self._watched = _watched(detector.config)
+        self._probes = _probes(detector.config)
         self.stage_names = stage_names(detector.config)
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the detector, then one tensor for each of ``stage_names``."""
         seen: dict[str, Tensor] = {}
-        handles = [
-            self.detector.get_submodule(path).register_forward_hook(_recorder(names, seen))
-            for path, names in self._watched.items()
-        ]
+        handles = [probe.attach(self.detector, seen) for probe in self._probes]
         try:
             outputs = self.detector(images, image_sizes)
         finally:
@@ -157,33 +156,90 @@ class StagedDetector(nn.Module):
 
 
 def stage_names(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the intermediate tensors of a detector, in the order that staged outputs have."""
-    return tuple(name for names in _watched(config).values() for name in names)
+    """Names of the intermediate tensors of a detector, in the order that staged outputs have.
+
+    That is the order of computation.
+    """
+    stages = detector_stages(
+        BLOCKS[config.backbone.depth],
+        None if config.mask is None else config.mask.num_convs,
+        logits_first=config.mask is not None and config.mask.upsample.up_group == 1,
+    )
+    return tuple(stage.name for stage in stages if stage.name != DETECTIONS)
 
 
-def _watched(config: DetectorConfig) -> dict[str, tuple[str, ...]]:
-    """Names of the tensors that each watched submodule returns."""
-    watched = {
-        "backbone": ("C2", "C3", "C4", "C5"),
-        **{f"neck.upsample_modules.{i}": (f"carafe{i}",) for i in range(4)},
-        "neck": ("P2", "P3", "P4", "P5", "P6"),
-        "rpn_head": tuple(f"rpn_{kind}{i}" for kind in ("cls", "reg") for i in range(5)),
-        "proposal_selector": ("proposals", "proposal_scores"),
-        "roi_head.bbox_head": ("cls_score", "bbox_pred"),
-    }
+class _Probe(NamedTuple):
+    """Names for what a submodule returns, or is given: over all its calls, in order."""
+
+    path: str
+    names: tuple[str, ...]
+    given: bool = False
+
+    def attach(self, detector: Detector, seen: dict[str, Tensor]) -> RemovableHandle:
+        """Record tensors by name from now on."""
+        module, names = detector.get_submodule(self.path), iter(self.names)
+
+        def record(tensors: Any) -> None:
+            # Tensors first: where they end, zip has not yet taken a name.
+            seen.update((name, tensor) for tensor, name in zip(_flat(tensors), names, strict=False))
+
+        if self.given:
+            return module.register_forward_pre_hook(lambda module, arguments: record(arguments))
+        return module.register_forward_hook(lambda module, arguments, result: record(result))
+
+
+def _flat(tensors: Any) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    return [tensor for part in tensors for tensor in _flat(part)]
+
+
+def _probes(config: DetectorConfig) -> list[_Probe]:
+    """Where the named tensors are found.
+
+    Layers that are followed by a ReLU in place are read at the input of the next one.
+    """
+    levels = range(5)
+    layers = enumerate(BLOCKS[config.backbone.depth], start=1)
+    probes = [
+        _Probe("backbone.maxpool", ("stem",)),
+        *(
+            _Probe(f"backbone.layer{layer}.{block}", (f"layer{layer}.{block}",))
+            for layer, count in layers
+            for block in range(count - 1)
+        ),
+        _Probe("backbone", ("C2", "C3", "C4", "C5")),
+        *(_Probe(f"neck.lateral_convs.{i}", (f"L{i + 2}",)) for i in levels),
+        *(_Probe(f"neck.upsample_modules.{i}.content_encoder", (f"encoder{i}",)) for i in range(4)),
+        *(_Probe(f"neck.upsample_modules.{i}", (f"carafe{i}",)) for i in range(4)),
+        _Probe("neck", tuple(f"P{i + 2}" for i in levels)),
+        _Probe("rpn_head.rpn_cls", tuple(f"rpn_conv{i}" for i in levels), given=True),
+        _Probe("rpn_head", tuple(f"rpn_{kind}{i}" for kind in ("cls", "reg") for i in levels)),
+        _Probe("proposal_selector", ("proposals", "proposal_scores")),
+        _Probe("roi_head.bbox_head", ("roi_features",), given=True),
+        _Probe("roi_head.bbox_head.shared_fcs.1", ("shared_fc1",), given=True),
+        _Probe("roi_head.bbox_head.fc_cls", ("shared_fc2",), given=True),
+        _Probe("roi_head.bbox_head", ("cls_score", "bbox_pred")),
+    ]
     if config.mask is not None:
-        watched["roi_head.mask_head"] = ("mask_logits",)
-    return watched
+        probes += _mask_probes(config.mask)
+    return probes
 
 
-def _recorder(names: tuple[str, ...], seen: dict[str, Tensor]) -> Any:
-    def record(module: nn.Module, arguments: Any, result: Any) -> None:
-        seen.update(zip(names, _flat(result), strict=False))
-
-    return record
-
-
-def _flat(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [tensor for part in result for tensor in _flat(part)]
+def _mask_probes(config: MaskHeadConfig) -> list[_Probe]:
+    head = "roi_head.mask_head"
+    following = [f"convs.{i}" for i in range(1, config.num_convs)]
+    following += ["upsample.channel_compressor"] * (config.num_convs > 0)
+    probes = [
+        _Probe(head, ("mask_roi_features",), given=True),
+        *(
+            _Probe(f"{head}.{path}", (f"mask_conv{i}",), given=True)
+            for i, path in enumerate(following, start=1)
+        ),
+        _Probe(f"{head}.upsample.content_encoder", ("mask_encoder",)),
+        _Probe(f"{head}.upsampled", ("mask_carafe",)),
+        _Probe(head, ("mask_logits",)),
+    ]
+    if config.upsample.up_group == 1:
+        probes.append(_Probe(f"{head}.coarse_logits", ("mask_coarse_logits",)))
+    return probes

@@ -109,6 +109,9 @@ class MaskHead(nn.Module):
         self.upsample = upsampler(upsampled, config.upsample)
         self.conv_logits = nn.Conv2d(upsampled, num_classes, 1)
         self.reorder = config.upsample.up_group == 1
+        # Tensors that no other module returns, for StagedDetector to find.
+        self.coarse_logits = nn.Identity()
+        self.upsampled = nn.Identity()
 
     def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """Logits of one class a RoI.
@@ -127,9 +130,12 @@ class MaskHead(nn.Module):
         weight = self.conv_logits.weight[classes].flatten(1).unsqueeze(1)  # [R, 1, C]
         bias = self.conv_logits.bias[classes].view(-1, 1, 1)
         if self.reorder:
-            logits = torch.bmm(weight, x.flatten(2)).view(-1, 1, *x.shape[2:])
-            return self.upsample.reassemble(logits, self.upsample.encode(x))[:, 0] + bias
-        x = self.upsample(x)
+            encoded = self.upsample.encode(x)
+            logits = self.coarse_logits(
+                torch.bmm(weight, x.flatten(2)).view(-1, 1, *x.shape[2:])  # [R, 1, S, S]
+            )
+            return self.upsampled(self.upsample.reassemble(logits, encoded))[:, 0] + bias
+        x = self.upsampled(self.upsample(x))
         return torch.bmm(weight, x.flatten(2)).view(-1, *x.shape[2:]) + bias
 
 

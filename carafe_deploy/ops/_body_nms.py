@@ -11,15 +11,8 @@ from carafe_deploy.ops._body_writer import INT32, BodyWriter
 __all__ = ["batched_nms_body"]
 
 
-def batched_nms_body(
-    *,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
-    opset: int,
-    overload: str,
-) -> onnx.FunctionProto:
-    """Function for ``BatchedNms(boxes, scores)``.
+def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
+    """Function for ``BatchedNms(boxes, scores)``; the node's attributes are taken at run time.
 
     NonMaxSuppression runs with one label of one image a batch entry and its limit at the number of
     candidates, so it caps nothing. What it keeps is scattered back to [B, L*M], and one TopK ranks
@@ -29,9 +22,6 @@ def batched_nms_body(
     candidate keeps or suppresses is the runtime's (ONNX Runtime: nothing is suppressed by it).
 
     Args:
-        iou_threshold: candidates that overlap a kept one by more are dropped; in [0, 1].
-        score_threshold: candidates need a higher score; -inf admits all but scores of -inf.
-        max_output: rows of the result; may exceed L*M.
         opset: version of the standard operators, 18 or later.
         overload: tells this function from others of the same name in a model.
 
@@ -40,13 +30,18 @@ def batched_nms_body(
         int32 and indices [B, max_output] int64 into L*M, padded with -1.
     """
     body = BodyWriter()
+    max_output = body.given("max_output")
     batch, labels, per_label = body.dims("scores", 3)
     groups = body.Mul(batch, labels)
     # The operator's corners are (y, x); IoU is the same with the axes swapped.
     boxes = body.reshape("boxes", groups, per_label, 4)
     scores = body.reshape("scores", groups, 1, per_label)
     selected = body.NonMaxSuppression(
-        boxes, scores, per_label, float(iou_threshold), float(score_threshold)
+        boxes,
+        scores,
+        per_label,
+        body.given_float("iou_threshold"),
+        body.given_float("score_threshold"),
     )  # [kept, 3]: batch entry, class 0, candidate
     group, _, candidate = body.Split(selected, axis=1, num_outputs=3, out=3)
     index = body.Squeeze(body.Add(body.Mul(group, per_label), candidate), 1)
@@ -55,7 +50,8 @@ def batched_nms_body(
     flat = body.reshape("scores", total)
     kept = body.ScatterElements(body.Expand(-math.inf, total), index, body.Gather(flat, index))
     kept = body.reshape(kept, batch, body.Mul(labels, per_label))
-    kept = body.Pad(kept, [0, 0, 0, max_output], -math.inf)  # L*M may be less than max_output
+    rows = body.Concat([0, 0, 0], max_output, axis=0)
+    kept = body.Pad(kept, rows, -math.inf)  # L*M may be less than max_output
     best, index = body.TopK(kept, max_output, out=2)
     valid = body.Greater(best, -math.inf)
     body.ReduceSum(body.Cast(valid, to=INT32), 1, out="num_dets")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from carafe_deploy.ops._body_writer import FLOAT, INT64, BodyWriter
+from carafe_deploy.ops._body_writer import FLOAT, INT64, BodyWriter, Given
 
 __all__ = ["multilevel_roi_align_body"]
 
@@ -17,7 +17,6 @@ _FAR_OUTSIDE = -1e9
 def multilevel_roi_align_body(
     *,
     num_levels: int,
-    output_size: int,
     sampling_ratio: int,
     strides: Sequence[int],
     finest_scale: int,
@@ -26,6 +25,8 @@ def multilevel_roi_align_body(
 ) -> onnx.FunctionProto:
     """Function for ``MultilevelRoiAlign(rois, features0, features1, ...)``.
 
+    ``output_size`` is taken from the node at run time, so that one function serves both heads.
+
     Each level pools its own RoIs only: a large RoI has hundreds of times more samples on the
     finest level than on its own. The results are put back in order by one gather. Levels without
     RoIs, and no RoIs at all, are fine; a RoI that is not finite pools to zeros. ONNX Runtime's CPU
@@ -33,7 +34,6 @@ def multilevel_roi_align_body(
 
     Args:
         num_levels: number of feature maps.
-        output_size: side S of the pooled map in bins.
         sampling_ratio: samples a bin and axis; 0 takes ``ceil(RoI side / S)`` in level pixels.
         strides: of the levels, in image pixels.
         finest_scale: RoIs with sqrt(area) below ``2*finest_scale`` pixels go to level 0.
@@ -71,8 +71,8 @@ def multilevel_roi_align_body(
                 body.Cast(name, to=FLOAT),
                 body.Gather(rois, index),
                 body.Gather(images, index),
-                output_height=output_size,
-                output_width=output_size,
+                output_height=Given("output_size"),
+                output_width=Given("output_size"),
                 sampling_ratio=sampling_ratio,
                 spatial_scale=1.0 / stride,
                 coordinate_transformation_mode="half_pixel",  # torchvision's aligned=True
@@ -82,7 +82,8 @@ def multilevel_roi_align_body(
     row = body.ScatterElements(by_roi, by_level, by_roi)  # inverse permutation
     result = body.Gather(body.Concat(*pooled, axis=0), row)
     _, channels = body.dims(features[0], 2)
-    result = body.reshape(result, batch, count, channels, output_size, output_size)
+    side = body.given("output_size")
+    result = body.reshape(result, batch, count, channels, side, side)
     body.CastLike(result, features[0], out="out")
     return body.function(
         "MultilevelRoiAlign",

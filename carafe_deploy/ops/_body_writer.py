@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carafe_deploy.ops._registry import DOMAIN, PLUGIN_ATTRIBUTES
 
-__all__ = ["FLOAT", "INT32", "INT64", "BodyWriter", "Value"]
+__all__ = ["FLOAT", "INT32", "INT64", "BodyWriter", "Given", "Value"]
 
 FLOAT, INT32, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(TensorProto.INT64)
 
@@ -21,11 +22,25 @@ FLOAT, INT32, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT32), int(Tensor
 Value = str | int | float | Sequence[int] | npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Given:
+    """An attribute of the node that calls the function, as attribute of a node inside.
+
+    Attributes:
+        name: of the function's attribute.
+        kind: its type, of :class:`onnx.AttributeProto`.
+    """
+
+    name: str
+    kind: int = onnx.AttributeProto.INT
+
+
 class BodyWriter:
     """Collects the nodes of one function; ``y = body.Add(x, 1)`` appends a node and names it.
 
-    Every operator of the standard domain is a method. Keyword arguments are its attributes,
-    except ``out``: the name of the result, or the number of results if there are several.
+    Every operator of the standard domain is a method. Keyword arguments are its attributes, values
+    or :class:`Given`, except ``out``: the name of the result, or the number of results if there are
+    several.
     """
 
     def __init__(self) -> None:
@@ -43,7 +58,12 @@ class BodyWriter:
                 outputs = [out]
             else:
                 outputs = [stem] if out == 1 else [f"{stem}_{i}" for i in range(out)]
-            self._nodes.append(helper.make_node(op_type, names, outputs, name=stem, **attributes))
+            given = {k: v for k, v in attributes.items() if isinstance(v, Given)}
+            values = {k: v for k, v in attributes.items() if k not in given}
+            node = helper.make_node(op_type, names, outputs, name=stem, **values)
+            for name, value in given.items():
+                node.attribute.add(name=name, type=value.kind, ref_attr_name=value.name)
+            self._nodes.append(node)
             return outputs[0] if len(outputs) == 1 else outputs
 
         return append
@@ -63,6 +83,17 @@ class BodyWriter:
             tensor = numpy_helper.from_array(array, name)
             self._nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         return self._constants[key]
+
+    def given(self, name: str) -> str:
+        """An integer attribute of the calling node as a 1-D tensor of one element."""
+        value: str = self.Unsqueeze(self.Constant(value_int=Given(name), out=name), 0)
+        return value
+
+    def given_float(self, name: str) -> str:
+        """A float attribute of the calling node as a float32 scalar."""
+        kind = onnx.AttributeProto.FLOAT
+        value: str = self.Constant(value_float=Given(name, kind), out=name)
+        return value
 
     def dims(self, value: str, count: int) -> list[str]:
         """The first ``count`` dimensions of a value, each a 1-D tensor of one element."""

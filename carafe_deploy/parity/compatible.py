@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from carafe_deploy.errors import ArtefactError
-from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
+from carafe_deploy.runners.base import Array, Runner, RunTimes
+from carafe_deploy.stages import Stage, describe_stages
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
 
-__all__ = ["BoundedRunner", "bounded_alike", "check_same_model", "describe", "is_feature_map"]
+__all__ = [
+    "BoundedRunner",
+    "bounded_alike",
+    "check_same_model",
+    "common_stages",
+    "describe",
+    "is_feature_map",
+]
 
 #: Whatever of ModelInfo decides what is detected; precision, layout and sizes may differ.
 _DECISIVE = (
@@ -23,7 +31,6 @@ _DECISIVE = (
     "max_detections",
     "mask_threshold",
     "mask_size",
-    "stages",
 )
 
 
@@ -36,8 +43,8 @@ def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:
     """Refuse to compare what cannot agree.
 
     Raises:
-        ArtefactError: architecture, classes, preprocessing, thresholds, stages or operators
-            differ; the message says which.
+        ArtefactError: architecture, classes, preprocessing, thresholds or operators differ; the
+            message says which.
     """
     differences = [
         _difference(name, getattr(reference, name), getattr(candidate, name))
@@ -86,6 +93,31 @@ def is_feature_map(call: OperatorCall, index: int) -> bool:
     return call.name in ("carafe", "carafe_encoded") or (
         call.name == "multilevel_roi_align" and index > 0
     )
+
+
+def common_stages(reference: ModelInfo, candidate: ModelInfo) -> tuple[Stage, ...]:
+    """The intermediate tensors that both can be asked for, in the order of computation.
+
+    Artefacts of older versions name fewer.
+
+    Raises:
+        ArtefactError: one has a name that this version does not know.
+        UnsupportedLevelError: there are none.
+    """
+    names = [name for name in reference.stages if name in candidate.stages]
+    if not names:
+        lacking = [
+            side
+            for side, info in (("reference", reference), ("candidate", candidate))
+            if not info.stages
+        ]
+        problem = (
+            f"the {' and the '.join(lacking)} cannot be asked for intermediate tensors"
+            if lacking
+            else "no intermediate tensor has a name in both artefacts"
+        )
+        raise UnsupportedLevelError(f"{problem}: export both with this version")
+    return describe_stages(names)
 
 
 def bounded_alike(reference: Runner, candidate: Runner) -> tuple[Runner, Runner]:
@@ -141,6 +173,10 @@ class BoundedRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         return self._runner.run(inputs)
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._runner.run_timed(inputs)
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""

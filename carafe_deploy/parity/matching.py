@@ -221,7 +221,7 @@ class ProposalMatch:
         counts: valid rows of the reference and of the candidate.
         borderline: rows without a partner that either side may drop.
         max_box_error: largest difference of a coordinate, in pixels.
-        max_rel_box_error: the same over the box's longer side.
+        shifts: [K] largest difference of a coordinate over the box's longer side.
         max_score_error: largest difference of objectness.
     """
 
@@ -230,8 +230,13 @@ class ProposalMatch:
     counts: tuple[int, int]
     borderline: int
     max_box_error: float
-    max_rel_box_error: float
+    shifts: npt.NDArray[np.float64]
     max_score_error: float
+
+    @property
+    def max_rel_box_error(self) -> float:
+        """Largest of the shifts."""
+        return float(self.shifts.max(initial=0.0))
 
     @property
     def total(self) -> int:
@@ -297,7 +302,7 @@ def match_proposals(
             + _cut(other_scores[free], scores, logit, len(reference[1]))
         ),
         max_box_error=float(distance[rows, columns].max(initial=0.0)),
-        max_rel_box_error=float(relative[rows, columns].max(initial=0.0)),
+        shifts=relative[rows, columns],
         max_score_error=float(score_errors[rows, columns].max(initial=0.0)),
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.parity.strict_json import decoded, encoded
 
 __all__ = ["ParityReport", "ParityRow"]
 
@@ -80,7 +79,7 @@ class ParityReport:
     def to_json(self) -> str:
         """Strict JSON; an infinite error becomes the string ``"inf"``."""
         data = {"passed": self.passed, **dataclasses.asdict(self)}
-        return json.dumps(_encoded(data), indent=2, allow_nan=False)
+        return json.dumps(encoded(data), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> ParityReport:
@@ -90,7 +89,7 @@ class ParityReport:
             ArtefactError: the text is no report.
         """
         try:
-            data = _decoded(json.loads(text))
+            data = decoded(json.loads(text))
             del data["passed"]  # follows from the rows
             data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
             return cls(**data)
@@ -98,23 +97,3 @@ class ParityReport:
             raise ArtefactError(
                 f"this is no parity report ({error}): write one with `carafe-deploy parity --json`"
             ) from error
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encoded(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "inf"
-    return value
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: item if key in ("name", "note") else _decoded(item) for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    return math.inf if value == "inf" else value

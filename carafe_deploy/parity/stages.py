@@ -2,52 +2,58 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from carafe_deploy.errors import ArtefactError
 from carafe_deploy.images import Image
-from carafe_deploy.parity.arrays import ArrayError, array_error, largest
-from carafe_deploy.parity.matching import ProposalMatch, match_detections, match_proposals
+from carafe_deploy.parity.arrays import ArrayError, array_error, histogram, largest
+from carafe_deploy.parity.compatible import common_stages
+from carafe_deploy.parity.matching import match_detections, match_proposals
 from carafe_deploy.parity.report import ParityRow
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.base import Array, Runner
-from carafe_deploy.tolerances import coarsest, tolerance
+from carafe_deploy.stages import DETECTIONS, Stage
+from carafe_deploy.tolerances import Tolerance, coarsest, tolerance
 from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = ["compare_stages", "stage_kind"]
-
-_KINDS = (
-    (r"C\d", "backbone"),
-    (r"carafe\d|P\d", "pyramid"),
-    (r"rpn_(cls|reg)\d", "rpn"),
-    (r"proposals|proposal_scores", "proposals"),
-    (r"cls_score|bbox_pred", "box_head"),
-    (r"mask_logits", "mask_head"),
-)
-
-#: Stages compared by rows, and what their rows stand for.
-_PAIRED = {"box_head": "proposals", "mask_head": "detections"}
+__all__ = ["StageError", "compare_stages", "stage_errors"]
 
 _Tensors = Mapping[str, Array]
+_Indices = npt.NDArray[np.intp]
+
+#: Neither is compared element by element.
+_CHOICES = ("proposals", "proposal_scores", DETECTIONS)
 
 
-def stage_kind(name: str) -> str:
-    """Which row of the tolerance table a stage belongs to.
+@dataclass(frozen=True)
+class StageError:
+    """What the comparison of one tensor came to over all images.
 
-    Raises:
-        ArtefactError: no stage has this name.
+    Attributes:
+        stage: the tensor.
+        error: of its elements; ``within`` and ``total`` count elements, or rows if it has rows
+            that stand for something. Of proposals and detections: ``max_abs`` in pixels, all else
+            about shifts of paired boxes over their longer side; ``within`` and ``total`` count
+            boxes that found a partner and all distinct ones.
+        limit: from the table of tolerances.
+        passed: the verdict.
+        share: smallest accepted fraction of rows within the limit; None where all must be, or
+            where that is what the limit says.
+        note: what a reader should know besides.
+        details: more numbers by name.
     """
-    for pattern, kind in _KINDS:
-        if re.fullmatch(pattern, name):
-            return kind
-    raise ArtefactError(
-        f"stage {name!r} is unknown: the artefact was made by another version, export it again"
-    )
+
+    stage: Stage
+    error: ArrayError
+    limit: Tolerance
+    passed: bool
+    share: float | None = None
+    note: str = ""
+    details: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def compare_stages(
@@ -58,16 +64,46 @@ def compare_stages(
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ParityRow, ...]:
-    """One row for each stage, worst over all images.
+    """One row for each stage, worst over all images; see :func:`stage_errors`."""
+    found = stage_errors(reference, candidate, images, batch_size=batch_size, progress=progress)
+    return tuple(
+        ParityRow(
+            level="stages",
+            name=result.stage.name,
+            max_abs_error=result.error.max_abs,
+            max_rel_error=result.error.max_rel,
+            matched=result.error.within,
+            total=result.error.total,
+            tolerance=result.limit.value,
+            measure=result.limit.measure,
+            passed=result.passed,
+            note=result.note,
+            details=result.details,
+        )
+        for result in found
+        if result.stage.name != DETECTIONS  # a level of their own
+    )
+
+
+def stage_errors(
+    reference: Runner,
+    candidate: Runner,
+    images: Sequence[Image],
+    *,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[StageError, ...]:
+    """Compare all tensors that both artefacts name, in the order of computation.
 
     Up to the RPN's outputs tensors are compared element by element. Proposals are the first
     choice that depends on data: near-equal scores swap ranks and a suppression may flip, so
     proposals are paired by box and objectness
-    (:func:`~carafe_deploy.parity.matching.match_proposals`; one row for ``proposals`` and
-    ``proposal_scores``) and the box head's outputs are compared on paired rows. The mask head's
-    are compared on paired detections. A few paired rows may still differ by more than rounding,
-    where a box shifted across the border of a pyramid level or of a sampling grid; so the verdict
-    on those tensors is by the fraction of rows within the tolerance. Padding takes no part.
+    (:func:`~carafe_deploy.parity.matching.match_proposals`; one result for ``proposals`` and
+    ``proposal_scores``) and what follows from them is compared on paired rows. What the mask head
+    computes is compared on paired detections. A few paired rows may still differ by more than
+    rounding, where a box shifted across the border of a pyramid level or of a sampling grid; so
+    the verdict on those tensors is by the fraction of rows within the tolerance. Padding takes no
+    part.
 
     Args:
         reference: accepts the same sizes as ``candidate``, see
@@ -79,11 +115,13 @@ def compare_stages(
 
     Raises:
         ArtefactError: a tensor differs in shape, or a stage has an unknown name.
+        UnsupportedLevelError: the artefacts name no tensor that both have.
     """
+    stages = common_stages(reference.info, candidate.info)
     smallest = reference.info.input.batch[0]
     size = max(batch_size, smallest)
     precision = coarsest(reference.info.precision, candidate.info.precision)
-    comparison = _Comparison(reference.info, precision)
+    comparison = _Comparison(reference.info, stages, precision)
     preprocessors = Preprocessor(reference.info), Preprocessor(candidate.info)
     for start in range(0, len(images), size):
         chunk = list(images[start : start + size])
@@ -96,61 +134,73 @@ def compare_stages(
         )
         if progress is not None:
             progress(min(start + size, len(images)), len(images))
-    return comparison.rows()
+    return comparison.results()
 
 
 class _Comparison:
     """Collects errors batch by batch."""
 
-    def __init__(self, info: ModelInfo, precision: str) -> None:
+    def __init__(self, info: ModelInfo, stages: Sequence[Stage], precision: str) -> None:
         self._info = info
-        self._limits = {
-            name: tolerance("stages", stage_kind(name), precision) for name in info.stages
-        }
+        self._stages = stages
+        self._limits = {stage.name: tolerance("stages", stage.kind, precision) for stage in stages}
         self._shift = tolerance("stages", "proposal_boxes", precision).value
         self._logit = tolerance("stages", "proposal_logits", precision).value
         self._row_limit = tolerance("stages", "rows", precision)
         self._score = tolerance("detections", "score", precision).value
         self._iou = tolerance("detections", "iou", precision).value
         self._errors: dict[str, list[ArrayError]] = defaultdict(list)
-        self._proposals: list[ProposalMatch] = []
+        self._score_errors: dict[str, list[float]] = defaultdict(list)
+        self._borderline: dict[str, int] = defaultdict(int)
 
     def add(self, image_sizes: Array, ours: _Tensors, theirs: _Tensors) -> None:
-        for name in self._info.stages:
-            if stage_kind(name) in ("backbone", "pyramid", "rpn"):
-                self._compare(name, ours[name], theirs[name])
+        for stage in self._stages:
+            if not stage.rows:
+                self._compare(stage.name, ours[stage.name], theirs[stage.name])
         for image, size in enumerate(image_sizes):
-            proposals = match_proposals(
-                (ours["proposals"][image], ours["proposal_scores"][image]),
-                (theirs["proposals"][image], theirs["proposal_scores"][image]),
-                shift=self._shift,
-                logit=self._logit,
-            )
-            self._proposals.append(proposals)
-            for name in ("cls_score", "bbox_pred"):
-                self._compare(
-                    name,
-                    ours[name][image][proposals.rows],
-                    theirs[name][image][proposals.columns],
-                    rows=True,
-                )
-            if self._info.has_masks:
-                rows, columns = self._paired_detections(image, size, ours, theirs)
-                first = image * self._info.max_detections  # mask_logits is [B*D, 28, 28]
-                self._compare(
-                    "mask_logits",
-                    ours["mask_logits"][first + rows],
-                    theirs["mask_logits"][first + columns],
-                    rows=True,
-                )
+            pairs = {DETECTIONS: self._pair_detections(image, size, ours, theirs)}
+            if "proposals" in self._limits:
+                pairs["proposals"] = self._pair_proposals(image, ours, theirs)
+            for stage in self._stages:
+                if stage.rows and stage.name not in _CHOICES:
+                    rows, columns = pairs[stage.rows]
+                    self._compare(
+                        stage.name,
+                        self._of_image(ours[stage.name], image, stage)[rows],
+                        self._of_image(theirs[stage.name], image, stage)[columns],
+                        rows=True,
+                    )
 
     def _compare(self, name: str, ours: Array, theirs: Array, *, rows: bool = False) -> None:
         limit = self._limits[name].value
         self._errors[name].append(array_error(name, ours, theirs, limit, rows=rows))
 
-    def _paired_detections(
+    def _of_image(self, tensor: Array, image: int, stage: Stage) -> Array:
+        """Rows of one image: proposals have an axis for it, detections follow each other."""
+        if stage.rows == "proposals":
+            return tensor[image]
+        count = self._info.max_detections
+        return tensor[image * count : (image + 1) * count]
+
+    def _pair_proposals(
+        self, image: int, ours: _Tensors, theirs: _Tensors
+    ) -> tuple[_Indices, _Indices]:
+        match = match_proposals(
+            (ours["proposals"][image], ours["proposal_scores"][image]),
+            (theirs["proposals"][image], theirs["proposal_scores"][image]),
+            shift=self._shift,
+            logit=self._logit,
+        )
+        self._errors["proposals"].append(
+            _choice_error(match.shifts, match.max_box_error, match.total)
+        )
+        self._score_errors["proposals"].append(match.max_score_error)
+        self._borderline["proposals"] += match.borderline
+        return match.rows, match.columns
+
+    def _pair_detections(
         self, image: int, size: Array, ours: _Tensors, theirs: _Tensors
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    ) -> tuple[_Indices, _Indices]:
         height, width = (int(edge) for edge in size)
         sides = []
         for tensors in (ours, theirs):
@@ -163,60 +213,68 @@ class _Comparison:
                     image_size=(height, width),
                 )
             )
-        match = match_detections(sides[0], sides[1], iou=self._iou, score=self._score)
+        match = match_detections(
+            sides[0],
+            sides[1],
+            iou=self._iou,
+            score=self._score,
+            score_threshold=self._info.score_threshold,
+            max_detections=self._info.max_detections,
+        )
         rows, columns = np.array(match.pairs, np.intp).reshape(-1, 2).T
+        boxes = sides[0].boxes[rows]
+        shifts = np.abs(boxes - sides[1].boxes[columns]).max(axis=1, initial=0.0)
+        shifts = shifts / (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=1.0)
+        self._errors[DETECTIONS].append(_choice_error(shifts, match.max_box_error, match.total))
+        self._score_errors[DETECTIONS].append(match.max_score_error)
+        self._borderline[DETECTIONS] += match.borderline
         return rows, columns
 
-    def rows(self) -> tuple[ParityRow, ...]:
+    def results(self) -> tuple[StageError, ...]:
         return tuple(
-            self._proposal_row() if name == "proposals" else self._tensor_row(name)
-            for name in self._info.stages
-            if name != "proposal_scores"
+            self._choice(stage) if stage.name in _CHOICES else self._tensor(stage)
+            for stage in self._stages
+            if stage.name != "proposal_scores"
         )
 
-    def _tensor_row(self, name: str) -> ParityRow:
-        error, limit = largest(self._errors[name]), self._limits[name]
-        passed, note = limit.accepts(error.max_rel), ""
-        paired = _PAIRED.get(stage_kind(name))
-        if paired is not None:
-            passed = self._row_limit.accepts(error.fraction)
-            note = (
-                f"rows of paired {paired}, {self._row_limit.value:.1%} must be within the tolerance"
-                if error.total
-                else f"there are no paired {paired}"
-            )
-        return ParityRow(
-            level="stages",
-            name=name,
-            max_abs_error=error.max_abs,
-            max_rel_error=error.max_rel,
-            matched=error.within,
-            total=error.total,
-            tolerance=limit.value,
-            measure=limit.measure,
-            passed=passed,
-            note=note,
+    def _tensor(self, stage: Stage) -> StageError:
+        error, limit = largest(self._errors[stage.name]), self._limits[stage.name]
+        if not stage.rows:
+            return StageError(stage, error, limit, limit.accepts(error.max_rel))
+        share = self._row_limit
+        note = (
+            f"rows of paired {stage.rows}, {share.value:.1%} must be within the tolerance"
+            if error.total
+            else f"there are no paired {stage.rows}"
+        )
+        return StageError(stage, error, limit, share.accepts(error.fraction), share.value, note)
+
+    def _choice(self, stage: Stage) -> StageError:
+        error, limit = largest(self._errors[stage.name]), self._limits[stage.name]
+        note = (
+            f"paired where boxes shift by at most {self._shift:g} of their side and objectness "
+            f"differs by at most {self._logit:g} before the sigmoid"
+            if stage.name == "proposals"
+            else f"paired where classes are equal, IoU >= {self._iou:g} and scores differ by at "
+            f"most {self._score:g}"
+        )
+        details = {
+            "max_score_error": max(self._score_errors[stage.name], default=0.0),
+            "borderline": self._borderline[stage.name],
+        }
+        return StageError(
+            stage, error, limit, limit.accepts(error.fraction), note=note, details=details
         )
 
-    def _proposal_row(self) -> ParityRow:
-        limit, found = self._limits["proposals"], self._proposals
-        matched, total = sum(len(match.rows) for match in found), sum(m.total for m in found)
-        return ParityRow(
-            level="stages",
-            name="proposals",
-            max_abs_error=max(match.max_box_error for match in found),
-            max_rel_error=max(match.max_rel_box_error for match in found),
-            matched=matched,
-            total=total,
-            tolerance=limit.value,
-            measure=limit.measure,
-            passed=limit.accepts(matched / total if total else 1.0),
-            note=(
-                f"paired where boxes shift by at most {self._shift:g} of their side and objectness "
-                f"differs by at most {self._logit:g} before the sigmoid"
-            ),
-            details={
-                "max_score_error": max(match.max_score_error for match in found),
-                "borderline": sum(match.borderline for match in found),
-            },
-        )
+
+def _choice_error(shifts: npt.NDArray[np.floating], pixels: float, total: int) -> ArrayError:
+    """Of paired boxes by their shifts over their longer side."""
+    return ArrayError(
+        max_abs=pixels,
+        max_rel=float(shifts.max(initial=0.0)),
+        within=len(shifts),
+        total=total,
+        sum_abs=float(shifts.sum()),
+        sum_reference=float(len(shifts)),
+        histogram=histogram(shifts),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
-from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.runners.base import Array, check_inputs
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import ModelInfo, OperatorCall
 
 __all__ = ["TorchRunner", "one_thread", "resolve_device"]
@@ -55,7 +56,10 @@ def one_thread() -> Iterator[None]:
 
 
 class TorchRunner:
-    """Runs two callables, one for the outputs, one for outputs and stages."""
+    """Runs two callables, one for the outputs, one for outputs and stages.
+
+    With ``channels_last`` images are handed over in that memory format.
+    """
 
     backend = "torch"
 
@@ -65,17 +69,63 @@ class TorchRunner:
         device: torch.device,
         forward: Callable[[Tensor, Tensor], Sequence[Tensor]],
         stages: Callable[[Tensor, Tensor], Sequence[Tensor]],
+        channels_last: bool = False,
     ) -> None:
         self.info = info
         self.inputs = info.input_specs
         self.outputs = info.output_specs
         self._device = device
+        self._channels_last = channels_last
         self._forward: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = forward
         self._stages: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = stages
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         return self._call(self._forward, inputs, self.info.output_names)
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        check_inputs(self.info, inputs)
+        marks = [self._mark()]
+        with torch.inference_mode():
+            tensors = self._tensors(inputs)
+            marks.append(self._mark())
+            begun = time.perf_counter()
+            results = self._function(self._forward)(*tensors)
+            enqueue = (time.perf_counter() - begun) * 1e3
+            marks.append(self._mark())
+            arrays = dict(zip(self.info.output_names, map(_array, results), strict=True))
+            marks.append(self._mark())
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        upload, compute, download = map(_milliseconds, marks, marks[1:])
+        on_gpu = self._device.type == "cuda"
+        return arrays, RunTimes(upload, compute, download, enqueue if on_gpu else None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
+    def module(self) -> Any:
+        """What computes the outputs: a ``torch.nn.Module``, or a function where there is none."""
+        return self._function(self._forward)
+
+    def prepared(self, inputs: Mapping[str, Array]) -> Callable[[], Sequence[Tensor]]:
+        """The forward pass alone: copies to and from the device are not part of it."""
+        check_inputs(self.info, inputs)
+        module, tensors = self.module, self._tensors(inputs)
+        return torch.inference_mode()(lambda: module(*tensors))
+
+    def _mark(self) -> Any:
+        """This moment, in the order of the device's work."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        with torch.cuda.device(self._device):
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        return event
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
@@ -99,12 +149,23 @@ class TorchRunner:
     ) -> dict[str, Array]:
         check_inputs(self.info, inputs)
         with torch.inference_mode():
-            tensors = [
-                torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to(self._device)
-                for spec in self.inputs
-            ]
-            results = function(*tensors)
+            results = self._function(function)(*self._tensors(inputs))
         return dict(zip(names, map(_array, results), strict=True))
+
+    def _function(self, function: Any) -> Any:
+        if function is None:
+            raise CarafeDeployError(f"{self.info.name} is closed: open it again")
+        return function
+
+    def _tensors(self, inputs: Mapping[str, Array]) -> list[Tensor]:
+        """The inputs on the device, in the order of the artefact."""
+        tensors = [
+            torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to(self._device)
+            for spec in self.inputs
+        ]
+        if self._channels_last and self.info.input.layout == "nchw_float32":
+            tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+        return tensors
 
     def close(self) -> None:
         """Drop the model; memory on a GPU goes back to the driver."""
@@ -122,6 +183,12 @@ class TorchRunner:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _milliseconds(first: Any, second: Any) -> float:
+    if isinstance(first, float):
+        return (second - first) * 1e3
+    return float(first.elapsed_time(second))
 
 
 def _array(tensor: Tensor) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,9 +13,35 @@ import numpy.typing as npt
 from carafe_deploy.errors import InputShapeError
 from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
-__all__ = ["Array", "Runner", "check_inputs"]
+__all__ = ["TITLES", "Array", "RunTimes", "Runner", "check_inputs"]
+
+#: Name of a backend -> for people.
+TITLES = {
+    "pytorch": "PyTorch",
+    "torchscript": "TorchScript",
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT-RTX",
+}
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Milliseconds that the parts of one run took: by device events on a GPU, else by the clock.
+
+    Attributes:
+        upload: copies of the inputs to the device.
+        compute: from the first to the last operator.
+        download: copies of the outputs to the host.
+        enqueue: host time spent on launching the compute; None where the host computes itself.
+    """
+
+    upload: float
+    compute: float
+    download: float
+    enqueue: float | None = None
 
 
 @runtime_checkable
@@ -36,6 +63,10 @@ class Runner(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises InputShapeError on arrays the artefact does not accept."""
+        ...
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """Like :meth:`run`, and tells how long its parts took."""
         ...
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

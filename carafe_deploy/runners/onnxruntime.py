@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,17 +15,24 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError
-from carafe_deploy.runners.base import Array, check_inputs
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    UnsupportedLevelError,
+)
+from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import ModelInfo, OperatorCall
 
-__all__ = ["OnnxRuntimeRunner"]
+__all__ = ["PROVIDERS", "OnnxRuntimeRunner"]
 
 _METADATA_KEY = "carafe_deploy"
 _DOMAIN = "carafe"
-_PROVIDERS = {
+#: Name -> ONNX Runtime's providers, the one that is meant first.
+PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt-rtx": ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"],
 }
 #: torch operator -> ONNX operator
 _OPERATORS = {
@@ -39,26 +50,38 @@ class OnnxRuntimeRunner:
         path: of the ``.onnx`` file.
         device: ``"cpu"`` or ``"cuda"``; a missing CUDA provider is an error, not a fallback.
         threads: of one operator; None lets ONNX Runtime choose.
+        provider: one of :data:`PROVIDERS`; None for the one with the device's name.
 
     Raises:
         ArtefactError: the file is missing, truncated, was exported by something else, or holds an
             operator this ONNX Runtime lacks (its CPU has no bfloat16 Conv).
-        BackendUnavailableError: the provider for ``device`` is not installed.
+        BackendUnavailableError: the provider is not installed, or not for ``device``.
     """
 
     backend = "onnxruntime"
 
     def __init__(
-        self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        device: str = "cpu",
+        threads: int | None = None,
+        provider: str | None = None,
     ) -> None:
         self._path = Path(path)
         available = onnxruntime.get_available_providers()
-        if device not in _PROVIDERS:
+        if device not in ("cpu", "cuda"):
             raise BackendUnavailableError(f"device is {device!r}: give cpu or cuda")
-        if _PROVIDERS[device][0] not in available:
+        self.provider = provider or device
+        if self.provider not in PROVIDERS or (self.provider == "cpu") != (device == "cpu"):
+            fitting = [name for name in PROVIDERS if (name == "cpu") == (device == "cpu")]
+            raise BackendUnavailableError(
+                f"provider is {provider!r}: with device {device} choose from {', '.join(fitting)}"
+            )
+        self._providers = PROVIDERS[self.provider]
+        if self._providers[0] not in available:
             raise BackendUnavailableError(
                 f"ONNX Runtime {onnxruntime.__version__} has {', '.join(available)} here, not "
-                f"{_PROVIDERS[device][0]}: install onnxruntime-gpu or use --device cpu"
+                f"{self._providers[0]}: install onnxruntime-gpu or use --device cpu"
             )
         if not self._path.is_file():
             raise ArtefactError(f"{path} does not exist: export it first")
@@ -76,13 +99,16 @@ class OnnxRuntimeRunner:
         self.inputs = self.info.input_specs
         self.outputs = self.info.output_specs
 
-    def _open(self, model: str | bytes) -> Any:
+    def _open(self, model: str | bytes, profile: Path | None = None) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
-            session = onnxruntime.InferenceSession(model, options, _PROVIDERS[self._device])
+            session = onnxruntime.InferenceSession(model, options, self._providers)
         except Exception as error:  # onnxruntime's own classes share no public base
             text = str(error)
             remedy = "export it again"
@@ -93,9 +119,9 @@ class OnnxRuntimeRunner:
             raise ArtefactError(
                 f"{self._path} cannot be loaded by ONNX Runtime ({_first_line(text)}): {remedy}"
             ) from error
-        if session.get_providers()[0] != _PROVIDERS[self._device][0]:
+        if session.get_providers()[0] != self._providers[0]:
             raise BackendUnavailableError(
-                f"ONNX Runtime could not start {_PROVIDERS[self._device][0]} (it says on stderr "
+                f"ONNX Runtime could not start {self._providers[0]} (it says on stderr "
                 "which library is missing): mend the CUDA installation or use --device cpu"
             )
         return session
@@ -104,6 +130,45 @@ class OnnxRuntimeRunner:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         check_inputs(self.info, inputs)
         return _run(self._session, self._feeds(inputs), self.info.output_names)
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`~carafe_deploy.runners.base.Runner`; by the host's clock on a GPU, too."""
+        check_inputs(self.info, inputs)
+        feeds = self._feeds(inputs)
+        if self._device != "cpu":
+            return _run_bound(self._session, feeds, self.info.output_names, "cuda")
+        begun = time.perf_counter()
+        results = _run(self._session, feeds, self.info.output_names)
+        return results, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
+
+    def profile(self, inputs: Mapping[str, Array], runs: int) -> list[dict[str, Any]]:
+        """Events of ONNX Runtime's own profiler, of ``runs`` runs in a session of their own.
+
+        One more run before them is left out.
+
+        Raises:
+            UnsupportedLevelError: the model runs on a GPU.
+        """
+        check_inputs(self.info, inputs)
+        if self._device != "cpu":
+            raise UnsupportedLevelError(
+                "on a GPU ONNX Runtime's profiler times launches, not what is launched: profile "
+                "with --device cpu, or an engine"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(str(self._path), Path(folder, "profile"))
+            for _ in range(runs + 1):
+                session.run(list(self.info.output_names), self._feeds(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        ends = [index for index, event in enumerate(events) if event["name"] == "model_run"]
+        measured: list[dict[str, Any]] = events[ends[0] + 1 :]
+        return measured
+
+    def custom_nodes(self) -> tuple[tuple[str, str], ...]:
+        """Name and operator of the file's ``carafe`` nodes, in order. Needs the onnx package."""
+        return tuple(
+            (node.name, node.op_type) for node in self._model().graph.node if node.domain == _DOMAIN
+        )
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`. Needs the onnx package."""
@@ -180,7 +245,32 @@ class OnnxRuntimeRunner:
 
 
 def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    results = session.run(list(names), dict(feeds))
+    return _named(names, session.run(list(names), dict(feeds)))
+
+
+def _run_bound(
+    session: Any, feeds: Mapping[str, Array], names: Sequence[str], device: str
+) -> tuple[dict[str, Array], RunTimes]:
+    """Run with inputs and outputs on a device, so that copies can be timed apart."""
+    binding = session.io_binding()
+    marks = [time.perf_counter()]
+    for name, array in feeds.items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        binding.bind_ortvalue_input(name, value)
+    for name in names:
+        binding.bind_output(name, device)
+    binding.synchronize_inputs()
+    marks.append(time.perf_counter())
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    marks.append(time.perf_counter())
+    results = binding.copy_outputs_to_cpu()
+    marks.append(time.perf_counter())
+    upload, compute, download = (1e3 * (end - start) for start, end in itertools.pairwise(marks))
+    return _named(names, results), RunTimes(upload, compute, download)
+
+
+def _named(names: Sequence[str], results: Sequence[Array]) -> dict[str, Array]:
     return {
         name: array.astype(np.float32) if array.dtype == np.float16 else array
         for name, array in zip(names, results, strict=True)

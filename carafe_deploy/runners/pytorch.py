@@ -1,13 +1,107 @@
-"""Eager PyTorch behind the Runner protocol."""
+"""PyTorch behind the Runner protocol: eager, compiled, or as CUDA graphs."""
 
 from __future__ import annotations
 
-from carafe_deploy.runners._torch import TorchRunner
+from collections.abc import Callable, Sequence
+from typing import Any
 
-__all__ = ["PyTorchRunner"]
+import torch
+from torch import Tensor
+
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.runners._torch import TorchRunner
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["MODES", "PyTorchRunner"]
+
+#: Input shapes that models of a process are compiled for.
+SHAPES = 64
+
+#: How a model can be run.
+MODES = ("eager", "compile", "cuda-graph")
+
+_Forward = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
 class PyTorchRunner(TorchRunner):
-    """Runs modules that were built elsewhere; runners know no architectures."""
+    """Runs modules that were built elsewhere; runners know no architectures.
+
+    Args:
+        info: of the model.
+        device: where its weights are.
+        forward: images and image sizes in, outputs out.
+        stages: the same with intermediate tensors; always run eagerly.
+        mode: one of :data:`MODES`. ``"compile"`` compiles for every input shape
+            (:func:`torch.compile`), ``"cuda-graph"`` captures a graph for each; the first run of a
+            shape takes that long.
+        channels_last: images are handed over in that memory format; the weights should have it.
+
+    Raises:
+        BackendUnavailableError: CUDA graphs were asked for on another device.
+        CarafeDeployError: there is no such mode.
+    """
 
     backend = "pytorch"
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        device: torch.device,
+        forward: _Forward,
+        stages: _Forward,
+        *,
+        mode: str = "eager",
+        channels_last: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise CarafeDeployError(f"mode is {mode!r}: choose from {', '.join(MODES)}")
+        if mode == "cuda-graph" and device.type != "cuda":
+            raise BackendUnavailableError(
+                f"mode cuda-graph needs a GPU, device is {device.type}: give --device cuda"
+            )
+        if mode == "compile":
+            # Beyond torch's limit of 8 shapes a model would run eagerly; with fullgraph it fails.
+            config = torch._dynamo.config
+            config.recompile_limit = max(config.recompile_limit, SHAPES)
+            forward = torch.compile(forward, dynamic=False, fullgraph=True)
+        elif mode == "cuda-graph":
+            forward = _Graphed(forward)
+        self.mode = mode
+        super().__init__(info, device, forward, stages, channels_last)
+
+
+class _Graphed:
+    """Captures one CUDA graph for each shape of the inputs and replays it from then on.
+
+    Results are overwritten by the next call with the same shape.
+    """
+
+    #: Runs before a capture: libraries allocate and choose algorithms in them.
+    WARMUP = 3
+
+    def __init__(self, forward: _Forward) -> None:
+        self._forward = forward
+        self._graphs: dict[Any, tuple[Any, tuple[Tensor, ...], Sequence[Tensor]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        key = tuple(tensor.shape for tensor in inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(inputs)
+        graph, own, results = self._graphs[key]
+        for target, tensor in zip(own, inputs, strict=True):
+            target.copy_(tensor)
+        graph.replay()
+        return results
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> Any:
+        own = tuple(tensor.clone() for tensor in inputs)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARMUP):
+                self._forward(*own)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self._forward(*own)
+        return graph, own, results

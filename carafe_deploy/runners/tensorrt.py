@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +25,13 @@ from carafe_deploy.errors import (
     EngineError,
     UnsupportedLevelError,
 )
-from carafe_deploy.runners.base import Array, check_inputs
+from carafe_deploy.runners._tensorrt_profile import EngineProfile, layer_information, make_profiler
+from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import OperatorCall
 
 __all__ = ["TensorRTRunner"]
+
+_T = TypeVar("_T")
 
 #: Name of TensorRT's data type -> how the bytes come to NumPy, which has no bfloat16.
 _DTYPES = {
@@ -97,6 +101,8 @@ class TensorRTRunner:
         self.outputs = self.info.output_specs
         self._path = checked.path
         self._stages = checked.sidecar.stages
+        self._plugin = checked.sidecar.plugin
+        self._flavour = checked.flavour
         self._log = checked.flavour.log
         self._graphs = graphs
         self._limit = shapes
@@ -139,6 +145,28 @@ class TensorRTRunner:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         return self._run(inputs, self.info.output_names)
 
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        marks: list[Any] = []
+        clock: list[float] = []
+
+        def mark(device: Device) -> None:
+            marks.append(device.mark())
+            clock.append(time.perf_counter())
+
+        results = self._run(inputs, self.info.output_names, mark)
+        assert self._device is not None
+        with self._device.current():
+            upload, compute, download = self._device.intervals(marks)
+        return results, RunTimes(upload, compute, download, (clock[2] - clock[1]) * 1e3)
+
+    def profile(self, inputs: Mapping[str, Array], runs: int) -> EngineProfile:
+        """Time of every layer, the mean of ``runs`` runs in an execution context of their own.
+
+        One more run before them is left out. No CUDA graph is used.
+        """
+        return self._on_device(inputs, lambda device, arrays: self._profile(device, arrays, runs))
+
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`.
 
@@ -161,34 +189,80 @@ class TensorRTRunner:
             f"{self._path} runs as a whole, so {call.name} cannot be run alone: compare its stages"
         )
 
-    def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    def _run(
+        self,
+        inputs: Mapping[str, Array],
+        names: Sequence[str],
+        mark: Callable[[Device], None] = lambda device: None,
+    ) -> dict[str, Array]:
+        return self._on_device(
+            inputs, lambda device, arrays: self._execute(device, arrays, names, mark)
+        )
+
+    def _on_device(
+        self, inputs: Mapping[str, Array], action: Callable[[Device, dict[str, Array]], _T]
+    ) -> _T:
         if self._device is None:
             raise EngineError(f"{self._path} is closed: open it again")
         check_inputs(self.info, inputs)
         arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
         with self._device.current(), self._log.listening() as heard:
             try:
-                return self._execute(self._device, arrays, names)
+                return action(self._device, arrays)
             except _Failure as failure:
                 raise EngineError(
                     f"{self._path} failed to {failure}: {heard.reason()}"
                 ) from failure
 
     def _execute(
-        self, device: Device, arrays: Mapping[str, Array], names: Sequence[str]
+        self,
+        device: Device,
+        arrays: Mapping[str, Array],
+        names: Sequence[str],
+        mark: Callable[[Device], None],
     ) -> dict[str, Array]:
+        """Run; ``mark`` is called before and after uploading, and before and after downloading."""
         binding, is_new = self._binding(device, arrays)
+        mark(device)
         for name, array in arrays.items():
             device.upload(binding.pointers[name], array)
+        mark(device)
         self._enqueue(device, binding, is_new)
+        mark(device)
         results = {}
         for name in names:
             shape, dtype = binding.results[name]
             results[name] = np.empty(shape, dtype)
             if results[name].size:
                 device.download(results[name], binding.pointers[name])
+        mark(device)
         device.synchronize()
         return {name: _widened(array) for name, array in results.items()}
+
+    def _profile(self, device: Device, arrays: Mapping[str, Array], runs: int) -> EngineProfile:
+        pointers = self._binding(device, arrays)[0].pointers
+        binding = _Binding(self._engine.create_execution_context(), pointers)
+        if binding.context is None:
+            raise _Failure("create an execution context")
+        self._set_shapes(binding.context, arrays)
+        self._set_addresses(binding)
+        for name, array in arrays.items():
+            device.upload(pointers[name], array)
+        trt = self._flavour.load()
+        profiler = make_profiler(trt)
+        for number in range(runs + 1):
+            if not binding.context.execute_async_v3(device.stream):
+                raise _Failure("run")
+            device.synchronize()
+            if number == 0:
+                binding.context.profiler = profiler
+        times = {name: total / runs for name, total in profiler.times.items()}
+        nodes = [] if self._plugin is None else self._plugin.layers
+        return EngineProfile(
+            times,
+            layer_information(trt, self._engine),
+            {node["name"]: node["operator"] for node in nodes},
+        )
 
     # --- memory ----------------------------------------------------------------------------------
 

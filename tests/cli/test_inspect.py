@@ -108,6 +108,25 @@ def test_files_that_cannot_be_inspected(run: Run, name: str, message: str) -> No
     assert message in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda plan: plan[:-1], "it is truncated or of another build"),
+        (lambda plan: b"", "has 0 bytes, its sidecar says"),
+        (lambda plan: bytes([plan[0] ^ 1]) + plan[1:], "has another SHA-256 than its sidecar says"),
+    ],
+)
+def test_a_damaged_engine_is_not_described(
+    run: Run, engine: Path, tmp_path: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    copy = tmp_path / "copy.engine"
+    copy.write_bytes(damage(engine.read_bytes()))
+    sidecar_path(copy).write_bytes(sidecar_path(engine).read_bytes())
+    done = run("inspect", copy)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+
+
 def test_an_engine_without_its_sidecar(run: Run, engine: Path) -> None:
     sidecar_path(engine).unlink()
     outcome = run("inspect", engine)

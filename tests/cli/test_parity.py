@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.parity import open_pair
+from carafe_deploy.cli.parity_tables import bars, show_report
 from carafe_deploy.errors import UnsupportedLevelError
+from carafe_deploy.parity import ParityReport, ParityRow, StageWalk
 
 Run = Callable[..., Any]
 
@@ -45,9 +49,33 @@ def test_a_difference_fails_and_is_marked(
 ) -> None:
     outcome = run("parity", checkpoint, changed, "--images", images / "000001.png")
     assert outcome.status == 1
-    marks = dict(re.findall(r"^  (\w+) .* ([✓✗])$", outcome.out, re.MULTILINE))
-    assert (marks["C5"], marks["P3"], marks["P2"]) == ("✓", "✓", "✗")
+    marks = dict(re.findall(r"^  (\w+ [\w ]*in \w+) .* ([✓✗])$", outcome.out, re.MULTILINE))
+    backbone, pyramid, *_ = marks.items()
+    assert backbone[0].endswith("worst of 9 in backbone")
+    assert pyramid == ("P2 worst of 14 in pyramid", "✗")
+    assert backbone[1] == "✓"
     assert re.search(r"^FAIL \d+ rows of \d+$", outcome.out, re.MULTILINE)
+    assert f"carafe-deploy parity {checkpoint} {changed} --bisect\n" in outcome.out
+
+
+def test_few_stages_have_a_line_each() -> None:
+    def row(name: str, error: float, passed: bool = True) -> ParityRow:
+        return ParityRow("stages", name, error, error, 1, 1, 1e-5, "relative", passed)
+
+    rows = [row("stem", 1e-7), row("C2", 3e-6), row("P2", 2e-6)]
+    assert _stage_lines(rows) == ["stem", "C2", "P2"]
+    rows += [row(f"L{level}", 1e-6) for level in range(2, 7)]
+    rows += [row(f"layer1.{block}", 1e-4, passed=False) for block in range(20)]
+    assert _stage_lines(rows) == [
+        "layer1.0 first of 20 outside in backbone",
+        "P2 worst of 6 in pyramid",
+    ]
+
+
+def _stage_lines(rows: list[ParityRow]) -> list[str]:
+    console = Console(file=io.StringIO(), width=120)
+    show_report(console, ParityReport(tuple(rows), "a", "b", images=1, seed=0), "x.png")
+    return re.findall(r"^  (\w\S*.*?) +\S+ +\S+ +≤ 1e-05 [✓✗]$", console.file.getvalue(), re.M)
 
 
 def test_json_is_all_of_stdout_whatever_the_verdict(
@@ -55,6 +83,84 @@ def test_json_is_all_of_stdout_whatever_the_verdict(
 ) -> None:
     outcome = run("parity", checkpoint, changed, images / "000001.png", "--json")
     assert (outcome.status, outcome.json["passed"]) == (1, False)
+
+
+# --- walks ---------------------------------------------------------------------------------------
+
+
+def test_stages_are_walked_through_with_histograms(
+    run: Run, checkpoint: Path, changed: Path, images: Path
+) -> None:
+    outcome = run("parity", checkpoint, changed, images / "000001.png", "--stages")
+    assert outcome.status == 1
+    lines = re.findall(
+        r"^([a-z]\S+|[CLP]\d) +(\S+) +(\S+) +(\S+) +([≤≥]) \S+ ([✓✗]) ", outcome.out, re.MULTILINE
+    )
+    assert [line[0] for line in lines][:3] == ["stem", "layer1.0", "C2"]
+    assert len(lines) == 56
+    assert next(line[0] for line in lines if line[-1] == "✗") == "P2"
+    assert re.search(r"^P2 .* ✗ [ ▁▂▃▅▇]+$", outcome.out, re.MULTILINE)
+    assert "\nthe difference first grows at P2: on average " in outcome.out
+    assert "\nP2 is the first of 56 tensors outside tolerance: " in outcome.out
+
+
+def test_bisect_is_one_line(run: Run, checkpoint: Path, changed: Path, images: Path) -> None:
+    outcome = run("parity", checkpoint, changed, images / "000001.png", "--bisect")
+    assert outcome.status == 1
+    assert re.fullmatch(
+        r"P2 is the first of 56 tensors outside tolerance: relative error \S+ > 5e-05; before it "
+        r"are L2 with 0\.0e\+00 and carafe0 with 0\.0e\+00; between L2, carafe0 and P2: "
+        r"neck\.fpn_convs\.0\n",
+        outcome.out,
+    )
+
+
+def test_bisecting_equal_artefacts_finds_nothing(
+    run: Run, checkpoint: Path, ts_file: Path, images: Path
+) -> None:
+    outcome = run("parity", checkpoint, ts_file, images / "000001.png", "--bisect")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith("all 56 tensors are within tolerance; nearest to it is ")
+    assert outcome.out.count("\n") == 1
+
+
+def test_a_walk_as_json(run: Run, checkpoint: Path, changed: Path, images: Path) -> None:
+    arguments = ["parity", checkpoint, changed, images / "000001.png", "--bisect"]
+    outcome = run(*arguments, "--json", "-o", "walk.json")
+    assert outcome.status == 1
+    assert outcome.json == json.loads(Path("walk.json").read_text())
+    assert outcome.json["first_outside"] == "P2"
+    assert len(outcome.json["steps"]) == 56
+    assert StageWalk.from_json(outcome.out).reference == "pytorch fp32 shapes_mask_rcnn_carafe"
+
+
+@pytest.mark.parametrize("option", ["--stages", "--bisect"])
+def test_a_walk_has_no_levels(run: Run, ts_file: Path, option: str) -> None:
+    outcome = run("parity", ts_file, ts_file, option, "--levels", "detections")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert f"{option} looks at intermediate tensors alone, so --levels detections" in outcome.err
+
+
+def test_artefacts_that_cannot_be_looked_into_have_no_walk(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, inputs: Any) -> Any:
+        raise UnsupportedLevelError("x.engine has no intermediate tensors: build it with --stages")
+
+    monkeypatch.setattr("carafe_deploy.runners.torchscript.TorchScriptRunner.run_stages", refuse)
+    outcome = run("parity", ts_file, ts_file, images / "000001.png", "--bisect")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "build it with --stages" in outcome.err
+
+
+def test_bars_are_logarithms() -> None:
+    assert bars((0, 1, 10, 100, 1000, 10000)) == " ▁▂▃▅▇"
+    assert bars((0, 5, 0)) == " ▇ "
+    assert bars((1, 0)) == "▁ "
+    assert bars((0, 0)) == "  "
+
+
+# --- options -------------------------------------------------------------------------------------
 
 
 def test_average_precision_is_compared(

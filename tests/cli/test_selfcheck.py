@@ -94,3 +94,12 @@ def test_a_folder_that_cannot_be_written(
     outcome = run("selfcheck", "--out", tmp_path / "file")
     assert outcome.status == 2
     assert str(tmp_path / "file") in outcome.err
+
+
+def test_a_wrong_plugin_folder_is_no_lack_of_the_machine(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", "/nonexistent")
+    done = run("selfcheck")
+    assert done.status == 2
+    assert "CARAFE_DEPLOY_PLUGIN is '/nonexistent', which does not exist" in done.err

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -49,6 +51,7 @@ class FakeDevice(Device):
         self.launches = 0
         self.closed = 0
         self.depth = 0
+        self.done = 0
         self._next = 4096
         FakeTensorRT.device = self
 
@@ -91,6 +94,16 @@ class FakeDevice(Device):
         waiting, self.queue = self.queue, []
         for work in waiting:
             work()
+            self.done += 1
+
+    def mark(self) -> list[int]:
+        """Filled in with how many tasks were done before it, once it is its turn."""
+        event: list[int] = []
+        self.queue.append(lambda: event.append(self.done))
+        return event
+
+    def intervals(self, marks: list[list[int]]) -> list[float]:
+        return [float(second[0] - first[0]) for first, second in itertools.pairwise(marks)]
 
     def capture(self, enqueue: Callable[[], None]) -> list[Callable[[], None]]:
         assert not self.queue, "work from before the capture would end up in the graph"
@@ -118,6 +131,7 @@ class _Context:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self.profiler: object = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = tuple(shape)
@@ -150,6 +164,11 @@ class _Context:
             self._engine.trt.say("ERROR", "enqueueV3: Error Code 1: Cuda Runtime (out of memory)")
             return False
         device.queue.append(lambda: self._execute(device, addresses, shapes))
+        if self.profiler is not None:
+            device.synchronize()
+            for number, layer in enumerate(self._engine.trt.layers, start=1):
+                name = layer["Name"] if isinstance(layer, dict) else layer
+                self.profiler.report_layer_time(name, float(number))
         return True
 
     def _execute(self, device: FakeDevice, addresses: dict, shapes: dict) -> None:
@@ -195,6 +214,10 @@ class _Engine:
         names = {"float32": "FLOAT", "int32": "INT32", "bfloat16": "BF16"}
         return SimpleNamespace(name=names[self._types[name]])
 
+    def create_engine_inspector(self) -> SimpleNamespace:
+        text = json.dumps({"Layers": self.trt.layers, "Bindings": []})
+        return SimpleNamespace(get_engine_information=lambda kind: {"JSON": text}[kind])
+
     def create_execution_context(self) -> _Context:
         self.contexts += 1
         return _Context(self)
@@ -207,6 +230,7 @@ class FakeTensorRT(ModuleType):
         info: of the model that every plan holds.
         stages: which are outputs.
         fails: every execution does.
+        layers: of every engine, as its inspector tells of them; they take 1, 2, ... ms.
         message: error of a deserialisation that is to fail.
         engine: the last that was opened.
     """
@@ -219,10 +243,13 @@ class FakeTensorRT(ModuleType):
         self.info = narrowed(tiny_info(), make_profile(tiny_info()))
         self.stages: tuple[str, ...] = ()
         self.fails = False
+        self.layers: list[dict | str] = []
         self.message = ""
         self.engine: _Engine | None = None
         self.logger: object = None
         self.ILogger = type("ILogger", (), {"__init__": lambda self: None})
+        self.IProfiler = type("IProfiler", (), {"__init__": lambda self: None})
+        self.LayerInformationFormat = SimpleNamespace(JSON="JSON")
 
     def say(self, severity: str, message: str) -> None:
         self.logger.log(Enum("Severity", severity)[severity], message)

@@ -37,6 +37,7 @@ VARIABLES = {
     "engine/load.py": {"runtime": "Runtime"},
     "engine/log.py": {},
     "engine/progress.py": {},
+    "runners/_tensorrt_profile.py": {"engine": "ICudaEngine", "inspector": "EngineInspector"},
     "runners/tensorrt.py": {"_engine": "ICudaEngine", "context": "IExecutionContext"},
 }
 #: Names that come as text, or are implemented here.
@@ -48,6 +49,7 @@ SPOKEN = {
     ("DataType", "BF16"),
     ("DataType", "INT32"),
     ("ILogger", "log"),
+    ("IProfiler", "report_layer_time"),
     ("IProgressMonitor", "phase_start"),
     ("IProgressMonitor", "step_complete"),
     ("IProgressMonitor", "phase_finish"),

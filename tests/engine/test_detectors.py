@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.engine.build import BuildOptions, build_engine
+from carafe_deploy.engine.build import BuildOptions, _Build, build_engine
 from carafe_deploy.engine.device import choose_backend
 from carafe_deploy.engine.inspect import inspect_engine
 from carafe_deploy.engine.model import read_model
@@ -21,7 +22,7 @@ from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
 from carafe_deploy.models.checkpoint import load_detector
-from carafe_deploy.parity import run_parity
+from carafe_deploy.parity import run_parity, walk_stages
 from carafe_deploy.runners.tensorrt import TensorRTRunner
 
 CHECKPOINTS = {
@@ -107,6 +108,35 @@ def test_every_custom_node_becomes_a_plugin(
     assert sidecar.model.input.batch == (2, 2)
     assert sidecar.model.precision == precision
     assert sidecar.model.classes == ("circle", "square", "triangle")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("mask", "fp32"), pytest.param("faster", "fp16", marks=pytest.mark.slow)],
+)
+def test_every_stage_becomes_an_output(
+    export: Make,
+    plugin_library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    precision: str,
+) -> None:
+    outputs: list[str] = []
+    mark = _Build._mark_stages
+
+    def spy(self: _Build, network: Any, layers: Any) -> None:
+        mark(self, network, layers)
+        outputs.extend(network.get_output(index).name for index in range(network.num_outputs))
+
+    monkeypatch.setattr(_Build, "_mark_stages", spy)
+    options = BuildOptions("tensorrt_rtx", stages=True)
+    sidecar = build_engine(export(model, precision), tmp_path / "x.engine", options)
+    with open_runner(export(model, precision)) as runner:
+        assert outputs == [*runner.info.output_names, *runner.info.stages]
+        assert sidecar.model.stages == runner.info.stages
+    assert sidecar.stages
+    assert len(sidecar.model.stages) == (56 if model == "mask" else 49)
 
 
 @pytest.mark.slow
@@ -219,6 +249,28 @@ def test_stages_are_those_of_pytorch(
             reference, candidate, images=images, batch_size=2, levels=["stages", "detections"]
         )
         assert report.failures == ()
+
+
+@pytest.mark.gpu
+def test_a_walk_finds_an_error_planted_before_an_engine(
+    export: Make, engine: Callable, shapes_dir: Path, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    path, sidecar = engine(stages=True)
+    with open_runner(export()) as reference, _open(path) as candidate:
+        walk = walk_stages(reference, candidate, images, batch_size=2)
+        assert walk.passed, walk.verdict()
+    content = torch.load(shapes_dir / CHECKPOINTS["mask"], weights_only=True)
+    content["state_dict"]["neck.upsample_modules.1.content_encoder.weight"][0] *= 2
+    torch.save(content, tmp_path / "planted.pth")
+    bounds = sidecar.model.input
+    options = ExportOptions(bounds.batch, bounds.height, bounds.width)
+    with (
+        open_runner(tmp_path / "planted.pth", options=options) as reference,
+        _open(path) as candidate,
+    ):
+        walk = walk_stages(reference, candidate, images, batch_size=2)
+    assert walk.first_outside is not None
+    assert walk.first_outside.name == "encoder1"
 
 
 @pytest.mark.gpu

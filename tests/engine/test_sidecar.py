@@ -94,6 +94,12 @@ def test_damage_is_told_with_the_files_name(tmp_path: Path, text: str, message: 
         read_sidecar(tmp_path / "x.engine")
 
 
+def test_a_sidecar_that_is_no_text(tmp_path: Path) -> None:
+    sidecar_path(tmp_path / "a.engine").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ArtefactError, match=r"a.engine.json is no text .*: build the engine again"):
+        read_sidecar(tmp_path / "a.engine")
+
+
 def test_a_missing_sidecar_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"x\.engine\.json is missing: copy it along"):
         read_sidecar(tmp_path / "x.engine")

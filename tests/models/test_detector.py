@@ -19,6 +19,7 @@ from carafe_deploy.models.config import (
     MaskHeadConfig,
     NeckConfig,
     RpnConfig,
+    UpsampleConfig,
 )
 from carafe_deploy.models.detector import (
     Detector,
@@ -120,28 +121,21 @@ def test_keys_shapes_dtypes_and_order_of_the_small_models(
 def stages(
     detectors: dict[str, Detector], recorded: dict[str, Arrays]
 ) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """Every named tensor of ours by detector and image, with two more from inside the neck."""
+    """Every named tensor of ours by detector and image, with one more from inside the neck."""
     found = {}
     for kind, detector in detectors.items():
         staged = StagedDetector(detector)
         seen: dict[str, Tensor] = {}
-        upsampler = detector.neck.upsample_modules[1]
-        handles = [
-            upsampler.register_forward_pre_hook(
-                lambda module, arguments, seen=seen: seen.update(carafe1_in=arguments[0])
-            ),
-            upsampler.content_encoder.register_forward_hook(
-                lambda module, arguments, out, seen=seen: seen.update(carafe1_encoder_out=out)
-            ),
-        ]
+        handle = detector.neck.upsample_modules[1].register_forward_pre_hook(
+            lambda module, arguments, seen=seen: seen.update(carafe1_in=arguments[0])
+        )
         for image in ("img1", "img2"):
             outputs = staged(*example(recorded, image))
             names = ("num_dets", "det_boxes", "det_scores", "det_classes", "det_masks")
             tail = len(outputs) - len(staged.stage_names)
             named = dict(zip((*names[:tail], *staged.stage_names), outputs, strict=True))
             found[kind, image] = named | seen
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return found
 
 
@@ -150,7 +144,7 @@ DENSE = {
     **{f"C{level}": ("backbone", f"C{level}", 1) for level in range(2, 6)},
     **{f"carafe{i}_out": ("pyramid", f"carafe{i}", 4 if i == 0 else 1) for i in range(4)},
     "carafe1_in": ("pyramid", "carafe1_in", 1),
-    "carafe1_encoder_out": ("pyramid", "carafe1_encoder_out", 1),
+    "carafe1_encoder_out": ("encoder", "encoder1", 1),
     **{f"P{level}": ("pyramid", f"P{level}", 2 if level == 2 else 1) for level in range(2, 7)},
     **{f"rpn_{head}{i}": ("rpn", f"rpn_{head}{i}", 1) for head in ("cls", "reg") for i in range(5)},
 }
@@ -247,9 +241,59 @@ def test_mask_logits_of_the_predicted_classes(
 
 def test_stage_names_are_in_the_order_of_computation(detectors: dict[str, Detector]) -> None:
     names = stage_names(detectors["mask"].config)
-    assert names[:4] == ("C2", "C3", "C4", "C5")
-    assert names[-5:] == ("proposals", "proposal_scores", "cls_score", "bbox_pred", "mask_logits")
-    assert stage_names(detectors["faster"].config) == names[:-1]
+    assert names[:5] == ("stem", "layer1.0", "C2", "layer2.0", "C3")
+    assert names[9:19] == (
+        *("L2", "L3", "L4", "L5", "L6"),
+        *("encoder3", "carafe3", "encoder2", "carafe2", "encoder1"),
+    )
+    heads = names.index("proposals")
+    assert names[heads : heads + 7] == (
+        *("proposals", "proposal_scores", "roi_features", "shared_fc1", "shared_fc2"),
+        *("cls_score", "bbox_pred"),
+    )
+    assert names[heads + 7 :] == (
+        *("mask_roi_features", "mask_conv1", "mask_conv2", "mask_encoder"),
+        *("mask_coarse_logits", "mask_carafe", "mask_logits"),
+    )
+    assert stage_names(detectors["faster"].config) == names[: heads + 7]
+
+
+@pytest.mark.parametrize(
+    ("depth", "mask", "last"),
+    [
+        (34, MaskHeadConfig(num_convs=0), "mask_roi_features"),
+        (50, MaskHeadConfig(num_convs=3), "mask_conv3"),
+        (101, MaskHeadConfig(upsample=UpsampleConfig(up_group=2)), "mask_conv4"),
+    ],
+)
+def test_every_stage_of_other_detectors_is_another_tensor(
+    depth: int, mask: MaskHeadConfig, last: str
+) -> None:
+    config = replace(SMALL, backbone=BackboneConfig(depth, 8), mask=mask)
+    with torch.device("meta"):
+        staged = StagedDetector(build_detector(config))
+        outputs = staged(torch.empty(1, 3, 64, 64), torch.empty(1, 2))
+    tensors = outputs[-len(staged.stage_names) :]
+    assert len({id(tensor) for tensor in tensors}) == len(tensors)
+    names = staged.stage_names
+    assert names[names.index("mask_encoder") - 1] == last
+    assert ("mask_coarse_logits" in names) == (mask.upsample.up_group == 1)
+    shapes = dict(zip(names, (tuple(tensor.shape[1:]) for tensor in tensors), strict=True))
+    assert shapes["layer2.0"] == shapes["C3"]
+    assert shapes["stem"] == (8, 16, 16)
+    assert shapes["L6"] == shapes["P6"] == (32, 1, 1)
+    assert shapes["rpn_conv4"] == (32, 1, 1)
+    assert shapes["encoder0"] == (100, 8, 8)
+    assert shapes["mask_carafe"][1:] == shapes["mask_logits"] == (28, 28)
+
+
+def test_layers_before_a_relu_are_seen_behind_it(
+    stages: dict[tuple[str, str], dict[str, Tensor]],
+) -> None:
+    found = stages["mask", "img1"]
+    for name in ("layer1.0", "rpn_conv2", "shared_fc1", "shared_fc2", "mask_conv2"):
+        assert found[name].min() == 0
+        assert found[name].max() > 0
 
 
 def test_watching_stages_leaves_no_hooks_and_changes_no_output(

@@ -39,7 +39,12 @@ def _roi_align(
         "finest_scale": 56,
     }
     body = multilevel_roi_align_body(
-        num_levels=len(strides), **attributes, opset=opset, overload="x"
+        num_levels=len(strides),
+        sampling_ratio=ratio,
+        strides=strides,
+        finest_scale=56,
+        opset=opset,
+        overload="x",
     )
     maps = [["b", "c", f"h{stride}", f"w{stride}"] for stride in strides]
     return one_node_model(body, [["b", "k", 4], *maps], attributes)

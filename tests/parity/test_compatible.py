@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import ArtefactError
+from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image
 from carafe_deploy.parity import run_parity
+from carafe_deploy.parity.compatible import common_stages
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
 from tests.parity.spoilt import WithInfo
@@ -35,7 +36,6 @@ DIFFERENCES = {
     "score": ({"score_threshold": 0.3}, r"score_threshold is 0.05 and 0.3. Export both from one"),
     "nms": ({"nms_iou_threshold": 0.6}, "nms_iou_threshold is 0.5 and 0.6"),
     "rows": ({"max_detections": 50}, "max_detections is 100 and 50"),
-    "stages": ({"stages": ("C2",)}, "and 1 stages"),
     "two": (
         {"mask_threshold": 0.4, "mask_size": 14},
         "mask_threshold is 0.5 and 0.4; mask_size is 28 and 14",
@@ -80,3 +80,60 @@ def test_a_static_artefact_is_compared_at_its_own_size(
         report = run_parity(reference, candidate, images=[*images, images[0]])
     assert report.passed
     assert "carafe_encoded 1x32x16x24" in [row.name for row in report.rows]
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+#: What version 0.1.0 named, in its order.
+OLDER = (
+    *("C2", "C3", "C4", "C5", "carafe0", "carafe1", "carafe2", "carafe3"),
+    *("P2", "P3", "P4", "P5", "P6"),
+    *(f"rpn_{kind}{level}" for kind in ("cls", "reg") for level in range(5)),
+    *("proposals", "proposal_scores", "cls_score", "bbox_pred", "mask_logits"),
+)
+
+
+def _with_stages(runner: Runner, *names: str) -> WithInfo:
+    return WithInfo(runner, dataclasses.replace(runner.info, stages=names))
+
+
+def test_an_older_export_is_compared_on_the_stages_it_names(
+    reference: Runner, images: list[Image]
+) -> None:
+    candidate = _with_stages(reference, *OLDER)
+    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
+    assert report.passed
+    names = [row.name for row in report.rows]
+    assert set(names) == {*OLDER} - {"proposal_scores"}
+    assert names[4:9] == ["carafe3", "carafe2", "carafe1", "carafe0", "P2"]
+
+
+def test_common_stages_are_in_the_order_of_computation(reference: Runner) -> None:
+    sides = _with_stages(reference, "P2", "C2", "stem"), _with_stages(reference, "stem", "P2", "C3")
+    found = common_stages(*(side.info for side in sides))
+    assert [stage.name for stage in found] == ["stem", "P2", "detections"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (((), ()), "the reference and the candidate cannot be asked for intermediate tensors: exp"),
+        ((("C2",), ()), "the candidate cannot be asked for intermediate tensors: export both with"),
+        ((("C2",), ("C3",)), "no intermediate tensor has a name in both artefacts: export both"),
+    ],
+)
+def test_artefacts_without_a_common_stage(
+    reference: Runner, images: list[Image], names: tuple[tuple[str, ...], ...], message: str
+) -> None:
+    sides = [_with_stages(reference, *own) for own in names]
+    with pytest.raises(UnsupportedLevelError, match=message):
+        run_parity(*sides, images=images[:1], levels=("stages",))
+    report = run_parity(*sides, images=images[:1])
+    assert {row.level for row in report.rows} == {"operators", "detections"}
+    assert report.skipped["stages"].startswith(message[:20])
+
+
+def test_a_stage_of_another_version_is_an_error(reference: Runner, images: list[Image]) -> None:
+    sides = [_with_stages(reference, "C2", "C7") for _ in range(2)]
+    with pytest.raises(ArtefactError, match="stage 'C7' is unknown: the artefact was made by anot"):
+        run_parity(*sides, images=images[:1], levels=("stages",))

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import helper
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError, InputShapeError
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    InputShapeError,
+)
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.runners import Runner
+from carafe_deploy.runners import onnxruntime as onnxruntime_module
 
 CHECKPOINT = "shapes_faster_rcnn_carafe-2a9d7f44.pth"
 STATIC = ExportOptions((1, 1), (64, 64), (128, 128))
@@ -137,3 +145,81 @@ def test_absent_cuda_is_an_error_and_no_fallback(files: dict[str, Path]) -> None
         open_runner(files["torchscript"], device="cuda")
     with pytest.raises(BackendUnavailableError, match="install onnxruntime-gpu"):
         open_runner(files["onnxruntime"], device="cuda")
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "torchscript", "onnxruntime"])
+def test_a_timed_run_finds_the_same(files: dict[str, Path], backend: str) -> None:
+    with open_runner(files[backend], options=STATIC if backend == "pytorch" else None) as runner:
+        expected = runner.run(_inputs())
+        found, times = runner.run_timed(_inputs())
+        with pytest.raises(InputShapeError, match="batch 2"):
+            runner.run_timed(_inputs(batch=2))
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert times.compute > 0
+    assert min(times.upload, times.download) >= 0
+    assert times.enqueue is None  # the host computes
+
+
+def test_copies_to_a_device_are_timed_apart(files: dict[str, Path]) -> None:
+    session = onnxruntime.InferenceSession(str(files["onnxruntime"]))
+    names = [value.name for value in session.get_outputs()]
+    found, times = onnxruntime_module._run_bound(session, _inputs(), names, "cpu")
+    expected = dict(zip(names, session.run(names, _inputs()), strict=True))
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert times.compute > 0
+    assert min(times.upload, times.download) > 0
+
+
+@pytest.mark.parametrize(("device", "provider"), [("cpu", "cuda"), ("cpu", "x"), ("cuda", "cpu")])
+def test_providers_that_do_not_fit_are_refused(
+    files: dict[str, Path], device: str, provider: str
+) -> None:
+    with pytest.raises(BackendUnavailableError, match=rf"provider is '{provider}': with device"):
+        open_runner(files["onnxruntime"], device=device, provider=provider)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "compile"}, {"channels_last": True}])
+def test_other_ways_to_run_pytorch_find_the_same(
+    files: dict[str, Path], settings: dict[str, Any]
+) -> None:
+    with open_runner(files["pytorch"], options=STATIC) as runner:
+        expected = runner.run(_inputs())
+    with open_runner(files["pytorch"], options=STATIC, **settings) as runner:
+        found = runner.run(_inputs())
+        assert runner.run_stages(_inputs()).keys() > found.keys()
+    np.testing.assert_array_equal(found["num_dets"], expected["num_dets"])
+    np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-4)
+
+
+def test_ways_to_run_pytorch_that_there_are_not(files: dict[str, Path]) -> None:
+    with pytest.raises(CarafeDeployError, match="mode is 'fast': choose from eager, compile, cuda"):
+        open_runner(files["pytorch"], mode="fast")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError, match="cuda-graph needs a GPU, device is cpu"):
+            open_runner(files["pytorch"], mode="cuda-graph")
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "torchscript"])
+def test_a_closed_runner_says_so(files: dict[str, Path], backend: str) -> None:
+    runner = open_runner(files[backend], options=STATIC if backend == "pytorch" else None)
+    runner.close()
+    runner.close()
+    with pytest.raises(CarafeDeployError, match="is closed: open it again"):
+        runner.run(_inputs())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"mode": "cuda-graph"}, {"channels_last": True}])
+def test_pytorch_on_a_gpu_is_timed_by_events(
+    files: dict[str, Path], settings: dict[str, Any]
+) -> None:
+    with open_runner(files["pytorch"], options=STATIC) as runner:
+        expected = runner.run(_inputs())
+    with open_runner(files["pytorch"], device="cuda", options=STATIC, **settings) as runner:
+        for _ in range(3):
+            found, times = runner.run_timed(_inputs())
+    np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-3)
+    assert min(times.upload, times.compute, times.download, times.enqueue) > 0

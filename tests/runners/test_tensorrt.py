@@ -73,6 +73,19 @@ def test_every_shape_has_its_own_memory(engine: Path, trt: FakeTensorRT, graphs:
         assert trt.engine.contexts == (3 if graphs else 1)
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_timed_run_marks_where_its_parts_end(engine: Path, graphs: bool) -> None:
+    with TensorRTRunner(engine, graphs=graphs) as runner:
+        for value in (3.0, 4.0, 5.0):
+            found, times = runner.run_timed(_inputs(value=value))
+            assert _means(found) == [value]
+            # The fake GPU's clock counts tasks: the mark before, then two uploads, one execution
+            # or graph of one, four downloads.
+            assert (times.upload, times.compute, times.download) == (3, 2, 5)
+            assert times.enqueue is not None
+            assert times.enqueue >= 0
+
+
 def test_inputs_that_lie_scattered_in_memory(engine: Path) -> None:
     inputs = _inputs()
     inputs["images"] = np.asfortranarray(inputs["images"])

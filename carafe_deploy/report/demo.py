@@ -1,11 +1,9 @@
-"""Results of the demo and the self check as Markdown."""
+"""Results of the demo as Markdown."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from carafe_deploy.demo import (
     AP_LIMIT,
@@ -19,20 +17,11 @@ from carafe_deploy.demo import (
     Numbers,
 )
 from carafe_deploy.files import atomic_write_text
-from carafe_deploy.parity import LEVELS, ParityReport
+from carafe_deploy.parity import LEVELS
+from carafe_deploy.report.markdown import markdown_table
+from carafe_deploy.report.parity import level_summary
 
-if TYPE_CHECKING:
-    from carafe_deploy.selfcheck import SelfCheck
-
-__all__ = [
-    "NEXT",
-    "demo_report",
-    "engine_summary",
-    "level_summary",
-    "markdown_table",
-    "selfcheck_report",
-    "write_demo_report",
-]
+__all__ = ["NEXT", "demo_report", "engine_summary", "write_demo_report"]
 
 #: What to do with one's own checkpoint.
 NEXT = (
@@ -111,51 +100,6 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def selfcheck_report(result: SelfCheck) -> str:
-    """Markdown with the verdict on each backend and what the machine has, for a bug report."""
-    rows = []
-    for check in result.checks:
-        levels = [level_summary(check.parity, level) if check.parity else "" for level in LEVELS]
-        name = f"{check.detector.partition('-')[0]}, {check.backend}"
-        reason = " ".join(check.reason.split())
-        rows.append([name, check.status, *levels, f"{check.seconds:.1f} s", reason])
-    lines = [
-        "# carafe-deploy selfcheck",
-        "",
-        "Every backend that runs here agrees." if result.passed else "**Something failed.**",
-        "Compared with PyTorch's own operators on the CPU: the largest error relative to the "
-        "largest magnitude in its tensor, and how many detections found their partner.",
-        "",
-        *markdown_table(["", "", *LEVELS, "time", "reason"], rows),
-        "",
-        *markdown_table(["machine", ""], result.environment.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table; the first column is aligned left, the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]
-
-
-def level_summary(report: ParityReport, level: str) -> str:
-    """Largest relative error of a level (AP: change), and its fewest matches unless all matched.
-
-    Empty if the level was not compared.
-    """
-    rows = [row for row in report.rows if row.level == level]
-    errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
-    matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
-    errors += [row.max_abs_error or 0.0 for row in rows if row.level == "ap"]
-    parts = [f"{max(errors):.0e}" if max(errors) else "0"] if errors else []
-    if matched:
-        worst = min(matched, key=lambda row: (row.matched or 0) / (row.total or 1))
-        if worst.matched != worst.total or not errors:
-            parts.append(f"{worst.matched}/{worst.total}")
-    return ", ".join(parts)
 
 
 def _ap_table(result: DemoResult) -> list[str]:

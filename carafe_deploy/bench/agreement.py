@@ -1,0 +1,61 @@
+"""Do two subjects detect the same? The detections of both on the same images, paired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from carafe_deploy.bench.record import Agreement, SampleDetections
+from carafe_deploy.parity.matching import combined, match_detections
+from carafe_deploy.tolerances import coarsest, tolerance
+from carafe_deploy.types import Detections, ModelInfo
+
+__all__ = ["agreement", "as_record"]
+
+
+def agreement(
+    infos: tuple[ModelInfo, ModelInfo],
+    reference: Sequence[Detections],
+    candidate: Sequence[Detections],
+) -> Agreement:
+    """Pair the detections of two artefacts, image by image, within the coarser one's tolerances.
+
+    Args:
+        infos: of the two artefacts.
+        reference: what the first found, one entry an image.
+        candidate: what the second found in the same images.
+    """
+    info = infos[0]
+    precision = coarsest(*(one.precision for one in infos))
+    iou, score, mask_iou, limit = (
+        tolerance("detections", kind, precision) for kind in ("iou", "score", "mask_iou", "matched")
+    )
+    match = combined(
+        match_detections(
+            ours,
+            theirs,
+            iou=iou.value,
+            score=score.value,
+            mask_iou=mask_iou.value if info.has_masks else None,
+            score_threshold=info.score_threshold,
+            max_detections=info.max_detections,
+        )
+        for ours, theirs in zip(reference, candidate, strict=True)
+    )
+    return Agreement(
+        matched=match.matched,
+        total=match.total,
+        max_score_error=match.max_score_error,
+        min_iou=1.0 if match.min_iou is None else match.min_iou,
+        min_mask_iou=match.min_mask_iou,
+        passed=limit.accepts(match.fraction),
+    )
+
+
+def as_record(found: Detections) -> SampleDetections:
+    """Detections of one image in plain values."""
+    return SampleDetections(
+        boxes=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found.boxes),
+        scores=tuple(map(float, found.scores)),
+        labels=tuple(map(int, found.labels)),
+        masks=tuple(mask["counts"].decode("ascii") for mask in found.masks or ()),
+    )

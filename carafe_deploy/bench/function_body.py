@@ -1,0 +1,68 @@
+"""An operator's ONNX function body, alone in a model, ready to run in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+
+from carafe_deploy.graph.functions import attach_function_bodies
+from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET
+from carafe_deploy.ops._registry import DOMAIN, PLUGIN_ATTRIBUTES
+
+__all__ = ["prepare"]
+
+_FLOAT = {"y": TensorProto.FLOAT}
+#: Torch operator -> ONNX operator and its outputs.
+_NODES: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "carafe": ("Carafe", _FLOAT),
+    "carafe_encoded": ("CarafeEncoded", _FLOAT),
+    "multilevel_roi_align": ("MultilevelRoiAlign", _FLOAT),
+    "batched_nms": (
+        "BatchedNms",
+        {"num_dets": TensorProto.INT32, "indices": TensorProto.INT64},
+    ),
+}
+
+
+def prepare(
+    entry: str, inputs: Sequence[Any], attributes: Mapping[str, Any]
+) -> Callable[[], list[Any]]:
+    """A call that runs the body and returns arrays, on as many threads as torch uses.
+
+    Args:
+        entry: torch name of the operator.
+        inputs: float32 tensors on the CPU; a list holds one a level.
+        attributes: keyword arguments of the operator.
+    """
+    flat = [each for item in inputs for each in (item if isinstance(item, list) else [item])]
+    feeds = {f"x{index}": tensor.numpy() for index, tensor in enumerate(flat)}
+    op_type, outputs = _NODES[entry]
+    node = helper.make_node(
+        op_type, list(feeds), list(outputs), domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES
+    )
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        for name, array in feeds.items()
+    ]
+    wanted = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]
+    model = helper.make_model(
+        helper.make_graph([node], entry, given, wanted),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    attach_function_bodies(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run() -> list[Any]:
+        arrays: list[Any] = session.run(None, feeds)
+        return arrays
+
+    return run

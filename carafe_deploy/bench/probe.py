@@ -1,0 +1,111 @@
+"""Open an artefact and run it once, in a process of its own: load time, first run, memory.
+
+Used as ``python -m carafe_deploy.bench.probe OPENING WIDTHxHEIGHT``; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from carafe_deploy.bench.record import Cold
+from carafe_deploy.bench.subjects import Opening
+from carafe_deploy.pipeline import Pipeline
+
+__all__ = ["probe"]
+
+#: Seconds after which a process is given up.
+LIMIT = 900
+#: What opening would import; loading is timed without that.
+_MODULES = {
+    "pytorch": ("carafe_deploy.models.checkpoint", "carafe_deploy.runners.pytorch"),
+    "torchscript": ("carafe_deploy.runners.torchscript",),
+    "onnxruntime": ("carafe_deploy.runners.onnxruntime",),
+    "tensorrt": ("carafe_deploy.runners.tensorrt",),
+}
+
+
+def probe(opening: Opening, height: int, width: int) -> Cold:
+    """Figures of a fresh process; a reason in place of them where it fails.
+
+    Args:
+        opening: of the subject.
+        height: of the image it detects in, in pixels.
+        width: likewise.
+    """
+    command = [sys.executable, "-m", __name__, opening.to_json(), f"{width}x{height}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return Cold(reason=f"took longer than {LIMIT} s")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return Cold(reason=lines[-1] if lines else f"ended with status {done.returncode}")
+    return Cold(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _measure(opening: Opening, height: int, width: int) -> Cold:
+    for name in _MODULES[opening.kind]:
+        importlib.import_module(name)
+    imported = _peak_memory()
+    taken_before = _gpu_memory(opening.device)
+    begun = time.perf_counter()
+    with opening.open() as runner:
+        loaded = time.perf_counter()
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        inputs = Pipeline(runner).inputs([image])
+        prepared = time.perf_counter()
+        runner.run(inputs)
+        finished = time.perf_counter()
+        taken = _gpu_memory(opening.device)
+    device_memory = None
+    if taken is not None and taken_before is not None:
+        device_memory = taken - taken_before
+    return Cold(
+        load_s=loaded - begun,
+        first_s=finished - prepared,
+        peak_memory_mb=_peak_memory(),
+        import_memory_mb=imported,
+        device_memory_mb=device_memory,
+    )
+
+
+def _peak_memory() -> float:
+    """Most resident memory of this process so far, in 10^6 bytes.
+
+    ``getrusage`` would count that of the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split("\n"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+def _gpu_memory(device: str) -> float | None:
+    """Memory taken on the GPU by all processes, in 10^6 bytes; None where nothing tells."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        text = subprocess.check_output([*query, "-i", index or "0"], text=True, timeout=30)
+        return float(text.strip()) * 2**20 / 1e6
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _main() -> None:
+    width, _, height = sys.argv[2].partition("x")
+    found = _measure(Opening.from_json(sys.argv[1]), int(height), int(width))
+    sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

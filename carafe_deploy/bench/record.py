@@ -1,0 +1,456 @@
+"""Results of benchmarks as values and as JSON: of whole detectors, and of single operators.
+
+A file says which of the two it is (``kind``) and in which version of this layout (``schema``).
+Durations keep every sample, outliers included; :mod:`carafe_deploy.bench.statistics` summarises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
+from carafe_deploy.errors import ArtefactError
+from carafe_deploy.files import atomic_write_text
+
+__all__ = [
+    "PARTS",
+    "SCHEMA",
+    "Agreement",
+    "BenchResult",
+    "Cold",
+    "Layer",
+    "Layers",
+    "OperatorRow",
+    "OperatorsResult",
+    "Sample",
+    "SampleDetections",
+    "Samples",
+    "Subject",
+    "Throughput",
+    "read_result",
+    "write_result",
+]
+
+#: Raised whenever the meaning of a field below changes.
+SCHEMA = 1
+
+#: What an image goes through, in order. Upload and download are copies between host and device.
+PARTS = ("preprocess", "upload", "compute", "download", "postprocess")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Timed images one by one, in the order of measuring; all lists are equally long.
+
+    Attributes:
+        rounds: number of the round that an image was timed in; every subject has its turn in every
+            round.
+        total_ms: from a decoded image to its detections, by the host's clock.
+        parts_ms: the same divided, by the names of :data:`PARTS`; compute and copies by device
+            events where there is a device.
+        enqueue_ms: host time spent on launching the device's work; empty on a CPU.
+    """
+
+    rounds: tuple[int, ...]
+    total_ms: tuple[float, ...]
+    parts_ms: Mapping[str, tuple[float, ...]]
+    enqueue_ms: tuple[float, ...] = ()
+
+    @property
+    def total(self) -> Summary:
+        """Of whole images, in milliseconds."""
+        return summary(self.total_ms)
+
+    def part(self, name: str) -> Summary:
+        """Of one part, in milliseconds."""
+        return summary(self.parts_ms[name])
+
+    def over(self, reference: Samples, part: str | None = None) -> Ratio:
+        """How many times longer this takes than ``reference``: whole images, or one part."""
+        ours, theirs = (
+            (s.rounds, s.total_ms if part is None else s.parts_ms[part]) for s in (self, reference)
+        )
+        return ratio(ours, theirs)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Runs with one batch size: copies and compute, without pre- and postprocessing.
+
+    Attributes:
+        batch: images a run.
+        samples_ms: of each run; empty if ``reason`` says why.
+        reason: why this batch size was not measured.
+    """
+
+    batch: int
+    samples_ms: tuple[float, ...] = ()
+    reason: str = ""
+
+    @property
+    def images_per_second(self) -> float | None:
+        """At the median run; None if not measured."""
+        return 1e3 * self.batch / summary(self.samples_ms).median if self.samples_ms else None
+
+
+@dataclass(frozen=True)
+class Cold:
+    """A process of its own that opens the artefact and runs it once.
+
+    Attributes:
+        load_s: opening it, its packages imported before.
+        first_s: the first run.
+        peak_memory_mb: most resident memory of that process, in 10^6 bytes.
+        import_memory_mb: of which it had this much before opening the artefact.
+        device_memory_mb: taken on the GPU; None on a CPU or where nothing tells.
+        reason: why there are no figures, which are zero then.
+    """
+
+    load_s: float = 0.0
+    first_s: float = 0.0
+    peak_memory_mb: float = 0.0
+    import_memory_mb: float = 0.0
+    device_memory_mb: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Detections of a subject beside those of the first measured one, on the same images.
+
+    Attributes:
+        matched: pairs found, see :func:`carafe_deploy.parity.match_detections`.
+        total: pairs and those left over on either side.
+        max_score_error: largest difference of a pair's scores.
+        min_iou: smallest IoU of a pair's boxes.
+        min_mask_iou: of a pair's masks; None without masks.
+        passed: within :mod:`carafe_deploy.tolerances`.
+    """
+
+    matched: int
+    total: int
+    max_score_error: float
+    min_iou: float
+    min_mask_iou: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a profile.
+
+    Attributes:
+        name: of the node, module or engine layer.
+        kind: operator or layer type, e.g. ``"Conv"``.
+        milliseconds: mean of one run.
+        operator: the ``carafe`` operator that it belongs to, e.g. ``"CarafeEncoded"``; else empty.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+    operator: str = ""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Profile of one subject.
+
+    Attributes:
+        source: what measured it, e.g. ``"ONNX Runtime's profiler"``.
+        runs: that the times are the mean of.
+        rows: all of them, most expensive first.
+        reason: why there is none.
+    """
+
+    source: str
+    runs: int
+    rows: tuple[Layer, ...] = ()
+    reason: str = ""
+
+    @property
+    def total_ms(self) -> float:
+        """Of one run."""
+        return sum(row.milliseconds for row in self.rows)
+
+    def share(self, *operators: str) -> float:
+        """Of the total, the part of these ``carafe`` operators."""
+        spent = sum(row.milliseconds for row in self.rows if row.operator in operators)
+        return spent / self.total_ms if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One artefact in one way of running it.
+
+    Attributes:
+        name: unique in its result, for people, e.g. ``"PyTorch fp32, channels-last"``.
+        backend: of the runner, e.g. ``"onnxruntime"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        variant: further settings, e.g. ``"compile"``; empty for the usual ones.
+        file: name of the artefact's file.
+        file_mb: its size in 10^6 bytes.
+        build_s: seconds that building it took, where it says so; None otherwise.
+        status: ``"measured"``, ``"skipped"`` where this machine lacks what it needs, or
+            ``"failed"``.
+        reason: for the latter two.
+        samples: image by image; None unless measured.
+        throughput: one entry a batch size.
+        cold: from opening to the first result.
+        agreement: None for the first measured subject, or where nothing was compared.
+        ap: average precision by ``"bbox"`` and ``"segm"``; empty if not evaluated.
+        layers: profile; None if not asked for.
+        warnings: why a figure may mislead.
+    """
+
+    name: str
+    backend: str
+    device: str
+    precision: str
+    variant: str
+    file: str
+    file_mb: float
+    build_s: float | None = None
+    status: str = "measured"
+    reason: str = ""
+    samples: Samples | None = None
+    throughput: tuple[Throughput, ...] = ()
+    cold: Cold | None = None
+    agreement: Agreement | None = None
+    ap: Mapping[str, float] = field(default_factory=dict)
+    layers: Layers | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleDetections:
+    """What one subject found in one image, best first.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in pixels of the image.
+        scores: one a box.
+        labels: index into the class names.
+        masks: COCO run-length counts as text, of the image's size; empty without masks.
+    """
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    scores: tuple[float, ...]
+    labels: tuple[int, ...]
+    masks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, to show side by side what was found in it.
+
+    Attributes:
+        name: of the image's file.
+        height: in pixels.
+        width: in pixels.
+        jpeg: the image, base64.
+        found: by name of the subject.
+    """
+
+    name: str
+    height: int
+    width: int
+    jpeg: str
+    found: Mapping[str, SampleDetections]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One run over all subjects.
+
+    Attributes:
+        environment: facts by name, see :func:`carafe_deploy.environment.describe_environment`.
+        settings: what was asked for, and the rules of warming up and iterating, by name.
+        model: name of the model.
+        architecture: ``"faster_rcnn"`` or ``"mask_rcnn"``.
+        classes: class names by label.
+        subjects: in the order given.
+        samples: images to show.
+        warnings: why all figures may mislead.
+        partial: interrupted; what had been measured by then is here.
+    """
+
+    environment: Mapping[str, str]
+    settings: Mapping[str, str]
+    model: str
+    architecture: str
+    classes: tuple[str, ...]
+    subjects: tuple[Subject, ...]
+    samples: tuple[Sample, ...] = ()
+    warnings: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    def measured(self) -> tuple[Subject, ...]:
+        """Subjects with samples; ratios are over the first."""
+        return tuple(subject for subject in self.subjects if subject.samples is not None)
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One implementation of an operator on one workload.
+
+    Attributes:
+        operator: ``"carafe"``, ``"roi_align"`` or ``"nms"``.
+        workload: where it occurs and its shapes, e.g. ``"neck P3, 256x52x84"``.
+        implementation: e.g. ``"CPU kernel"``, ``"PyTorch"``, ``"CUDA kernel"``, ``"mmcv"``.
+        entry: torch name of the operator, e.g. ``"carafe_encoded"`` for the fused one.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        layout: ``"nchw"`` or ``"channels-last"``; empty where it has no meaning.
+        samples_us: microseconds of each call; empty if ``reason`` says why.
+        num_bytes: inputs read and results written once each, from the shapes.
+        flops: multiplications and additions, from the shapes; 0 where they depend on the data.
+        copy_us: fastest copy of ``num_bytes`` on the device, in the same run; 0 if not measured.
+        max_error: largest difference from the reference, over its largest magnitude; None where
+            nothing is to subtract.
+        reason: why it was not measured.
+    """
+
+    operator: str
+    workload: str
+    implementation: str
+    entry: str
+    dtype: str
+    layout: str
+    samples_us: tuple[float, ...] = ()
+    num_bytes: int = 0
+    flops: int = 0
+    copy_us: float = 0.0
+    max_error: float | None = None
+    reason: str = ""
+
+    @property
+    def median_us(self) -> float | None:
+        """None if not measured."""
+        return summary(self.samples_us).median if self.samples_us else None
+
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        """``num_bytes`` over the median time."""
+        return None if self.median_us is None else self.num_bytes / self.median_us / 1e3
+
+    @property
+    def gigaflops(self) -> float | None:
+        """``flops`` over the median time, in 10^9 a second."""
+        return None if self.median_us is None else self.flops / self.median_us / 1e3
+
+
+@dataclass(frozen=True)
+class OperatorsResult:
+    """One run over implementations and workloads.
+
+    Attributes:
+        environment: as in :class:`BenchResult`.
+        settings: likewise.
+        device: ``"cpu"`` or the GPU's name.
+        cache: ``"cold"`` if caches were flushed before every call, else ``"warm"``.
+        copy_bytes_per_second: read and written, of a copy much larger than the caches.
+        flops_per_second: of a float32 matrix product without tensor cores.
+        rows: in the order measured.
+        partial: interrupted.
+    """
+
+    environment: Mapping[str, str]
+    settings: Mapping[str, str]
+    device: str
+    cache: str
+    copy_bytes_per_second: float
+    flops_per_second: float
+    rows: tuple[OperatorRow, ...]
+    partial: bool = False
+
+    def floor_us(self, row: OperatorRow) -> float:
+        """No implementation is faster: the longer of copying its bytes and computing its flops."""
+        return max(row.copy_us, 1e6 * row.flops / self.flops_per_second)
+
+
+Result = BenchResult | OperatorsResult
+
+_KINDS: Mapping[str, type[Any]] = {"bench": BenchResult, "operators": OperatorsResult}
+
+
+def write_result(path: str | os.PathLike[str], result: Result) -> None:
+    """Write a result as JSON, atomically.
+
+    Raises:
+        OSError: the path is not writable.
+    """
+    atomic_write_text(path, to_json(result))
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read what :func:`write_result` wrote.
+
+    Raises:
+        ArtefactError: the file is missing, no result, or of another schema version.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is no JSON ({error}): measure again") from error
+    return from_dict(data, str(path))
+
+
+def to_json(result: Result) -> str:
+    """Indented, lists of numbers on one line."""
+    [kind] = [name for name, layout in _KINDS.items() if isinstance(result, layout)]
+    data = {"schema": SCHEMA, "kind": kind, **_converter().unstructure(result)}
+    text = json.dumps(_rounded(data), indent=1, allow_nan=False)
+    numbers = re.compile(r"\[\s+(-?[\d.]+(?:e-?\d+)?(?:,\s+-?[\d.]+(?:e-?\d+)?)*)\s+\]")
+    return numbers.sub(lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text) + "\n"
+
+
+def from_dict(data: Any, name: str) -> Result:
+    """Inverse of :func:`to_json` after parsing; ``name`` is for the error message.
+
+    Raises:
+        ArtefactError: see :func:`read_result`.
+    """
+    kind = str(data.get("kind")) if isinstance(data, dict) else ""
+    if kind not in _KINDS:
+        raise ArtefactError(
+            f"{name} is no benchmark result: write one with `carafe-deploy bench ... -o FILE.json`"
+        )
+    if data.get("schema") != SCHEMA:
+        raise ArtefactError(
+            f"{name} has schema {data.get('schema')}, this version reads {SCHEMA}: measure again"
+        )
+    content = {key: value for key, value in data.items() if key not in ("schema", "kind")}
+    try:
+        result: Result = _converter().structure(content, _KINDS[kind])
+    except Exception as error:  # cattrs groups whatever went wrong
+        from cattrs import transform_error
+
+        reason = "; ".join(transform_error(error)[:3])
+        raise ArtefactError(f"{name} is damaged ({reason}): measure again") from error
+    return result
+
+
+@cache
+def _converter() -> Any:
+    import cattrs
+
+    return cattrs.Converter(forbid_extra_keys=True)
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: more is noise."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

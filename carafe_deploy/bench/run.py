@@ -1,0 +1,446 @@
+"""Measure all subjects in one run, taking turns, so that drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+
+from carafe_deploy.bench.agreement import agreement, as_record
+from carafe_deploy.bench.environment import describe_run, load_facts
+from carafe_deploy.bench.probe import probe
+from carafe_deploy.bench.record import (
+    PARTS,
+    BenchResult,
+    Sample,
+    Samples,
+    Subject,
+    Throughput,
+)
+from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
+from carafe_deploy.bench.trust import busy_machine, doubts
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError, InputShapeError
+from carafe_deploy.evaluate import evaluate_runner
+from carafe_deploy.images import Image
+from carafe_deploy.pipeline import Pipeline, PipelineTimes
+from carafe_deploy.types import Detections, ModelInfo
+
+__all__ = ["BenchOptions", "run_bench"]
+
+Step = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+#: Seconds that a turn lasts at least, unless one image takes longer.
+TURN = 0.25
+#: A turn whose images take less begins with one that is not timed: other subjects' threads calm
+#: down, caches fill.
+SETTLED = 0.1
+#: Pause before a turn, in seconds: threads of runtimes spin for some time after their work.
+PAUSE = 0.02
+#: Turns with a batch size: a quarter of the rounds, but so many at least.
+LEAST_TURNS = 3
+#: Longer edge in pixels and quality of the images that are kept to show.
+SHOWN_EDGE, SHOWN_QUALITY = 1000, 85
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how long.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        variants: ways to run the artefacts.
+        config: of a checkpoint that has none inside.
+        rounds: in each, every subject has its turn.
+        block: timed images a turn; None for as many as 0.25 s hold, in whole passes over the
+            images.
+        warmup: untimed runs of every subject on every image before.
+        batch_sizes: of throughput.
+        threads: of one operator on the CPU; None lets the runtimes choose.
+        cold: measure loading, first run and memory in processes of their own.
+        layers: runs that are profiled layer by layer; 0 for none.
+        samples: images whose detections are kept to show.
+        annotations: COCO file to compare average precision on.
+        image_dir: that its file names are relative to; None for its own folder.
+        limit: use its first images only.
+        seed: of the order of turns.
+    """
+
+    device: str = "cpu"
+    variants: Variants = field(default_factory=Variants)
+    config: Path | None = None
+    rounds: int = 20
+    block: int | None = None
+    warmup: int = 2
+    batch_sizes: tuple[int, ...] = (1, 2, 4)
+    threads: int | None = None
+    cold: bool = True
+    layers: int = 0
+    samples: int = 2
+    annotations: Path | None = None
+    image_dir: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    def checked(self) -> BenchOptions:
+        """Self.
+
+        Raises:
+            CarafeDeployError: a number is out of range.
+        """
+        for name, least in (("rounds", 1), ("warmup", 1), ("layers", 0), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise CarafeDeployError(f"{name} is {getattr(self, name)}: give at least {least}")
+        for name, values in (
+            ("block", (self.block,)),
+            ("threads", (self.threads,)),
+            ("limit", (self.limit,)),
+            ("batch sizes", self.batch_sizes),
+        ):
+            for value in values:
+                if value is not None and value < 1:
+                    raise CarafeDeployError(f"{name} is {value}: give at least 1")
+        self.variants.checked()
+        return self
+
+
+def run_bench(
+    paths: Sequence[Path],
+    images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+    options: BenchOptions,
+    *,
+    step: Step = lambda name: None,
+    progress: Progress = lambda done, total: None,
+) -> BenchResult:
+    """Measure artefacts of one model.
+
+    After a warm-up, every round gives each subject one turn, in random order. Latency is that of
+    single images through the whole pipeline. A keyboard interrupt ends measuring; the result then
+    holds what there is and says so.
+
+    Args:
+        paths: of the artefacts.
+        images: [H, W, 3] uint8 BGR each, by name; or a function that chooses them for the model.
+        options: see there.
+        step: told the name of each step as it begins.
+        progress: within a step, told the parts done and their total.
+
+    Raises:
+        ArtefactError: a file is missing or of an unknown kind, the artefacts are of different
+            models or settings, or accept no common size.
+        BackendUnavailableError: nothing that would run any of them is there.
+        CarafeDeployError: an option is out of range.
+        InputShapeError: there are no images.
+    """
+    options.checked()
+    openings = expand(paths, options.device, options.variants, options.config, options.threads)
+    # Before anything of ours runs.
+    busy = busy_machine(load_facts())
+    with _restored_threads():
+        step("open")
+        entries = open_all(openings)
+        try:
+            if all(entry.bounded is None for entry in entries):
+                reasons = "; ".join(f"{e.subject.name}: {e.subject.reason}" for e in entries)
+                raise BackendUnavailableError(f"nothing can be measured here. {reasons}")
+            bench = _Bench(entries, images, options, step, progress)
+            bench.run()
+            return bench.result((busy,) if busy else ())
+        finally:
+            for entry in entries:
+                entry.close()
+
+
+@contextlib.contextmanager
+def _restored_threads() -> Iterator[None]:
+    """PyTorch's number of threads is of the whole process; leave it as it was."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    try:
+        yield
+    finally:
+        if torch is not None:
+            torch.set_num_threads(before)
+
+
+class _Turns:
+    """What one subject was timed at."""
+
+    def __init__(self, entry: Opened) -> None:
+        assert entry.bounded is not None
+        self.entry = entry
+        self.runner = entry.bounded
+        self.pipeline = Pipeline(entry.bounded)
+        self.rounds: list[int] = []
+        self.times: list[PipelineTimes] = []
+        self.batches: dict[int, list[float]] = {}
+        self.refused: dict[int, str] = {}
+        self.found: list[Detections] = []
+
+    def samples(self) -> Samples | None:
+        if not self.times:
+            return None
+        run = [times.run for times in self.times]
+        parts = {
+            "preprocess": tuple(times.preprocess for times in self.times),
+            "upload": tuple(one.upload for one in run),
+            "compute": tuple(one.compute for one in run),
+            "download": tuple(one.download for one in run),
+            "postprocess": tuple(times.postprocess for times in self.times),
+        }
+        return Samples(
+            rounds=tuple(self.rounds),
+            total_ms=tuple(times.total for times in self.times),
+            parts_ms={name: parts[name] for name in PARTS},
+            enqueue_ms=tuple(one.enqueue for one in run if one.enqueue is not None),
+        )
+
+    def throughput(self) -> tuple[Throughput, ...]:
+        measured = [Throughput(batch, tuple(times)) for batch, times in self.batches.items()]
+        refused = [Throughput(batch, reason=reason) for batch, reason in self.refused.items()]
+        return tuple(sorted((*measured, *refused), key=lambda entry: entry.batch))
+
+
+class _Bench:
+    def __init__(
+        self,
+        entries: Sequence[Opened],
+        images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+        options: BenchOptions,
+        step: Step,
+        progress: Progress,
+    ) -> None:
+        self._entries = entries
+        self._options = options
+        self._step, self._progress = step, progress
+        self._turns = [_Turns(entry) for entry in entries if entry.bounded is not None]
+        self._model = self._turns[0].runner.info
+        self._images = images(self._model) if callable(images) else images
+        self._pictures = list(self._images.values())
+        if not self._pictures:
+            raise InputShapeError("there are no images to measure with: give at least one")
+        self._block = 0
+        self._settles = False
+        self._random = random.Random(options.seed)
+        self._partial = False
+
+    def run(self) -> None:
+        try:
+            self._warm_up()
+            self._step("detections")
+            self._each(self._detect)
+            self._step("latency")
+            self._latency()
+            self._step("throughput")
+            self._throughput()
+            if self._options.annotations is not None:
+                self._step("average precision")
+                self._each(self._evaluate)
+            if self._options.layers:
+                self._step("layers")
+                self._each(self._profile)
+            if self._options.cold:
+                self._step("memory and loading")
+                self._each(self._probe)
+        except KeyboardInterrupt:
+            self._partial = True
+
+    def _each(self, action: Callable[[_Turns], None]) -> None:
+        """Every subject that still works; one that fails is out from then on."""
+        turns = list(self._turns)
+        for done, turn in enumerate(turns):
+            self._progress(done, len(turns))
+            self._guarded(turn, action)
+
+    def _guarded(self, turn: _Turns, action: Callable[[_Turns], None]) -> None:
+        try:
+            action(turn)
+        except CarafeDeployError as error:
+            self._change(turn, status="failed", reason=str(error))
+            self._turns.remove(turn)
+
+    @staticmethod
+    def _change(turn: _Turns, **facts: object) -> None:
+        turn.entry.subject = dataclasses.replace(turn.entry.subject, **facts)  # type: ignore[arg-type]
+
+    # --- latency ---------------------------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        self._step("warm up")
+        means = []
+
+        def warm_up(turn: _Turns) -> None:
+            for _ in range(self._options.warmup):
+                times = [self._timed(turn, image).total for image in self._pictures]
+            means.append(statistics.mean(times) / 1e3)
+
+        self._each(warm_up)
+        count = len(self._pictures)
+        if self._options.block is not None:
+            self._block = self._options.block
+        elif means:
+            passes = max(1, round(TURN / (statistics.mean(means) * count)))
+            self._block = passes * count
+        self._settles = bool(means) and statistics.mean(means) < SETTLED
+
+    @staticmethod
+    def _timed(turn: _Turns, image: Image) -> PipelineTimes:
+        return turn.pipeline.detect_timed([image])[1]
+
+    def _latency(self) -> None:
+        total = self._options.rounds
+        for number in range(total):
+            self._progress(number, total)
+            # All subjects see the same images in a round.
+            start = number * self._block
+            chosen = [
+                self._pictures[(start + index) % len(self._pictures)]
+                for index in range(self._block)
+            ]
+            for turn in self._shuffled():
+                self._guarded(turn, lambda turn: self._turn(turn, number, chosen))  # noqa: B023
+
+    def _shuffled(self) -> list[_Turns]:
+        return self._random.sample(self._turns, len(self._turns))
+
+    def _turn(self, turn: _Turns, number: int, images: Sequence[Image]) -> None:
+        time.sleep(PAUSE)
+        if self._settles:
+            self._timed(turn, images[0])
+        for image in images:
+            turn.times.append(self._timed(turn, image))
+            turn.rounds.append(number)
+
+    def _throughput(self) -> None:
+        rounds = max(LEAST_TURNS, self._options.rounds // 4)
+        jobs = [(batch, number) for batch in self._options.batch_sizes for number in range(rounds)]
+        for done, (batch, number) in enumerate(jobs):
+            self._progress(done, len(jobs))
+            for turn in self._shuffled():
+                self._guarded(turn, lambda turn: self._run_batch(turn, batch, number == 0))  # noqa: B023
+
+    def _run_batch(self, turn: _Turns, batch: int, is_first: bool) -> None:
+        low, high = turn.runner.info.input.batch
+        if not low <= batch <= high:
+            turn.refused[batch] = f"the artefacts accept batches of {low} to {high}"
+            return
+        images = [self._pictures[index % len(self._pictures)] for index in range(batch)]
+        inputs = turn.pipeline.inputs(images)
+        if is_first or self._settles:
+            turn.runner.run(inputs)
+        begun = time.perf_counter()
+        turn.runner.run(inputs)
+        turn.batches.setdefault(batch, []).append((time.perf_counter() - begun) * 1e3)
+
+    # --- everything else -------------------------------------------------------------------------
+
+    def _detect(self, turn: _Turns) -> None:
+        turn.found = turn.pipeline.detect(self._pictures)
+        reference = self._turns[0]
+        if turn is not reference:
+            infos = reference.runner.info, turn.runner.info
+            self._change(turn, agreement=agreement(infos, reference.found, turn.found))
+
+    def _evaluate(self, turn: _Turns) -> None:
+        annotations = self._options.annotations
+        assert annotations is not None
+        folder = self._options.image_dir
+        result, _ = evaluate_runner(
+            turn.runner,
+            annotations,
+            annotations.parent if folder is None else folder,
+            limit=self._options.limit,
+        )
+        numbers = {kind: values["AP"] for kind, values in result.numbers.items()}
+        self._change(turn, ap={kind: value for kind, value in numbers.items() if value is not None})
+
+    def _profile(self, turn: _Turns) -> None:
+        from carafe_deploy.bench.layers import profile_layers
+
+        runner = turn.entry.runner
+        assert runner is not None
+        inputs = turn.pipeline.inputs(self._pictures[:1])
+        self._change(turn, layers=profile_layers(runner, inputs, runs=self._options.layers))
+
+    def _probe(self, turn: _Turns) -> None:
+        height, width = self._pictures[0].shape[:2]
+        self._change(turn, cold=probe(turn.entry.opening, height, width))
+
+    # --- result ----------------------------------------------------------------------------------
+
+    def result(self, warnings: tuple[str, ...]) -> BenchResult:
+        for turn in self._turns:
+            samples = turn.samples()
+            self._change(turn, samples=samples, throughput=turn.throughput())
+            if samples is not None:
+                self._change(turn, warnings=doubts(samples))
+            elif self._partial:
+                self._change(turn, status="skipped", reason="interrupted before its turn")
+        subjects: tuple[Subject, ...] = tuple(entry.subject for entry in self._entries)
+        return BenchResult(
+            environment=describe_run(),
+            settings=self._settings(),
+            model=self._model.name,
+            architecture=self._model.architecture,
+            classes=self._model.classes,
+            subjects=subjects,
+            samples=tuple(self._sample(name) for name in range(self._shown())),
+            warnings=warnings,
+            partial=self._partial,
+        )
+
+    def _shown(self) -> int:
+        return min(self._options.samples, len(self._pictures))
+
+    def _settings(self) -> dict[str, str]:
+        options = self._options
+        threads = "chosen by the runtimes" if options.threads is None else str(options.threads)
+        sizes = {"x".join(map(str, image.shape[:2])) for image in self._pictures}
+        settled = ", after one that is not timed" if self._settles else ""
+        return {
+            "device": options.device,
+            "images": f"{len(self._images)} ({', '.join(sorted(sizes))} pixels, height x width)",
+            "warm-up": f"{options.warmup} runs of every image",
+            "turns": f"{options.rounds} rounds, in each every subject in random order times "
+            f"{self._block} images one by one{settled}; {PAUSE:g} s pause before",
+            "outliers": "kept",
+            "latency": "from a decoded image to detections with encoded masks",
+            "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, without "
+            "pre- and postprocessing",
+            "threads": threads,
+            "seed": str(options.seed),
+        }
+
+    def _sample(self, index: int) -> Sample:
+        name = list(self._images)[index]
+        image = self._pictures[index]
+        height, width = image.shape[:2]
+        return Sample(
+            name=Path(name).name,
+            height=height,
+            width=width,
+            jpeg=_jpeg(image),
+            found={
+                turn.entry.subject.name: as_record(turn.found[index])
+                for turn in self._turns
+                if turn.found
+            },
+        )
+
+
+def _jpeg(image: Image) -> str:
+    """Base64 of the image, made no larger than is shown."""
+    scale = min(1.0, SHOWN_EDGE / max(image.shape[:2]))
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, SHOWN_QUALITY])
+    return base64.b64encode(content.tobytes()).decode("ascii")

@@ -1,0 +1,334 @@
+"""What is measured: every artefact in every way it is to be run, opened side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from carafe_deploy.artefacts import SUFFIXES, open_runner
+from carafe_deploy.bench.record import Subject
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError, CarafeDeployError
+from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
+from carafe_deploy.runners.base import TITLES, Runner
+from carafe_deploy.types import InputFormat, ModelInfo
+
+if TYPE_CHECKING:
+    from carafe_deploy.graph.options import ExportOptions
+
+__all__ = ["LAYOUTS", "MODES", "Opened", "Opening", "Variants", "expand", "open_all"]
+
+#: How PyTorch models and engines can be run; engines are never compiled.
+MODES = ("eager", "compile", "cuda-graph")
+#: Memory formats of PyTorch models.
+LAYOUTS = ("nchw", "channels-last")
+_PRECISIONS = ("fp32", "fp16", "bf16")
+_PROVIDERS = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt", "tensorrt-rtx")}
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Ways to run the artefacts; empty means the usual ones.
+
+    Attributes:
+        precisions: of checkpoints; by default those of the exported artefacts, else fp32.
+        modes: of checkpoints and engines; by default eager, on a GPU CUDA graphs as well.
+        layouts: of checkpoints; by default nchw.
+        providers: of ONNX files; by default all that belong to the device.
+    """
+
+    precisions: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+
+    def checked(self) -> Variants:
+        """Self.
+
+        Raises:
+            CarafeDeployError: a value is unknown.
+        """
+        known = sorted({*itertools.chain(*_PROVIDERS.values())})
+        for field, choices in (
+            ("precisions", _PRECISIONS),
+            ("modes", MODES),
+            ("layouts", LAYOUTS),
+            ("providers", known),
+        ):
+            for value in getattr(self, field):
+                if value not in choices:
+                    raise CarafeDeployError(
+                        f"{field} holds {value!r}: choose from {', '.join(choices)}"
+                    )
+        return self
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open one subject, in plain values, so that another process can do it, too.
+
+    Attributes:
+        path: of the artefact.
+        device: ``"cpu"`` or ``"cuda"``.
+        config: of a checkpoint that has none inside; else None.
+        precision: of a checkpoint; empty for what has its own.
+        mode: see :data:`MODES`.
+        channels_last: of a checkpoint.
+        provider: of an ONNX file; else None.
+        like: JSON of the :class:`~carafe_deploy.types.ModelInfo` whose settings a checkpoint
+            takes; empty for its config's.
+        threads: of one operator on the CPU; None lets the runtimes choose.
+    """
+
+    path: str
+    device: str
+    config: str | None = None
+    precision: str = ""
+    mode: str = "eager"
+    channels_last: bool = False
+    provider: str | None = None
+    like: str = ""
+    threads: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Backend that opens files of this suffix."""
+        return SUFFIXES[Path(self.path).suffix.lower()]
+
+    @property
+    def variant(self) -> str:
+        """What is not as usual, in words."""
+        words = [self.mode] * (self.mode != "eager")
+        words += ["channels-last"] * self.channels_last
+        if self.provider not in (None, self.device):
+            words.append(f"{self.provider} provider")
+        return ", ".join(words)
+
+    def open(self) -> Runner:
+        """The runner; the caller closes it. ``threads`` are PyTorch's for the whole process.
+
+        Raises:
+            CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
+        """
+        options = None
+        if self.kind == "pytorch":
+            options = _options_like(self.like, self.precision)
+        if self.kind in ("pytorch", "torchscript") and self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return open_runner(
+            self.path,
+            device=self.device,
+            config=self.config,
+            options=options,
+            mode=self.mode if self.kind == "pytorch" else "eager",
+            channels_last=self.channels_last,
+            provider=self.provider,
+            graphs=self.kind == "tensorrt" and self.mode == "cuda-graph",
+            threads=self.threads,
+        )
+
+    def to_json(self) -> str:
+        """For :meth:`from_json`."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Opening:
+        """Inverse of :meth:`to_json`."""
+        return cls(**json.loads(text))
+
+
+def _options_like(like: str, precision: str) -> ExportOptions:
+    """Options that run a checkpoint as an exported artefact runs, in the precision given."""
+    from carafe_deploy.graph.options import ExportOptions
+
+    if not like:
+        anything = InputFormat()
+        return ExportOptions(anything.batch, anything.height, anything.width, precision or "fp32")
+    info = ModelInfo.from_json(like)
+    return dataclasses.replace(ExportOptions.like(info), precision=precision or info.precision)
+
+
+def expand(
+    paths: Sequence[Path],
+    device: str,
+    variants: Variants,
+    config: Path | None = None,
+    threads: int | None = None,
+) -> list[Opening]:
+    """All subjects, in the order of the artefacts.
+
+    Raises:
+        ArtefactError: a file does not exist or is of a kind that nothing opens.
+        CarafeDeployError: a variant is unknown.
+    """
+    variants.checked()
+    modes = variants.modes or (("eager",) if device == "cpu" else ("eager", "cuda-graph"))
+    found: list[Opening] = []
+    for path in paths:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ArtefactError(
+                f"{path} has the suffix {path.suffix!r}: give one of {', '.join(SUFFIXES)}"
+            )
+        if not path.is_file():
+            raise ArtefactError(f"{path} does not exist")
+        plain = Opening(str(path), device, threads=threads)
+        if plain.kind == "pytorch":
+            found += [
+                dataclasses.replace(
+                    plain,
+                    config=None if config is None else str(config),
+                    precision=precision,
+                    mode=mode,
+                    channels_last=layout == "channels-last",
+                )
+                for precision, mode, layout in itertools.product(
+                    variants.precisions or ("",), modes, variants.layouts or ("nchw",)
+                )
+            ]
+        elif plain.kind == "onnxruntime":
+            providers = variants.providers or _PROVIDERS[device.partition(":")[0]]
+            found += [dataclasses.replace(plain, provider=name) for name in providers]
+        elif plain.kind == "tensorrt":
+            fitting = [mode for mode in modes if mode != "compile"] or ["eager"]
+            found += [dataclasses.replace(plain, mode=mode) for mode in fitting]
+        else:
+            found.append(plain)
+    return found
+
+
+@dataclass
+class Opened:
+    """A subject in the making.
+
+    Attributes:
+        opening: how it was opened.
+        subject: what is known of it so far.
+        runner: None if it could not be opened.
+        bounded: the same, accepting the sizes only that all accept.
+    """
+
+    opening: Opening
+    subject: Subject
+    runner: Runner | None
+    bounded: Runner | None = None
+
+    def close(self) -> None:
+        """Free the runner."""
+        if self.runner is not None:
+            self.runner.close()
+        self.runner = self.bounded = None
+
+
+def open_all(openings: Sequence[Opening]) -> list[Opened]:
+    """Open every subject, at the input sizes that all of them accept.
+
+    Checkpoints come last, since the other artefacts say what they are to be run with, but keep
+    their place.
+
+    Raises:
+        ArtefactError: the artefacts are of different models or settings, or accept no common size.
+    """
+    opened: dict[int, Opened] = {}
+    like: list[ModelInfo] = []
+    order = sorted(range(len(openings)), key=lambda i: openings[i].kind == "pytorch")
+    for index in order:
+        for number, opening in enumerate(_filled_in(openings[index], like)):
+            entry = _open(opening)
+            if entry.runner is not None and opening.kind != "pytorch":
+                like.append(entry.runner.info)
+            opened[index * len(_PRECISIONS) + number] = entry
+    entries = [opened[index] for index in sorted(opened)]
+    try:
+        _bound(entries)
+    except BaseException:
+        for entry in entries:
+            entry.close()
+        raise
+    return _named(entries)
+
+
+def _filled_in(opening: Opening, like: Sequence[ModelInfo]) -> Iterable[Opening]:
+    """A checkpoint with the settings of the exported artefacts, in each of their precisions."""
+    if opening.kind != "pytorch":
+        return [opening]
+    precisions = [opening.precision]
+    if not opening.precision:
+        precisions = list(dict.fromkeys(info.precision for info in like)) or ["fp32"]
+    settings = like[0].to_json() if like else ""
+    return [
+        dataclasses.replace(opening, precision=precision, like=settings) for precision in precisions
+    ]
+
+
+def _open(opening: Opening) -> Opened:
+    path = Path(opening.path)
+    facts: dict[str, Any] = {
+        "backend": opening.kind,
+        "device": "cuda" if opening.kind == "tensorrt" else opening.device,
+        "precision": opening.precision,
+        "variant": opening.variant,
+        "file": path.name,
+        "file_mb": path.stat().st_size / 1e6,
+    }
+    runner = None
+    try:
+        facts |= _sidecar_facts(path) if opening.kind == "tensorrt" else {}
+        runner = opening.open()
+        facts |= {"backend": runner.backend, "precision": runner.info.precision}
+    except BackendUnavailableError as error:
+        facts |= {"status": "skipped", "reason": str(error)}
+    except CarafeDeployError as error:
+        facts |= {"status": "failed", "reason": str(error)}
+    title = TITLES.get(facts["backend"], facts["backend"])
+    name = f"{title} {facts['precision']}".strip()
+    if facts["variant"]:
+        name += f", {facts['variant']}"
+    return Opened(opening, Subject(name=name, **facts), runner)
+
+
+def _sidecar_facts(path: Path) -> Mapping[str, Any]:
+    from carafe_deploy.engine.sidecar import read_sidecar
+
+    sidecar = read_sidecar(path)
+    return {
+        "backend": sidecar.flavour,
+        "precision": sidecar.model.precision,
+        "build_s": sidecar.build.get("seconds"),
+    }
+
+
+def _bound(entries: Sequence[Opened]) -> None:
+    """Wrap the runners so that all accept the same sizes."""
+    infos = [(entry.subject.file, entry.runner.info) for entry in entries if entry.runner]
+    common: dict[str, tuple[int, int]] = {}
+    for file, info in infos:
+        check_same_model(infos[0][1], info)
+        for name in ("batch", "height", "width"):
+            low, high = getattr(info.input, name)
+            before = common.get(name, (low, high))
+            common[name] = max(low, before[0]), min(high, before[1])
+            if common[name][0] > common[name][1]:
+                raise ArtefactError(
+                    f"{file} accepts {name} {low} to {high}, the artefacts before it "
+                    f"{before[0]} to {before[1]}: measure artefacts with bounds that overlap"
+                )
+    for entry in entries:
+        if entry.runner is not None:
+            entry.bounded = BoundedRunner(entry.runner, **common)
+
+
+def _named(entries: Sequence[Opened]) -> list[Opened]:
+    """With the file's name where others have the same name."""
+    names = [entry.subject.name for entry in entries]
+    for entry in entries:
+        subject = entry.subject
+        if names.count(subject.name) > 1:
+            name = f"{subject.name} ({subject.file})"
+            entry.subject = dataclasses.replace(subject, name=name)
+    return list(entries)

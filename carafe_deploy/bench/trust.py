@@ -1,0 +1,78 @@
+"""When a figure may mislead, said next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from carafe_deploy.bench.record import Samples
+from carafe_deploy.bench.statistics import summary
+
+__all__ = ["busy_machine", "doubts"]
+
+#: Share of the compute time that launching may take before it decides, as in trtexec.
+_ENQUEUE = 0.9
+#: Coefficient of variation above which a distribution is called wide.
+_VARIATION = 0.1
+#: Change from the first to the last third of the rounds.
+_DRIFT = 0.1
+#: Samples from which on the 99th percentile is more than the worst of them.
+_FEW = 100
+#: Running processes a core before measuring.
+_LOAD = 0.5
+
+
+def doubts(samples: Samples) -> tuple[str, ...]:
+    """Why the figures of one subject may mislead; empty if nothing speaks against them."""
+    found = []
+    compute = samples.part("compute").median
+    transfer = samples.part("upload").median + samples.part("download").median
+    if samples.enqueue_ms and summary(samples.enqueue_ms).median > _ENQUEUE * compute:
+        found.append(
+            f"bound by launching: the host takes {summary(samples.enqueue_ms).median:.2f} ms to "
+            f"launch what computes for {compute:.2f} ms; try CUDA graphs"
+        )
+    if transfer > compute:
+        found.append(
+            f"bound by copies: {transfer:.2f} ms between host and device for {compute:.2f} ms of "
+            "compute; try uint8 input"
+        )
+    total = samples.total
+    if total.variation > _VARIATION:
+        found.append(
+            f"varies by {total.variation:.0%} around its mean: measure longer, on a quieter machine"
+        )
+    drift = _drift(samples)
+    if abs(drift) > _DRIFT:
+        change = "slower" if drift > 0 else "faster"
+        found.append(f"became {abs(drift):.0%} {change} in the course of the run")
+    if total.count < _FEW:
+        found.append(f"p99 of {total.count} samples is little more than their maximum")
+    return tuple(found)
+
+
+def _drift(samples: Samples) -> float:
+    """Relative change of the median from the first to the last third of the rounds."""
+    rounds, times = np.asarray(samples.rounds), np.asarray(samples.total_ms)
+    third = (rounds.max() + 1) // 3
+    if third < 1:
+        return 0.0
+    first = float(np.median(times[rounds < third]))
+    last = float(np.median(times[rounds > rounds.max() - third]))
+    return last / first - 1
+
+
+def busy_machine(facts: Mapping[str, float]) -> str:
+    """A warning if others had the machine before measuring began, else empty.
+
+    Args:
+        facts: ``load``, the average number of running processes in the last minute, and ``cores``.
+    """
+    load, cores = facts["load"], facts["cores"]
+    if load <= _LOAD * cores:
+        return ""
+    return (
+        f"{load:.1f} processes were running on {cores:.0f} cores when this began: close them, and "
+        "measure again"
+    )

@@ -1,0 +1,222 @@
+"""Facts that only loading something tells, each asked in a process of its own.
+
+Whatever is broken can then end that process and not this one, and slow imports run side by side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from carafe_deploy.errors import CarafeDeployError
+
+__all__ = ["Answer", "ask", "main"]
+
+#: Facts by name; ``"error"`` tells why there are none, or no more.
+Answer = Mapping[str, Any]
+
+#: Seconds; importing torch for the first time from a slow disk takes long.
+TIMEOUT = 120
+
+#: Sees the modules that this process sees: ``python -c`` would put the current folder first.
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
+    "from carafe_deploy.doctor.probes import main; main(sys.argv[2:])"
+)
+
+#: An ONNX file: y = x + x, one float.
+_MODEL = (
+    b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12'
+    b"\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+
+
+def ask(questions: Mapping[str, tuple[str, ...]]) -> dict[str, Answer]:
+    """Ask all at once.
+
+    Args:
+        questions: by a name of the caller's, the name of one of the functions below without its
+            underscore, and its arguments.
+    """
+    running = {name: _start(question) for name, question in questions.items()}
+    return {name: _answer(process) for name, process in running.items()}
+
+
+def _start(question: tuple[str, ...]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, "\n".join(sys.path), *question],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+
+
+def _answer(process: subprocess.Popen[str]) -> Answer:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return {"error": f"no answer in {TIMEOUT} s"}
+    if process.returncode == 0:
+        try:
+            return {**json.loads(out.splitlines()[-1]), "stderr": err}
+        except (IndexError, ValueError):
+            return {"error": "it ends the process"}
+    if process.returncode < 0:
+        return {"error": f"it ends the process: {signal.Signals(-process.returncode).name}"}
+    return {"error": _last_line(err) or f"exit status {process.returncode}"}
+
+
+def main(question: list[str]) -> None:
+    """Answer one question on the last line of stdout; does not return."""
+    name, *arguments = question
+    try:
+        answer = _FUNCTIONS[name](*arguments)
+    except Exception as error:
+        answer = {"error": _text(error)}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what libraries do at their end does not matter any more
+
+
+def _text(error: Exception) -> str:
+    text = str(error) if isinstance(error, CarafeDeployError) else _last_line(str(error))
+    return text or type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2].strip()[:300]
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+
+def _imports(*modules: str) -> dict[str, Any]:
+    """Version of each module, or its error."""
+    answer: dict[str, Any] = {}
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            answer[name] = {"error": _text(error)}
+        else:
+            answer[name] = {"version": getattr(module, "__version__", None)}
+    return answer
+
+
+def _torch() -> dict[str, Any]:
+    """Version and CUDA of torch, whether it computes on a GPU; and the same of torchvision."""
+    import torch
+
+    answer = {"version": torch.__version__, "cuda": torch.version.cuda}
+    if torch.version.cuda is not None:
+        try:
+            torch.ones(2, device="cuda").sum().item()
+        except Exception as error:
+            answer["cuda_error"] = str(error).partition("\n")[0] or type(error).__name__
+    return {**answer, **_imports("torchvision")}
+
+
+def _onnxruntime() -> dict[str, Any]:
+    """Version and providers, and which of those for GPUs take a model."""
+    import onnxruntime
+    from onnxruntime.capi import build_and_package_info
+
+    providers = onnxruntime.get_available_providers()
+    usable = []
+    for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        if provider in providers:
+            session = onnxruntime.InferenceSession(_MODEL, providers=[provider])
+            usable += session.get_providers()[:1]
+    return {
+        "version": onnxruntime.__version__,
+        "cuda": getattr(build_and_package_info, "cuda_version", None),
+        "providers": providers,
+        "usable": usable,
+    }
+
+
+def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
+    """Version of a flavour; and what becomes of the plugin library, unless that is empty."""
+    from carafe_deploy.engine.flavours import find_flavour
+
+    flavour = find_flavour(flavour_name)
+    answer: dict[str, Any] = {"version": flavour.version}
+    if not library:
+        return answer
+    try:
+        flavour.load_plugins(Path(library))
+    except CarafeDeployError as error:
+        return {**answer, "plugin_error": str(error)}
+    registry = flavour.load().get_plugin_registry()
+    answer["creators"] = [
+        [creator.name, creator.plugin_version]
+        for creator in registry.all_creators
+        if creator.plugin_namespace == "carafe"
+    ]
+    try:
+        flavour.prepare_parser(Path(library))
+    except CarafeDeployError as error:
+        answer["parser_error"] = str(error)
+    return answer
+
+
+def _kernels(library: str) -> dict[str, Any]:
+    """What the kernel library says of itself."""
+    folder = ModuleType("carafe_deploy.ops")  # importing the package itself takes torch
+    folder.__path__ = [str(Path(__file__).parents[1] / "ops")]
+    sys.modules[folder.__name__] = folder
+    from carafe_deploy.ops._library import KernelLibrary
+
+    return vars(KernelLibrary(library).info)
+
+
+def _driver() -> dict[str, Any]:
+    """CUDA version of the driver, name and compute capability of each GPU."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    version = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    answer: dict[str, Any] = {
+        "cuda": [version.value // 1000, version.value % 1000 // 10],
+        "gpus": [],
+    }
+    status = cuda.cuInit(0)
+    if status:
+        name = ctypes.c_char_p()
+        cuda.cuGetErrorName(status, ctypes.byref(name))
+        return {**answer, "status": status, "status_name": (name.value or b"unknown").decode()}
+    count, device, number = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    text = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    for index in range(count.value):
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(text, len(text), device)
+        capability = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, MINOR
+            cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+            capability.append(number.value)
+        answer["gpus"].append({"name": text.value.decode(), "capability": capability})
+    return answer
+
+
+_FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "imports": _imports,
+    "torch": _torch,
+    "onnxruntime": _onnxruntime,
+    "plugins": _plugins,
+    "kernels": _kernels,
+    "driver": _driver,
+}

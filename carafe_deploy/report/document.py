@@ -1,0 +1,173 @@
+"""What a report says, apart from how it looks: sections of text, tables, figures and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = [
+    "Block",
+    "Comparison",
+    "Figure",
+    "Fold",
+    "Gallery",
+    "Heading",
+    "Items",
+    "Section",
+    "Table",
+    "Text",
+    "Tile",
+]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Begins a part of a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph.
+
+    Attributes:
+        text: plain.
+        tone: ``""``, ``"good"``, ``"bad"``, ``"warn"`` or ``"note"`` for what matters less.
+    """
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is said of single things.
+
+    Attributes:
+        rows: thing and remark.
+        tone: as of :class:`Text`.
+        title: what these remarks are.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    tone: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by row.
+
+    Attributes:
+        header: names of the columns.
+        rows: as long as the header.
+        align: ``l`` or ``r`` a column.
+        best: rows to emphasise.
+        key: column that is emphasised in them.
+        note: how to read it.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str
+    best: frozenset[int] = frozenset()
+    key: int = 0
+    note: str = ""
+
+    def without_empty_columns(self, empty: str) -> Table:
+        """The same without columns that hold nothing but this text."""
+        kept = [i for i in range(len(self.header)) if {row[i] for row in self.rows} != {empty}]
+        return replace(
+            self,
+            header=tuple(self.header[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+            align="".join(self.align[i] for i in kept),
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart.
+
+    Attributes:
+        draw: makes it; what has no use for charts never calls it.
+        caption: what it shows and how to read it.
+    """
+
+    draw: Callable[[], Drawing]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture.
+
+    Attributes:
+        title: of what found these detections.
+        verdict: what differs.
+        tone: as of :class:`Text`.
+        jpeg: base64.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    title: str
+    verdict: str
+    tone: str
+    jpeg: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pictures of one image side by side, so many in a row where there is room."""
+
+    title: str
+    tiles: tuple[Tile, ...]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side, made when they are needed."""
+
+    draw: Callable[[], tuple[Comparison, ...]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown when asked for."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block = Heading | Text | Items | Table | Figure | Gallery | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one result says.
+
+    Attributes:
+        title: of what was measured.
+        subtitle: on what.
+        verdict: the outcome in a few sentences, also shown at the top of the page.
+        blocks: figures and tables.
+        partial: measuring was interrupted.
+        environment: facts by name; empty if the result does not say.
+    """
+
+    title: str
+    subtitle: str
+    verdict: tuple[Text, ...]
+    blocks: tuple[Block, ...]
+    partial: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,162 @@
+"""Comparisons of artefacts: every level in a few words, and every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from carafe_deploy.parity import LEVELS, ParityReport, ParityRow
+from carafe_deploy.report.document import Block, Fold, Heading, Items, Section, Table, Text
+from carafe_deploy.report.numbers import NONE, scientific
+
+__all__ = ["level_summary", "parity_section"]
+
+
+def level_summary(report: ParityReport, level: str) -> str:
+    """Largest relative error of a level (AP: change), and its fewest matches unless all matched.
+
+    Empty if the level was not compared.
+    """
+    rows = [row for row in report.rows if row.level == level]
+    errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
+    matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
+    errors += [row.max_abs_error or 0.0 for row in rows if row.level == "ap"]
+    parts = [f"{max(errors):.0e}" if max(errors) else "0"] if errors else []
+    if matched:
+        worst = min(matched, key=lambda row: (row.matched or 0) / (row.total or 1))
+        if worst.matched != worst.total or not errors:
+            parts.append(f"{worst.matched}/{worst.total}")
+    return ", ".join(parts)
+
+
+def parity_section(reports: Sequence[ParityReport]) -> Section:
+    """All comparisons of one report.
+
+    Args:
+        reports: at least one.
+    """
+    images = sorted({report.images for report in reports if report.images})
+    blocks: list[Block] = [_summary(reports), *_failures(reports), *_average_precision(reports)]
+    skipped = tuple(
+        (f"{report.candidate}, {level}", reason)
+        for report in reports
+        for level, reason in report.skipped.items()
+    )
+    if skipped:
+        blocks.append(Items(skipped, "note", "Not compared"))
+    blocks += [
+        Fold(
+            f"{'✓' if report.passed else '✗'} {report.candidate} against {report.reference}: "
+            f"all {len(report.rows)} rows",
+            (_rows(report.rows),),
+        )
+        for report in reports
+    ]
+    return Section(
+        title="Parity",
+        subtitle=f"Stages and detections on {' and '.join(map(str, images))} images, operators on "
+        "random inputs"
+        if images
+        else "",
+        verdict=(_verdict(reports),),
+        blocks=tuple(blocks),
+    )
+
+
+def _verdict(reports: Sequence[ParityReport]) -> Text:
+    rows = sum(len(report.rows) for report in reports)
+    failed = sum(len(report.failures) for report in reports)
+    count = "One comparison" if len(reports) == 1 else f"{len(reports)} comparisons"
+    if failed:
+        return Text(f"{count}: {failed} of {rows} rows exceed their tolerance.", "bad")
+    if not all(report.passed for report in reports):
+        return Text(f"{count}: one compared nothing.", "bad")
+    return Text(f"{count}: all {rows} rows are within their tolerance.", "good")
+
+
+def _summary(reports: Sequence[ParityReport]) -> Table:
+    levels = [
+        level for level in LEVELS if any(row.level == level for r in reports for row in r.rows)
+    ]
+    return Table(
+        header=("candidate", "reference", *(_title(level) for level in levels), ""),
+        rows=tuple(
+            (
+                report.candidate,
+                report.reference,
+                *(level_summary(report, level) or NONE for level in levels),
+                "✓" if report.passed else "✗",
+            )
+            for report in reports
+        ),
+        align="ll" + "r" * len(levels) + "l",
+        note="Operators and stages: largest error over the largest magnitude in its tensor. "
+        "Stages and detections: the fewest proposals or detections that found their partner, "
+        "unless all did. AP: largest change.",
+    )
+
+
+def _failures(reports: Sequence[ParityReport]) -> list[Block]:
+    failed = tuple(
+        (f"{report.candidate}, {row.level} {row.name}", _outcome(row))
+        for report in reports
+        for row in report.failures
+    )
+    return [Items(failed, "bad", "Beyond their tolerance")] if failed else []
+
+
+def _outcome(row: ParityRow) -> str:
+    _, error, relative, matched, limit, _ = _cells(row)
+    found = matched if row.measure in ("matched", "iou") else f"error {error}, relative {relative}"
+    return f"{found}, limit {limit}" + (f" ({row.note})" if row.note else "")
+
+
+def _average_precision(reports: Sequence[ParityReport]) -> list[Block]:
+    rows = tuple(
+        (
+            report.candidate,
+            row.name,
+            *(_ap(row.details.get(side)) for side in ("reference", "candidate")),
+            scientific(row.max_abs_error),
+            f"≤ {row.tolerance:g}",
+            "✓" if row.passed else "✗",
+        )
+        for report in reports
+        for row in report.rows
+        if row.level == "ap"
+    )
+    if not rows:
+        return []
+    header = ("candidate", "", "reference", "candidate", "change", "limit", "")
+    return [Heading("Average precision"), Table(header, rows, "llrrrrl")]
+
+
+def _ap(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _rows(rows: Sequence[ParityRow]) -> Table:
+    return Table(
+        header=("level", "", "error", "relative", "matched", "limit", ""),
+        rows=tuple((row.level, *_cells(row)) for row in rows),
+        align="llrrrrl",
+    )
+
+
+def _cells(row: ParityRow) -> tuple[str, str, str, str, str, str]:
+    counted = row.measure in ("matched", "iou")
+    matched = f"{row.matched} of {row.total}" if row.matched is not None else NONE
+    limit = f"≥ {row.tolerance:g}" if counted else f"≤ {row.tolerance:g}"
+    # Tensors are held to their relative error; say so where it is the other one.
+    limit += " abs" if row.measure == "absolute" else ""
+    return (
+        row.name,
+        scientific(row.max_abs_error),
+        scientific(row.max_rel_error),
+        matched if counted else NONE,
+        limit,
+        "✓" if row.passed else "✗",
+    )
+
+
+def _title(level: str) -> str:
+    return "AP" if level == "ap" else level

@@ -1,0 +1,252 @@
+"""The whole run on runners that answer at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carafe_deploy.bench import run as run_module
+from carafe_deploy.bench.record import PARTS, BenchResult, Cold
+from carafe_deploy.bench.run import BenchOptions, run_bench
+from carafe_deploy.bench.subjects import Variants
+from carafe_deploy.data import data_path
+from carafe_deploy.errors import (
+    BackendUnavailableError,
+    CarafeDeployError,
+    InputShapeError,
+)
+from carafe_deploy.images import load_image
+from tests.bench.fakes import FakeRunner, info, install
+
+IMAGES = {
+    name: np.full((height, 100, 3), height, np.uint8) for name, height in (("a", 60), ("b", 90))
+}
+QUICK = BenchOptions(rounds=4, block=3, batch_sizes=(1, 2, 16), cold=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "PAUSE", 0.0)
+
+
+def test_every_subject_has_its_turn_in_every_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runners = FakeRunner(compute=2.0), FakeRunner("torchscript", compute=4.0, enqueue=0.125)
+    paths = install(monkeypatch, tmp_path, a_onnx=runners[0], b_ts=runners[1])
+    steps: list[str] = []
+    result = run_bench(paths, IMAGES, QUICK, step=steps.append)
+    assert steps == ["open", "warm up", "detections", "latency", "throughput"]
+    assert not result.partial
+    assert [subject.name for subject in result.measured] == [
+        "ONNX Runtime fp32",
+        "TorchScript fp32",
+    ]
+    said = (2.0, ()), (4.0, (0.125,) * 12)
+    for subject, (compute, enqueue) in zip(result.subjects, said, strict=True):
+        samples = subject.samples
+        assert samples.rounds == tuple(np.arange(4).repeat(3))
+        assert len(samples.total_ms) == 12
+        assert set(samples.parts_ms) == set(PARTS)
+        assert samples.parts_ms["compute"] == (compute,) * 12
+        assert samples.parts_ms["upload"] == (0.25,) * 12
+        assert samples.enqueue_ms == enqueue
+        assert all(
+            total >= before + after
+            for total, before, after in zip(
+                samples.total_ms,
+                samples.parts_ms["preprocess"],
+                samples.parts_ms["postprocess"],
+                strict=True,
+            )
+        )
+    assert result.measured[1].samples.over(result.measured[0].samples, "compute").value == 2
+    assert [runner.closed for runner in runners] == [1, 1]
+
+
+def test_throughput_of_each_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runner = FakeRunner()
+    result = run_bench(install(monkeypatch, tmp_path, a_onnx=runner), IMAGES, QUICK)
+    one, two, many = result.subjects[0].throughput
+    assert (one.batch, two.batch, many.batch) == (1, 2, 16)
+    assert len(one.samples_ms) == len(two.samples_ms) == 3
+    assert two.images_per_second == pytest.approx(2e3 / np.median(two.samples_ms))
+    assert many.reason == "the artefacts accept batches of 1 to 4"
+    assert 2 in runner.batches
+    assert 16 not in runner.batches
+
+
+def test_samples_and_agreement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runners = {
+        "a_onnx": FakeRunner(score=0.5),
+        "b_ts": FakeRunner("torchscript", score=0.5 + 2**-12),
+        "c_ts": FakeRunner("torchscript", score=0.75),
+    }
+    result = run_bench(install(monkeypatch, tmp_path, **runners), IMAGES, QUICK)
+    first, near, far = result.subjects
+    assert first.agreement is None
+    assert (near.agreement.matched, near.agreement.total, near.agreement.passed) == (2, 2, True)
+    assert near.agreement.max_score_error == 2**-12
+    assert (far.agreement.matched, far.agreement.total, far.agreement.passed) == (0, 4, False)
+    assert [(sample.name, sample.height, sample.width) for sample in result.samples] == [
+        ("a", 60, 100),
+        ("b", 90, 100),
+    ]
+    found = result.samples[0].found
+    assert set(found) == {subject.name for subject in result.subjects}
+    assert found[first.name].boxes == ((0.0, 0.0, 100.0, 60.0),)
+    assert found[first.name].scores == (0.5,)
+
+
+def test_one_that_breaks_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = install(
+        monkeypatch, tmp_path, a_onnx=FakeRunner(), b_ts=FakeRunner("torchscript", fails_after=8)
+    )
+    good, bad = run_bench(paths, IMAGES, QUICK).subjects
+    assert (good.status, len(good.samples.total_ms)) == ("measured", 12)
+    assert (bad.status, bad.reason) == ("failed", "the GPU fell off the bus: put it back")
+
+
+def test_one_that_cannot_even_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = install(
+        monkeypatch, tmp_path, a_onnx=FakeRunner(fails_after=0), b_ts=FakeRunner("torchscript")
+    )
+    bad, good = run_bench(paths, IMAGES, dataclasses.replace(QUICK, block=None)).subjects
+    assert (bad.status, bad.samples) == ("failed", None)
+    assert good.agreement is None  # now it is the first that works
+    assert good.samples is not None
+
+
+def test_an_interrupt_keeps_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runners = FakeRunner(), FakeRunner("torchscript", interrupts_after=13)
+    paths = install(monkeypatch, tmp_path, a_onnx=runners[0], b_ts=runners[1])
+    result = run_bench(paths, IMAGES, QUICK)
+    assert result.partial
+    assert 0 < len(result.subjects[0].samples.total_ms) <= 12
+    assert 0 < len(result.subjects[1].samples.total_ms) < 12
+    assert [runner.closed for runner in runners] == [1, 1]
+
+
+def test_an_interrupt_before_the_first_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner(interrupts_after=1))
+    result = run_bench(paths, IMAGES, QUICK)
+    assert result.partial
+    [subject] = result.subjects
+    assert (subject.status, subject.reason) == ("skipped", "interrupted before its turn")
+
+
+def test_nothing_to_measure_is_an_error_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = install(monkeypatch, tmp_path, a_onnx=BackendUnavailableError("install a GPU"))
+    with pytest.raises(BackendUnavailableError, match=r"nothing can be .*Runtime: install a GPU"):
+        run_bench(paths, IMAGES, QUICK)
+
+
+def test_images_are_needed_and_may_be_chosen_for_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runner = FakeRunner(info=info(name="asked"))
+    paths = install(monkeypatch, tmp_path, a_onnx=runner)
+    with pytest.raises(InputShapeError, match="there are no images"):
+        run_bench(paths, {}, QUICK)
+    assert runner.closed == 1
+    names: list[str] = []
+
+    def choose(model):
+        names.append(model.name)
+        return IMAGES
+
+    assert isinstance(run_bench(paths, choose, QUICK), BenchResult)
+    assert names == ["asked"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0: give at least 1"),
+        ({"rounds": -3}, "rounds is -3: give at least 1"),
+        ({"warmup": 0}, "warmup is 0"),
+        ({"block": 0}, "block is 0"),
+        ({"batch_sizes": (1, 0)}, "batch sizes is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"samples": -1}, "samples is -1"),
+        ({"layers": -1}, "layers is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(CarafeDeployError, match=message):
+        run_bench([], IMAGES, dataclasses.replace(QUICK, **change))
+
+
+def test_memory_and_loading_come_from_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def fake_probe(opening, height, width):
+        asked.append((Path(opening.path).name, height, width))
+        return Cold(1.0, 2.0, 3.0, 2.0)
+
+    monkeypatch.setattr(run_module, "probe", fake_probe)
+    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner())
+    [subject] = run_bench(paths, IMAGES, dataclasses.replace(QUICK, cold=True)).subjects
+    assert subject.cold == Cold(1.0, 2.0, 3.0, 2.0)
+    assert asked == [("a.onnx", 60, 100)]
+
+
+def test_a_real_detector_in_two_layouts(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    checkpoint = data_path("shapes", "shapes_mask_rcnn_carafe-fbec7e06.pth")
+    options = BenchOptions(
+        variants=Variants(layouts=("nchw", "channels-last")),
+        rounds=2,
+        block=1,
+        batch_sizes=(2,),
+        threads=1,
+        layers=1,
+        annotations=data_path("shapes", "val.json"),
+        image_dir=data_path("shapes", "val"),
+        limit=3,
+    )
+    image = load_image(data_path("shapes", "val", "000001.png"))
+    result = run_bench([checkpoint], {"000001.png": image}, options)
+    assert torch.get_num_threads() == before
+    plain, last = result.subjects
+    assert last.name == "PyTorch fp32, channels-last"
+    assert last.agreement.passed
+    assert last.agreement.total > 0
+    assert last.agreement.min_mask_iou > 0.98
+    assert plain.ap.keys() == {"bbox", "segm"}
+    assert abs(plain.ap["bbox"] - last.ap["bbox"]) < 1e-3
+    for subject in result.subjects:
+        assert subject.cold.reason == ""
+        assert subject.cold.peak_memory_mb > subject.cold.import_memory_mb > 50
+        assert subject.cold.load_s > 0
+        assert subject.cold.first_s > 0
+        assert 0 < subject.layers.share("Carafe", "CarafeEncoded") < 1
+    assert result.samples[0].found[plain.name].masks
+    assert "commit" in result.environment
+    libraries = [value for name, value in result.environment.items() if name.startswith("lib")]
+    assert libraries
+    assert not any("/" in value for value in libraries)
+
+
+def test_a_process_that_fails_is_a_reason_and_no_figure(tmp_path: Path) -> None:
+    from carafe_deploy.bench.probe import probe
+    from carafe_deploy.bench.subjects import Opening
+
+    (tmp_path / "a.onnx").write_bytes(b"nonsense")
+    cold = probe(Opening(str(tmp_path / "a.onnx"), "cpu", provider="cpu"), 64, 64)
+    assert "cannot be loaded by ONNX Runtime" in cold.reason
+    assert cold.peak_memory_mb == 0

@@ -1,0 +1,127 @@
+"""``carafe-deploy bench``: options, output, exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from carafe_deploy.bench import run as run_module
+from carafe_deploy.bench.record import read_result
+from tests.bench.fakes import FakeRunner, install
+from tests.cli.conftest import Run
+
+QUICK = ("--rounds", "2", "--block", "1", "--batch-sizes", "1", "--no-memory")
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "PAUSE", 0.0)
+
+
+def test_table_warnings_and_files(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = install(
+        monkeypatch, tmp_path, first_onnx=FakeRunner(), second_ts=FakeRunner("torchscript")
+    )
+    done = run("bench", *paths, *QUICK, "-o", "r.json", "--html", "r.html")
+    assert done.status == 0
+    assert "ONNX Runtime fp32" in done.out
+    assert "TorchScript fp32" in done.out
+    assert "1/1" in done.out  # detections agree
+    assert "p99 of 2 samples" in done.out
+    assert "2 rounds, in each every subject" in done.out
+    result = read_result("r.json")
+    assert [len(subject.samples.total_ms) for subject in result.subjects] == [2, 2]
+    assert "<!doctype html>" in Path("r.html").read_text().lower()
+
+
+def test_json_is_the_result(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner())
+    done = run("bench", *paths, *QUICK, "--json", "-o", "r.json")
+    assert done.status == 0
+    assert done.json == json.loads(Path("r.json").read_text())
+    assert done.json["kind"] == "bench"
+    assert done.json["settings"]["images"].startswith("1 (")
+
+
+def test_what_is_missing_is_listed_with_its_reason(run: Run, checkpoint: Path) -> None:
+    done = run("bench", checkpoint, *QUICK, "--mode", "eager,cuda-graph", "--threads", "1")
+    assert done.status == 0
+    assert "PyTorch fp32, cuda-graph skipped: mode cuda-graph needs a GPU" in done.out
+
+
+def test_other_detections_are_a_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = FakeRunner("torchscript", score=0.2)
+    paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner(), second_ts=other)
+    done = run("bench", *paths, *QUICK)
+    assert done.status == 1
+    assert "FAIL TorchScript fp32" in done.out
+
+
+def test_a_broken_artefact_is_a_failure_that_leaves_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = FakeRunner("torchscript", fails_after=4)
+    paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner(), second_ts=broken)
+    done = run("bench", *paths, *QUICK)
+    assert done.status == 1
+    assert "TorchScript fp32 failed: the GPU fell off the bus" in done.out
+    assert "ONNX Runtime fp32" in done.out
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner(interrupts_after=4))
+    done = run("bench", *paths, *QUICK, "-o", "r.json", "--html", "r.html")
+    assert done.status == 130
+    assert "interrupted: this is what was measured by then" in done.out
+    assert read_result("r.json").partial
+    assert "interrupted" in Path("r.html").read_text()
+
+
+def test_noise_of_a_given_size(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner())
+    done = run("bench", *paths, *QUICK, "--random", "50x90", "--json")
+    assert done.json["settings"]["images"] == "1 (50x90 pixels, height x width)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to measure: name artefacts, or operators with --op"),
+        (("none.onnx",), "none.onnx does not exist"),
+        (("CHECKPOINT", "--rounds", "0"), "greater than or equal to 1"),
+        (("CHECKPOINT", "--rounds", "-4"), "greater than or equal to 1"),
+        (("CHECKPOINT", "--batch-sizes", "1,x"), "--batch-sizes is '1,x': give numbers"),
+        (("CHECKPOINT", "--batch-sizes", ""), "--batch-sizes is '': give numbers"),
+        (("CHECKPOINT", "--batch-sizes", "0,1"), "batch sizes is 0: give at least 1"),
+        (("CHECKPOINT", "--mode", "fast"), "modes holds 'fast': choose from eager"),
+        (("CHECKPOINT", "--random", "640"), "--random is '640': give HEIGHTxWIDTH"),
+        (("CHECKPOINT", "--random", "6x4", "--images", "x.png"), "exclude each other"),
+        (("CHECKPOINT", "--images", "none.png"), "none.png"),
+        (("CHECKPOINT", "--full"), "--full belongs to --op"),
+        (("CHECKPOINT", "--op", "nms"), "--op measures operators alone: drop 1 artefact"),
+        (("--op", "conv"), "conv"),
+    ],
+)
+def test_bad_input(run: Run, checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
+    given = [checkpoint if text == "CHECKPOINT" else text for text in arguments]
+    done = run("bench", *given, *(() if "--rounds" in arguments else ("--rounds", "1")), "-o", "r")
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not Path("r").exists()
+
+
+def test_artefacts_of_different_models_are_refused(
+    run: Run, checkpoint: Path, faster_checkpoint: Path
+) -> None:
+    done = run("bench", checkpoint, faster_checkpoint, *QUICK)
+    assert done.status == 2
+    assert "different models or settings: architecture is mask_rcnn and faster_rcnn" in done.err

@@ -1,0 +1,270 @@
+"""The page: well-formed, complete, self-contained, and safe with any name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from carafe_deploy.bench.record import write_result
+from carafe_deploy.errors import ArtefactError, CarafeDeployError
+from carafe_deploy.report import Reportable, page, write_report
+from carafe_deploy.report.document import Block, Fold, Items, Table, Text
+from carafe_deploy.report.sections import sections
+from tests.report import synthetic
+from tests.report.pages import Page
+
+GPU = synthetic.gpu_bench()
+MASK, FASTER = synthetic.cpu_bench(), synthetic.cpu_bench("faster_rcnn")
+PARTIAL, TINY = synthetic.partial_bench(), synthetic.tiny_bench()
+OPERATORS, OPERATORS_GPU = synthetic.operators(), synthetic.operators("cuda")
+PARITY, BROKEN_PARITY = synthetic.parity(), synthetic.parity(passed=False)
+RESULTS: dict[str, list[Reportable]] = {
+    "on a GPU": [GPU],
+    "on a CPU": [MASK],
+    "two detectors": [MASK, FASTER, OPERATORS],
+    "partial": [PARTIAL],
+    "operators": [OPERATORS, OPERATORS_GPU],
+    "parity": [PARITY, BROKEN_PARITY],
+    "all": [GPU, OPERATORS, PARITY],
+}
+BAD = '<script>alert("x")</script>&amp; $x_1$ {{ 7*7 }}'
+
+
+@functools.cache
+def html_of(name: str) -> str:
+    """The page made of some of the results."""
+    return page(RESULTS[name])
+
+
+@functools.cache
+def text_of(name: str) -> str:
+    """What is to be read on it."""
+    return Page(html_of(name)).text
+
+
+@pytest.fixture(params=RESULTS)
+def shown(request: pytest.FixtureRequest) -> tuple[list[Reportable], str]:
+    """Results, and the page made of them."""
+    return RESULTS[request.param], html_of(request.param)
+
+
+def words(blocks: tuple[Block, ...]) -> list[str]:
+    """Every text in blocks, cells included."""
+    found: list[str] = []
+    for block in blocks:
+        if isinstance(block, Text):
+            found.append(block.text)
+        elif isinstance(block, Items):
+            found += [text for row in block.rows for text in row]
+        elif isinstance(block, Table):
+            found += [cell for row in (block.header, *block.rows) for cell in row]
+            found.append(block.note)
+        elif isinstance(block, Fold):
+            found += [block.summary, *words(block.blocks)]
+    return found
+
+
+def test_it_is_well_formed_and_needs_nothing_else(shown: tuple[list[Reportable], str]) -> None:
+    _, html = shown
+    parsed = Page(html)
+    assert [link[:40] for link in parsed.links if not link.startswith(("#", "data:"))] == []
+    assert {"script", "iframe", "object"} & set(parsed.tags) == set()
+    assert re.findall(r"url\((?!#)|@import", html) == []
+    assert sorted(set(parsed.ids)) == sorted(parsed.ids)
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_everything_is_on_it(shown: tuple[list[Reportable], str]) -> None:
+    results, html = shown
+    text = Page(html).text
+    for section in sections(results):
+        verdict = [sentence.text for sentence in section.verdict]
+        for wanted in [section.title, section.subtitle, *verdict, *words(section.blocks)]:
+            assert " ".join(wanted.split()) in text
+
+
+def test_charts_have_the_colour_of_the_text_around_them(
+    shown: tuple[list[Reportable], str],
+) -> None:
+    for chart in re.findall(r"<svg.*?</svg>", shown[1], re.DOTALL):
+        assert "currentColor" in chart
+        assert not re.search(r"#0{6}|#010203|: black", chart)
+
+
+def test_charts_and_pictures() -> None:
+    html = html_of("on a GPU")
+    # Latency, stages, throughput; two images, nine subjects.
+    assert html.count("<svg") == 3
+    assert html.count("<img") == 18
+    assert html_of("operators").count("<svg") == 2
+    assert html_of("parity").count("<svg") == 0
+
+
+def test_headline() -> None:
+    text = text_of("on a CPU")
+    assert re.search(
+        r"ONNX Runtime fp32 is fastest: 27\.\d ms an image, 1\.6\d+ \[1\.\d+–1\.\d+\] times as "
+        r"fast as PyTorch fp32 \(95% interval\)\. "
+        r"Next is TorchScript fp32 with 4\d\.\d ms, 1\.5\d times as long\.",
+        text,
+    )
+    assert "All backends detect what PyTorch fp32 detects." in text
+
+
+def test_what_detects_something_else_is_not_the_fastest() -> None:
+    text = text_of("on a GPU")
+    assert "TensorRT fp16 is fastest: " in text
+    assert "TensorRT fp16, cuda-graph takes less, but finds something else." in text
+    assert "Other detections than PyTorch fp32: TensorRT fp16, cuda-graph (71 of 101)." in text
+
+
+def test_a_difference_within_chance_is_no_victory() -> None:
+    first, second = TINY.subjects[:2]
+    assert first.samples is not None
+    total = (49.0, 52.0, 48.0, 49.5, 50.5)
+    close = dataclasses.replace(
+        second, samples=dataclasses.replace(first.samples, total_ms=total), warnings=()
+    )
+    text = Page(page([dataclasses.replace(TINY, subjects=(first, close))])).text
+    assert "this run does not tell whether it is faster than PyTorch fp32" in text
+    assert re.search(r"0\.980 \[0\.9\d+–1\.0\d+\] ≈", text)
+
+
+def test_skipped_failed_and_warned_subjects_are_told() -> None:
+    text = text_of("on a GPU")
+    assert "Skipped ONNX Runtime fp16, tensorrt provider no such provider is built" in text
+    assert "Failed TensorRT-RTX fp16 model.engine was built for compute capability 7.5" in text
+    assert "TensorRT fp16 bound by launching: the host takes 4.90 ms" in text
+    assert "TensorRT fp16 ⚠" in text
+    assert "9.3 processes were running on 16 cores when this began" in text
+    assert "TorchScript fp32, batch 8 CUDA out of memory" in text
+    assert "TensorRT fp16, cuda-graph layers inside a CUDA graph have no names" in text
+
+
+def test_an_interrupted_run_says_so_at_the_top_and_in_its_section() -> None:
+    text = text_of("partial")
+    assert text.count("Interrupted: partial.") == 2
+    assert "ONNX Runtime fp32 interrupted before its turn" in text
+    assert "Interrupted" not in text_of("on a CPU")
+
+
+def test_share_of_carafe_is_named() -> None:
+    text = text_of("on a CPU")
+    assert "PyTorch fp32: CARAFE takes 7.5% of 41.2 ms; the 10 most expensive of 34 layers" in text
+
+
+def test_a_machine_is_shown_once() -> None:
+    text = text_of("two detectors")
+    assert text.count("Imaginary CPU 9000, 2 cores libcarafe_kernels.so") == 0
+    assert text.count("processor Imaginary CPU 9000, 2 cores") == 1
+    assert "not installed tensorrt, tensorrt-rtx-cu13, pycuda" in text
+    both = text_of("all")
+    assert "GPU Imaginary GPU 80GB (compute capability 9.0, driver 590.00.00)" in both
+    assert both.count("processor Imaginary") == 2  # the operators were measured on a CPU
+
+
+def test_names_are_no_markup() -> None:
+    first, *others = MASK.subjects
+    layer = dataclasses.replace(first.layers.rows[0], name=BAD)  # type: ignore[union-attr]
+    evil = dataclasses.replace(
+        first,
+        name=BAD,
+        warnings=(BAD,),
+        layers=dataclasses.replace(first.layers, rows=(layer,)),  # type: ignore[type-var]
+    )
+    samples = tuple(
+        dataclasses.replace(
+            sample,
+            name=BAD,
+            found={BAD if k == first.name else k: v for k, v in sample.found.items()},
+        )
+        for sample in MASK.samples
+    )
+    result = dataclasses.replace(
+        MASK,
+        model=BAD,
+        environment={**MASK.environment, BAD: BAD},
+        settings={BAD: BAD},
+        classes=(BAD, BAD, BAD),
+        subjects=(evil, *others),
+        samples=samples,
+        warnings=(BAD,),
+    )
+    html = page([result])
+    parsed = Page(html)
+    assert "script" not in parsed.tags
+    assert "<script" not in html
+    # Warning, title, layer, settings twice, environment twice and more, all as they are.
+    assert parsed.text.count('alert("x")') > 10
+    assert "$x_1$ {{ 7*7 }}" in parsed.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"subjects": ()},
+        {"subjects": TINY.subjects[:1]},
+        {"subjects": TINY.subjects[2:]},
+        {"classes": (), "samples": ()},
+        {"settings": {}, "environment": {}},
+        {"architecture": "cascade_rcnn"},
+    ],
+    ids=["none", "one", "none measured", "no classes", "no facts", "unknown architecture"],
+)
+def test_little_is_enough(change: dict[str, object]) -> None:
+    result = dataclasses.replace(TINY, **change)  # type: ignore[arg-type]
+    assert Page(page([result])).text
+
+
+def test_one_subject_has_no_ratio() -> None:
+    text = Page(page([dataclasses.replace(TINY, subjects=TINY.subjects[:1])])).text
+    assert "PyTorch fp32 takes 50.0 ms an image." in text
+    assert "over the first" not in text
+
+
+def test_a_subject_without_samples_is_not_measured() -> None:
+    first, second, _ = TINY.subjects
+    empty = dataclasses.replace(
+        second, samples=synthetic.Samples((), (), {"compute": ()}), throughput=()
+    )
+    text = Page(page([dataclasses.replace(TINY, subjects=(first, empty))])).text
+    assert "PyTorch fp32 takes 50.0 ms an image." in text
+
+
+def test_subjects_without_a_common_round_have_no_ratio() -> None:
+    first, second, _ = TINY.subjects
+    assert second.samples is not None
+    late = dataclasses.replace(second.samples, rounds=(5, 6, 7, 8, 9))
+    subjects = (first, dataclasses.replace(second, samples=late))
+    text = Page(page([dataclasses.replace(TINY, subjects=subjects)])).text
+    assert "ONNX Runtime fp32 is fastest: 25.0 ms an image." in text
+
+
+def test_results_are_read_from_files_too(tmp_path: Path) -> None:
+    write_result(tmp_path / "tiny.json", TINY)
+    (tmp_path / "parity.json").write_text(PARITY.to_json())
+    target = tmp_path / "new folder" / "report.html"
+    write_report([tmp_path / "tiny.json", str(tmp_path / "parity.json"), OPERATORS], target)
+    text = Page(target.read_text(encoding="utf-8")).text
+    for title in ("Faster R-CNN, model", "Operators on the CPU", "Parity"):
+        assert title in text
+
+
+def test_no_result_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no result"):
+        page([])
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(CarafeDeployError, match="it is a folder"):
+        write_report([PARITY], tmp_path)
+
+
+def test_a_damaged_picture_is_named() -> None:
+    sample = dataclasses.replace(MASK.samples[0], jpeg="bm8gaW1hZ2U=")
+    with pytest.raises(ArtefactError, match=r"sample 000001\.png holds no JPEG image"):
+        page([dataclasses.replace(MASK, samples=(sample,))])
