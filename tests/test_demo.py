@@ -114,10 +114,14 @@ def test_engines_are_built_with_all_plugins(run: Run, index: int, nodes: int) ->
 
 
 def test_nothing_else_is_left(run: Run) -> None:
-    assert sorted(path.name for path in run.folder.iterdir()) == [
+    checkpoints = sorted(Path(name).stem for name in demo.CHECKPOINTS)
+    measured = [path.name for path in run.folder.glob("*.bench.json")]
+    assert sorted(measured) == [f"{name}.bench.json" for name in checkpoints]
+    assert sorted({path.name for path in run.folder.iterdir()} - set(measured)) == [
         "detections.jpg",
         "faster_rcnn",
         "mask_rcnn",
+        "report.html",
         "report.json",
         "report.md",
         *(
