@@ -60,8 +60,8 @@ _SMALL_MORE = (
     *("--annotations", str(SHAPES / "val.json"), "--image-dir", str(SHAPES / "val")),
     "--layers",
 )
-_R50 = ("--layout", "nchw,channels-last", "--rounds", "12")
-_R50_MORE = ("--batch-sizes", "1,2", "--layers")
+_R50 = ("--layout", "nchw,channels-last", "--rounds", "10")
+_R50_MORE = ("--batch-sizes", "1", "--layers")
 DETECTORS = {
     "faster_r50": Job("", "faster-rcnn_r50_fpn-carafe_1x_coco.resolved.py", _R50, _R50_MORE),
     "mask_r50": Job("", "mask-rcnn_r50_fpn-carafe_1x_coco.resolved.py", _R50, _R50_MORE),

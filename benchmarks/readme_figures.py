@@ -123,7 +123,7 @@ def _machine(result: dict[str, Any]) -> str:
 def bench(*results: BenchResult) -> str:
     """All backends of one detector, or of several, in a few columns."""
     from carafe_deploy.report.bench_tables import comparison_table
-    from carafe_deploy.report.subjects import ARCHITECTURES
+    from carafe_deploy.types import ARCHITECTURES
 
     first = results[0]
     processor = first.environment.get("GPU", "none")

@@ -29,9 +29,9 @@ from carafe_deploy.images import load_image, save_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import ParityReport, match_detections, run_parity
 from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_image
-from carafe_deploy.runners._torch import one_thread
+from carafe_deploy.runners._torch import torch_threads
 from carafe_deploy.runners.base import TITLES, Runner
-from carafe_deploy.types import Detections
+from carafe_deploy.types import ARCHITECTURES, Detections
 
 __all__ = [
     "AP_LIMIT",
@@ -78,7 +78,6 @@ ENGINE_MAX = (PARITY_BATCH, 192, 192)
 BACKENDS = TITLES
 #: A short measurement: the report is to show what there is, not to settle it.
 BENCH = BenchOptions(rounds=8, batch_sizes=(1, 4), threads=1, cold=False, layers=3)
-_TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 #: mmdetection's name of a number -> COCO's.
 _NUMBERS = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75"}
 
@@ -236,7 +235,7 @@ def run_demo(
     rows = [("input", [enlarge_image(image, MAGNIFICATION) for image in drawn.values()])]
     detectors = []
     versions: Mapping[str, str] = {}
-    with one_thread():
+    with torch_threads(1):
         for name in checkpoints:
             job = _Job(data_path("shapes", name), output, step)
             with ExitStack() as stack:
@@ -301,7 +300,7 @@ class _Job:
         self._detector, self._loaded = load_detector(checkpoint)
         self._output = output
         architecture = self._detector.config.architecture
-        self.title = _TITLES[architecture]
+        self.title = ARCHITECTURES[architecture]
         self.folder = output / architecture
         self._files = {"pytorch": checkpoint}
         self._step: Step = lambda name: step(f"{self.title}: {name}")

@@ -25,7 +25,7 @@ from carafe_deploy.images import load_image
 from carafe_deploy.libraries import find_library, require_library
 from carafe_deploy.ops import plain_operators
 from carafe_deploy.parity import ParityReport, run_parity
-from carafe_deploy.runners._torch import one_thread
+from carafe_deploy.runners._torch import torch_threads
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import OperatorCall
 
@@ -132,7 +132,7 @@ def run_selfcheck(
     checks = []
     for name in checkpoints:
         checkpoint = data_path("shapes", name)
-        with one_thread(), _Plain(open_runner(checkpoint)) as reference:
+        with torch_threads(1), _Plain(open_runner(checkpoint)) as reference:
             for backend, make in _candidates(checkpoint, folder).items():
                 step(f"{checkpoint.stem.partition('-')[0]}: {backend}")
                 checks.append(_check(name, backend, make, reference, progress))

@@ -121,16 +121,16 @@ def _pooled(name: str, rois: str) -> Stage:
 
 
 def _box_head() -> list[Stage]:
-    def layer(name: str, source: str, module: str) -> Stage:
+    def layer(name: str, source: str, module: str, kind: str) -> Stage:
         prefix = f"roi_head.bbox_head.{module}"
-        return Stage(name, "box_head", (source,), (prefix,), rows="proposals")
+        return Stage(name, kind, (source,), (prefix,), rows="proposals")
 
     return [
         _pooled("roi_features", "proposals"),
-        layer("shared_fc1", "roi_features", "shared_fcs.0"),
-        layer("shared_fc2", "shared_fc1", "shared_fcs.1"),
-        layer("cls_score", "shared_fc2", "fc_cls"),
-        layer("bbox_pred", "shared_fc2", "fc_reg"),
+        layer("shared_fc1", "roi_features", "shared_fcs.0", "shared_fc"),
+        layer("shared_fc2", "shared_fc1", "shared_fcs.1", "shared_fc"),
+        layer("cls_score", "shared_fc2", "fc_cls", "box_head"),
+        layer("bbox_pred", "shared_fc2", "fc_reg", "box_head"),
         Stage(
             DETECTIONS,
             "detections",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from carafe_deploy.errors import ArtefactError
 
 __all__ = [
+    "ARCHITECTURES",
     "Detections",
     "InputFormat",
     "ModelInfo",
@@ -21,6 +22,9 @@ __all__ = [
     "Preprocessing",
     "TensorSpec",
 ]
+
+#: Architectures -> for people.
+ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 
 #: Raised whenever the meaning of a field below changes.
 METADATA_SCHEMA = 1

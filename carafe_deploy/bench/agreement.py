@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carafe_deploy.bench.record import Agreement, SampleDetections
-from carafe_deploy.parity.matching import combined, match_detections
+from carafe_deploy.parity.compare import match_within_tolerance
+from carafe_deploy.parity.matching import combined
 from carafe_deploy.tolerances import coarsest, tolerance
 from carafe_deploy.types import Detections, ModelInfo
 
@@ -24,23 +25,11 @@ def agreement(
         reference: what the first found, one entry an image.
         candidate: what the second found in the same images.
     """
-    info = infos[0]
-    precision = coarsest(*(one.precision for one in infos))
-    iou, score, mask_iou, limit = (
-        tolerance("detections", kind, precision) for kind in ("iou", "score", "mask_iou", "matched")
-    )
     match = combined(
-        match_detections(
-            ours,
-            theirs,
-            iou=iou.value,
-            score=score.value,
-            mask_iou=mask_iou.value if info.has_masks else None,
-            score_threshold=info.score_threshold,
-            max_detections=info.max_detections,
-        )
+        match_within_tolerance(infos, ours, theirs)
         for ours, theirs in zip(reference, candidate, strict=True)
     )
+    limit = tolerance("detections", "matched", coarsest(*(info.precision for info in infos)))
     return Agreement(
         matched=match.matched,
         total=match.total,

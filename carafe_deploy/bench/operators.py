@@ -7,7 +7,6 @@ PyTorch's before it is timed; what is far off gets a reason and no time.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import random
@@ -33,7 +32,7 @@ from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
 from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
 from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.runners._torch import resolve_device
+from carafe_deploy.runners._torch import resolve_device, torch_threads
 from carafe_deploy.tolerances import tolerance
 
 __all__ = ["OperatorOptions", "is_failure", "measure_operators"]
@@ -114,7 +113,7 @@ def measure_operators(
     options.checked()
     device = resolve_device(options.device)
     busy = busy_machine(load_facts())  # before anything of ours runs
-    with _threads(options.threads), torch.inference_mode():
+    with torch_threads(options.threads), torch.inference_mode():
         step("machine")
         clock = clock_of(device)
         bench = _Bench(options, clock)
@@ -146,17 +145,6 @@ def measure_operators(
 def _peaks(clock: Clock) -> tuple[float, float]:
     """Bytes and operations a second; others may have the machine at one time and not at another."""
     return measured_bandwidth(clock), measured_flops(clock)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch's number of threads is of the whole process; leave it as it was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _settings(options: OperatorOptions, clock: Clock, busy: str) -> dict[str, str]:

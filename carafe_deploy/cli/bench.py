@@ -13,10 +13,13 @@ from rich.table import Table
 
 from carafe_deploy.cli.bench_operators import bench_operators
 from carafe_deploy.cli.common import (
+    AnnotationsOption,
     Command,
     ConfigOption,
     DeviceOption,
+    ImageDirOption,
     JsonOption,
+    LimitOption,
     Steps,
     UsageError,
     artefact_path,
@@ -152,23 +155,9 @@ def bench(
         ),
     ] = True,
     samples: Annotated[int, typer.Option(min=0, help="Images to show in the report.")] = 2,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json", help="COCO annotations, to compare AP.", show_default=False
-        ),
-    ] = None,
-    image_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="That their file names are relative to; by default their own.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate AP on the first so many images only.")
-    ] = None,
+    annotations: AnnotationsOption = None,
+    image_dir: ImageDirOption = None,
+    limit: LimitOption = None,
     full: Annotated[
         bool, typer.Option("--full", help="With --op: all types and layouts of all workloads.")
     ] = False,
@@ -268,7 +257,7 @@ def bench(
 
 
 #: Runs that a profile is the mean of.
-_PROFILED = 5
+_PROFILED = 3
 
 
 def _words(text: str | None) -> tuple[str, ...]:

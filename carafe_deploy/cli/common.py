@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from carafe_deploy.types import ModelInfo
 
 __all__ = [
+    "AnnotationsOption",
     "ArtefactArgument",
     "BatchSizeOption",
     "Command",
     "ConfigOption",
     "DeviceOption",
+    "ImageDirOption",
     "JsonOption",
+    "LimitOption",
     "Steps",
     "UsageError",
     "artefact_path",
@@ -71,6 +74,19 @@ ConfigOption = Annotated[
         show_default=False,
     ),
 ]
+AnnotationsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="COCO annotations, to compare AP.", show_default=False),
+]
+ImageDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="That their file names are relative to; by default their own.",
+        show_default=False,
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images a run.")]
 JsonOption = Annotated[

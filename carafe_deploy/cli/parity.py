@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carafe_deploy.cli.common import (
+    AnnotationsOption,
     BatchSizeOption,
     Command,
     ConfigOption,
     DeviceOption,
+    ImageDirOption,
     JsonOption,
+    LimitOption,
     Steps,
     UsageError,
     artefact_path,
@@ -30,10 +33,8 @@ from carafe_deploy.cli.parity_tables import show_report, show_walk
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from carafe_deploy.graph.options import ExportOptions
     from carafe_deploy.parity import ParityReport
     from carafe_deploy.runners.base import Runner
-    from carafe_deploy.types import ModelInfo
 
 __all__ = ["COMMAND", "open_pair", "parity"]
 
@@ -63,18 +64,6 @@ ImagesOption = Annotated[
         show_default=False,
     ),
 ]
-AnnotationsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.json", help="COCO annotations, to compare AP.", show_default=False),
-]
-ImageDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="That their file names are relative to; by default their own.",
-        show_default=False,
-    ),
-]
 LevelsOption = Annotated[
     str | None,
     typer.Option(
@@ -100,7 +89,6 @@ BisectOption = Annotated[
         "before, in one line.",
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -220,7 +208,9 @@ def open_pair(
         other = runners[1 - index]
         options = None
         if is_checkpoint[index] and other is not None:
-            options = _options_of(other.info)
+            from carafe_deploy.graph.options import ExportOptions
+
+            options = ExportOptions.like(other.info)
         runners[index] = stack.enter_context(
             open_runner(
                 paths[index],
@@ -233,21 +223,6 @@ def open_pair(
     assert first is not None
     assert second is not None
     return first, second
-
-
-def _options_of(info: ModelInfo) -> ExportOptions:
-    from carafe_deploy.graph.options import ExportOptions
-
-    return ExportOptions(
-        batch=info.input.batch,
-        height=info.input.height,
-        width=info.input.width,
-        precision=info.precision,
-        uint8_input=info.input.layout == "nhwc_uint8",
-        score_threshold=info.score_threshold,
-        nms_iou_threshold=info.nms_iou_threshold,
-        max_detections=info.max_detections,
-    )
 
 
 def _named(paths: Sequence[Path]) -> str:

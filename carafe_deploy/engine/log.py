@@ -46,6 +46,8 @@ def make_log(trt: Any) -> Log:
     """
 
     class Logger(trt.ILogger):
+        """Hands every message to whoever listens."""
+
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._listeners: list[Listener] = []

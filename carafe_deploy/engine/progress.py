@@ -66,6 +66,8 @@ def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[
     """
 
     class Monitor(trt.IProgressMonitor):
+        """Passes TensorRT's phases and steps on."""
+
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.error: Exception | None = None

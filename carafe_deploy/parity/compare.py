@@ -15,15 +15,23 @@ from carafe_deploy.errors import (
 from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
-from carafe_deploy.parity.matching import combined, match_detections
+from carafe_deploy.parity.matching import MatchResult, combined, match_detections
 from carafe_deploy.parity.operators import compare_operators
 from carafe_deploy.parity.report import ParityReport, ParityRow
 from carafe_deploy.parity.stages import compare_stages
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import coarsest, tolerance
+from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = ["LEVELS", "Progress", "compare_ap", "compare_detections", "run_parity"]
+__all__ = [
+    "LEVELS",
+    "Progress",
+    "compare_ap",
+    "compare_detections",
+    "match_within_tolerance",
+    "run_parity",
+]
 
 #: From the smallest part to the whole.
 LEVELS = ("operators", "stages", "detections", "ap")
@@ -142,6 +150,32 @@ def _levels(
     return tuple(level for level in LEVELS if level in levels)
 
 
+def match_within_tolerance(
+    infos: tuple[ModelInfo, ModelInfo], reference: Detections, candidate: Detections
+) -> MatchResult:
+    """Pair what two artefacts found in one image, within the tolerances of the coarser precision.
+
+    Args:
+        infos: of reference and candidate.
+        reference: what is right.
+        candidate: what is checked.
+    """
+    info = infos[0]
+    precision = coarsest(*(one.precision for one in infos))
+    iou, score, mask_iou = (
+        tolerance("detections", kind, precision).value for kind in ("iou", "score", "mask_iou")
+    )
+    return match_detections(
+        reference,
+        candidate,
+        iou=iou,
+        score=score,
+        mask_iou=mask_iou if info.has_masks else None,
+        score_threshold=info.score_threshold,
+        max_detections=info.max_detections,
+    )
+
+
 def compare_detections(
     reference: Runner,
     candidate: Runner,
@@ -150,7 +184,7 @@ def compare_detections(
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ParityRow:
-    """Detect with both artefacts and pair what they find, see :func:`match_detections`.
+    """Detect with both artefacts and pair what they find, see :func:`match_within_tolerance`.
 
     Args:
         reference: accepts the same sizes as ``candidate``.
@@ -170,18 +204,8 @@ def compare_detections(
     for start in range(0, len(images), size):
         chunk = images[start : start + size]
         found = (pipeline.detect(chunk) for pipeline in pipelines)
-        for ours, theirs in zip(*found, strict=True):
-            results.append(
-                match_detections(
-                    ours,
-                    theirs,
-                    iou=iou.value,
-                    score=score.value,
-                    mask_iou=mask_iou.value if info.has_masks else None,
-                    score_threshold=info.score_threshold,
-                    max_detections=info.max_detections,
-                )
-            )
+        infos = info, candidate.info
+        results += [match_within_tolerance(infos, *pair) for pair in zip(*found, strict=True)]
         if progress is not None:
             progress(min(start + size, len(images)), len(images))
     match = combined(results)

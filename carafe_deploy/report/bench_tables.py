@@ -17,7 +17,8 @@ from carafe_deploy.report.numbers import (
     share,
     significant,
 )
-from carafe_deploy.report.subjects import ARCHITECTURES, Timed, fastest, ratio_over, timed
+from carafe_deploy.report.subjects import Timed, fastest, ratio_over, timed
+from carafe_deploy.types import ARCHITECTURES
 
 __all__ = [
     "accuracy_table",

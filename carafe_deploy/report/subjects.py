@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from carafe_deploy.bench.record import BenchResult, Samples, Subject
 from carafe_deploy.bench.statistics import Ratio
+from carafe_deploy.types import ARCHITECTURES
 
-__all__ = ["ARCHITECTURES", "Timed", "fastest", "gpus", "machine", "ratio_over", "timed", "title"]
-
-#: Names of detectors for people.
-ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
+__all__ = ["Timed", "fastest", "gpus", "machine", "ratio_over", "timed", "title"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ def make_profiler(trt: Any) -> Any:
     """An ``IProfiler`` for one of TensorRT's modules; ``times`` are milliseconds by layer."""
 
     class Profiler(trt.IProfiler):
+        """Adds up the time of every layer."""
+
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
             self.times: dict[str, float] = {}

@@ -17,7 +17,7 @@ from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import ModelInfo, OperatorCall
 
-__all__ = ["TorchRunner", "one_thread", "resolve_device"]
+__all__ = ["TorchRunner", "resolve_device", "torch_threads"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,10 +45,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """For detectors so small that PyTorch's threads cost more than they gain."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch's number of threads, which is of the whole process; None leaves it as it is.
+
+    Detectors may be so small that more than one costs more than it gains.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "selfcheck",
     "doctor",
+    "report",
 )
 Run = Callable[..., Any]
 
