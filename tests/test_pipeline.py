@@ -9,7 +9,7 @@ from carafe_deploy.errors import ImageError, InputShapeError
 from carafe_deploy.images import save_image
 from carafe_deploy.masks import decode_mask
 from carafe_deploy.pipeline import Pipeline
-from carafe_deploy.runners.base import Runner, check_inputs
+from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
 
@@ -48,6 +48,9 @@ class FrameRunner:
         if self.info.has_masks:
             outputs["det_masks"] = np.ones((batch, 3, 28, 28), np.float32)
         return outputs
+
+    def run_timed(self, inputs):
+        return self.run(inputs), RunTimes(0.5, 2.0, 0.25)
 
     def run_stages(self, inputs):
         return self.run(inputs)
@@ -145,3 +148,21 @@ def test_unreadable_image_is_named(tmp_path):
 def test_extreme_sizes(shape):
     (found,) = Pipeline(FrameRunner()).detect([np.zeros(shape, np.uint8)])
     np.testing.assert_allclose(found.boxes, [[0, 0, shape[1], shape[0]]], rtol=1e-6)
+
+
+def test_a_timed_batch_finds_the_same_and_tells_its_parts():
+    runner = FrameRunner()
+    pipeline = Pipeline(runner, batch_size=3)
+    found, times = pipeline.detect_timed(images(3))
+    assert indices(found) == indices(pipeline.detect(images(3))) == [0, 1, 2]
+    assert times.run == RunTimes(0.5, 2.0, 0.25)
+    assert min(times.preprocess, times.postprocess) > 0
+    assert times.total >= times.preprocess + times.postprocess
+    assert runner.batches == [3, 3]
+
+
+def test_a_timed_batch_is_filled_up():
+    runner = FrameRunner(batch=(4, 4))
+    found, _ = Pipeline(runner).detect_timed(images(1))
+    assert runner.batches == [4]
+    assert len(found) == 1
