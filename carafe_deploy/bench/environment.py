@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 from carafe_deploy.environment import describe_environment
 
 __all__ = ["describe_run", "load_facts"]
+
+#: Seconds that the machine is looked at before measuring.
+LOOK = 1.0
 
 
 def describe_run() -> Mapping[str, str]:
@@ -31,9 +35,23 @@ def describe_run() -> Mapping[str, str]:
 
 
 def load_facts() -> Mapping[str, float]:
-    """``load``: processes running in the last minute, on average; ``cores``: that may be used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"load": os.getloadavg()[0], "cores": float(cores or 1)}
+    """``busy``: cores at work now, looked at for a second in which this process sleeps; ``cores``.
+
+    The load average would count what this process did a minute ago.
+    """
+    cores = float(os.cpu_count() or 1)
+    total, idle = _ticks()
+    time.sleep(LOOK)
+    later, still_idle = _ticks()
+    share = 1 - (still_idle - idle) / (later - total) if later > total else 0.0
+    return {"busy": cores * share, "cores": cores}
+
+
+def _ticks() -> tuple[int, int]:
+    """Of all cores since the system started: in all, and idle or waiting for a disk."""
+    line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    user, nice, system, idle, iowait, *others = map(int, line.split()[1:9])
+    return user + nice + system + idle + iowait + sum(others), idle + iowait
 
 
 def _commit() -> str:

@@ -19,8 +19,8 @@ _VARIATION = 0.1
 _DRIFT = 0.1
 #: Samples from which on the 99th percentile is more than the worst of them.
 _FEW = 100
-#: Running processes a core before measuring.
-_LOAD = 0.5
+#: Share of the cores that others may keep busy before measuring.
+_BUSY = 0.25
 
 
 def doubts(samples: Samples) -> tuple[str, ...]:
@@ -67,12 +67,12 @@ def busy_machine(facts: Mapping[str, float]) -> str:
     """A warning if others had the machine before measuring began, else empty.
 
     Args:
-        facts: ``load``, the average number of running processes in the last minute, and ``cores``.
+        facts: see :func:`carafe_deploy.bench.environment.load_facts`.
     """
-    load, cores = facts["load"], facts["cores"]
-    if load <= _LOAD * cores:
+    busy, cores = facts["busy"], facts["cores"]
+    if busy <= _BUSY * cores:
         return ""
     return (
-        f"{load:.1f} processes were running on {cores:.0f} cores when this began: close them, and "
-        "measure again"
+        f"other programs kept {busy:.1f} of {cores:.0f} cores busy when this began: close them, "
+        "and measure again"
     )

@@ -157,9 +157,9 @@ def test_threads_are_restored() -> None:
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "load_facts", lambda: {"load": 7.0, "cores": 2.0})
-    assert "7.0 processes" in measure("nms").settings["doubt"]
-    monkeypatch.setattr(operators, "load_facts", lambda: {"load": 0.0, "cores": 2.0})
+    monkeypatch.setattr(operators, "load_facts", lambda: {"busy": 1.7, "cores": 2.0})
+    assert "other programs kept 1.7 of 2 cores busy" in measure("nms").settings["doubt"]
+    monkeypatch.setattr(operators, "load_facts", lambda: {"busy": 0.0, "cores": 2.0})
     assert "doubt" not in measure("nms").settings
 
 

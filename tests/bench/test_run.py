@@ -28,11 +28,6 @@ IMAGES = {
 QUICK = BenchOptions(rounds=4, block=3, batch_sizes=(1, 2, 16), cold=False)
 
 
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "PAUSE", 0.0)
-
-
 def test_every_subject_has_its_turn_in_every_round(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
+from carafe_deploy.bench import environment
+from carafe_deploy.bench.environment import load_facts
 from carafe_deploy.bench.record import PARTS, Samples
 from carafe_deploy.bench.trust import busy_machine, doubts
 
@@ -50,5 +56,16 @@ def test_one_round_cannot_drift() -> None:
 
 
 def test_a_busy_machine_is_told_from_an_idle_one() -> None:
-    assert busy_machine({"load": 1.0, "cores": 2.0}) == ""
-    assert busy_machine({"load": 1.5, "cores": 2.0}).startswith("1.5 processes were running on 2")
+    assert busy_machine({"busy": 0.4, "cores": 2.0}) == ""
+    told = busy_machine({"busy": 1.5, "cores": 2.0})
+    assert told.startswith("other programs kept 1.5 of 2 cores busy")
+
+
+def test_a_program_at_work_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "LOOK", 0.5)
+    spin = [sys.executable, "-c", "import time\nend = time.time() + 20\nwhile time.time() < end: 0"]
+    with subprocess.Popen(spin) as program:
+        time.sleep(0.3)
+        found = load_facts()
+        program.kill()
+    assert 0.5 < found["busy"] <= found["cores"]

@@ -417,7 +417,8 @@ def gpu_bench() -> BenchResult:
         subjects=subjects,
         samples=shown(subjects, kind),
         warnings=(
-            "9.3 processes were running on 16 cores when this began: close them, and measure again",
+            "other programs kept 9.3 of 16 cores busy when this began: close them, and measure "
+            "again",
         ),
     )
 

@@ -140,7 +140,7 @@ def test_skipped_failed_and_warned_subjects_are_told() -> None:
     assert "Failed TensorRT-RTX fp16 model.engine was built for compute capability 7.5" in text
     assert "TensorRT fp16 bound by launching: the host takes 4.90 ms" in text
     assert "TensorRT fp16 ⚠" in text
-    assert "9.3 processes were running on 16 cores when this began" in text
+    assert "other programs kept 9.3 of 16 cores busy when this began" in text
     assert "TorchScript fp32, batch 8 CUDA out of memory" in text
     assert "TensorRT fp16, cuda-graph layers inside a CUDA graph have no names" in text
 
