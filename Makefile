@@ -70,13 +70,12 @@ format: $(STAMP) ## Format and fix the code
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: plugins ## Measure again what benchmarks/results/ and README report (about 20 minutes)
+bench: plugins ## Measure again what benchmarks/results/ and README report (about an hour)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/paste_masks.py
 	$(BIN)/python benchmarks/function_bodies.py
-	$(BIN)/python benchmarks/detector_cpu.py
-	$(BIN)/python benchmarks/carafe_cpu.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/readme_figures.py
 
 release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies

@@ -55,33 +55,12 @@ def _ap(numbers: dict[str, dict[str, float]]) -> str:
     return f"{numbers['bbox']['AP']:.5f} | {masks}"
 
 
-def detector_cpu(result: dict[str, Any]) -> str:
-    """Export cost, and ONNX Runtime beside PyTorch."""
-    export, latency = result["export"], result["latency"]
-    ratio, share = latency["onnxruntime_over_pytorch"], result["operator_share"]
-    eager = _seconds(latency["pytorch_eager"])
-    onnxruntime = _seconds(latency["onnxruntime"])
-    memory = result["onnxruntime_memory"]["peak_memory_mb"]
-    spread = f"{ratio['lowest']:.2f} to {ratio['highest']:.2f}"
-    rows = {
-        "export to ONNX, dynamic": f"{export['seconds']:.0f} s",
-        "… peak memory": f"{export['peak_memory_mb'] / 1000:.1f} GB",
-        "PyTorch eager, one image": eager,
-        "ONNX Runtime, one image": onnxruntime,
-        "ONNX Runtime over PyTorch": f"{ratio['median']:.2f} ({spread})",
-        "ONNX Runtime, peak memory": f"{memory / 1000:.2f} GB",
-        "CARAFE's share of ONNX Runtime's time": f"{share['Carafe']:.1%}",
-    }
-    title = f"| {result['model']}, {result['input']}, {_machine(result)} | |"
-    return "\n".join([title, "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())])
-
-
 def engines(result: dict[str, Any]) -> str:
     """What building each engine took, and whether every custom node became a plugin."""
     lines = [
         f"| {result['weights']}, {_machine(result)}, no GPU | build | peak memory | engine "
-        "| plugin layers of custom nodes |",
-        "|---|---:|---:|---:|---:|",
+        "| plugin layers of custom nodes | detections found in ONNX Runtime |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for engine in result["engines"]:
         build = engine["build"]
@@ -92,27 +71,10 @@ def engines(result: dict[str, Any]) -> str:
             f"{build['peak_memory_mb'] / 1000:.1f} GB",
             f"{build['engine_mb']:.0f} MB",
             f"{build['plugin_layers']} of {build['custom_nodes']}",
+            f"{engine['parity']['matched']} of {engine['parity']['total']}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def carafe_cpu(result: dict[str, Any]) -> str:
-    """CARAFE's CPU kernel beside plain PyTorch and the machine's floor."""
-    lines = [
-        f"| CARAFE, k 5, s 2, {result['threads']} threads of {result['environment']['cpu']} "
-        "| kernel | PyTorch | kernel over floor |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, case in result["cases"].items():
-        kernel, pytorch = case["kernel"]["median_ms"], case["pytorch"]["median_ms"]
-        ratio = case["median_over_floor"]
-        lines.append(f"| {name} | {kernel:.1f} ms | {pytorch:.0f} ms | {ratio:.1f} |")
-    return "\n".join(lines)
-
-
-def _seconds(times: dict[str, float]) -> str:
-    return f"{times['median_s']:.2f} s ({times['fastest_s']:.2f} to {times['slowest_s']:.2f})"
 
 
 def _machine(result: dict[str, Any]) -> str:
@@ -210,8 +172,6 @@ def _draw_roofline(result: OperatorsResult) -> Figure:
 
 BLOCKS = (
     Block(("accuracy",), accuracy),
-    Block(("detector_cpu",), detector_cpu),
-    Block(("carafe_cpu",), carafe_cpu),
     Block(("engines",), engines),
     Block(("bench_mask_r50",), bench, _read_result),
     Block(("bench_faster_r50",), bench, _read_result),
