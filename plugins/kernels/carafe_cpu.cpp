@@ -7,8 +7,13 @@
 #include <new>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "carafe.h"
 #include "carafe_cpu_task.h"
+#include "huge_pages.h"
 #include "threads.h"
 
 namespace carafe {
@@ -39,35 +44,50 @@ CarafeTask prepare(CarafeParams const& p, void const* features, void const* mask
     task.out_data = out;
 
     std::int64_t const size = p.dtype == DType::kFloat64 ? 8 : 4;
-    std::int64_t const pixel = taps * s * s * size;
-    // Tiles end at whole vectors of the result.
-    std::int64_t const fitting = std::max(kPackedBytes / pixel / kMaxLanes, std::int64_t{1});
-    task.tile_columns = std::min<std::int64_t>(p.width, fitting * kMaxLanes);
-    std::int64_t const length = round_up(task.tile_columns * s, kMaxLanes);
-    task.weight_bytes = round_up(taps * s * length * size, kCarafeAlignment);
-    task.tile_rows = std::clamp<std::int64_t>(kPackedBytes / task.weight_bytes, 1, p.height);
-    task.packed_bytes = task.tile_rows * task.weight_bytes;
+    std::int64_t const weights = taps * s * s * size;  // of a source pixel
+    // Even columns, whose weights fit for one row.
+    std::int64_t const fitting =
+        std::max(kPackedBytes / weights / kMaxLanes * kMaxLanes, kMaxLanes);
+    std::int64_t const pieces = (p.width + fitting - 1) / fitting;
+    task.tile_columns = (p.width + pieces - 1) / pieces;
+    std::int64_t const vectors = round_up(task.tile_columns, kMaxLanes);
     std::int64_t const halo = p.kernel_size - 1;
-    std::int64_t const pitch = round_up(length + halo * s, kMaxLanes);
     if (p.layout == Layout::kNHWC) {
-        task.staged_bytes = round_up(taps * 8, kCarafeAlignment);  // pointers
-        task.line_bytes =
-            round_up(std::max<std::int64_t>(p.channels, length) * size, kCarafeAlignment);
+        task.tile_rows = p.height;
+        task.packed_bytes = round_up(task.tile_columns * weights, kCarafeAlignment);
+        task.source_bytes = round_up(taps * std::int64_t{sizeof(void*)}, kCarafeAlignment);
+        task.zero_bytes = round_up(p.channels / p.groups * size, kCarafeAlignment);
+        task.staged_bytes = task.source_bytes + task.zero_bytes +
+                            taps * round_up(task.tile_columns * s * s, kMaxLanes) * size;
     } else {
-        task.staged_bytes = kCarafeChannelBlock * (task.tile_rows + halo) * pitch * size;
-        task.line_bytes = pitch * size;
+        task.tile_rows = std::clamp<std::int64_t>(kPackedBytes / (vectors * weights), 1, p.height);
+        task.packed_bytes = task.tile_rows * vectors * weights;
+        task.staged_bytes = kCarafeChannelBlock * (task.tile_rows + halo) *
+                            round_up(task.tile_columns + halo, kMaxLanes) * size;
     }
     return task;
 }
 
 #if defined(__x86_64__)
-/// CARAFE_CPU_ISA (baseline, avx2, avx512) asks for less than the processor has.
+/// Zen 4 executes 512-bit instructions in two halves, and their unaligned loads cost more than they
+/// save (benchmarks/results/cpu_isa.json).
+bool halves_long_vectors() {
+    unsigned version = 0, rest = 0;
+    __builtin_cpu_init();
+    if (!__builtin_cpu_is("amd") || __get_cpuid(1, &version, &rest, &rest, &rest) == 0) {
+        return false;
+    }
+    return (version >> 8 & 0xf) + (version >> 20 & 0xff) == 0x19;  // the family
+}
+
+/// CARAFE_CPU_ISA (baseline, avx2, avx512) asks for another than the best.
 CarafeRows choose() {
     char const* const wish = std::getenv("CARAFE_CPU_ISA");
     auto const allowed = [wish](char const* name) {
         return wish == nullptr || std::strcmp(wish, name) == 0;
     };
-    if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
+    bool const shorter = wish == nullptr && halves_long_vectors();
+    if (!shorter && allowed("avx512") && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq")) {
         return avx512::carafe_rows;
@@ -98,15 +118,18 @@ void carafe_cpu(
     std::int64_t const rows = std::int64_t{p.batch} * p.height;
     if (rows == 0 || p.width == 0 || (p.channels == 0 && p.out_pitch == 0)) return;
     CarafeTask const task = prepare(p, features, masks, out);
+    std::int64_t const out_channels = p.layout == Layout::kNHWC ? task.out.column : p.channels;
+    use_huge_pages(
+        out, static_cast<std::size_t>(rows * p.width * p.scale * p.scale * out_channels) *
+                 size_of(p.dtype));
 
     if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     std::int64_t const row_work = std::max<std::int64_t>(
-        std::int64_t{p.channels} * p.width * task.weight_bytes / (4 * task.tile_columns), 1);
+        std::int64_t{p.channels} * p.width * p.kernel_size * p.kernel_size * p.scale * p.scale, 1);
     std::int64_t const grain = std::max<std::int64_t>(kThreadWork / row_work, 1);
     threads = static_cast<int>(std::clamp<std::int64_t>(rows / grain, 1, threads));
     // All memory before the first thread: an allocation that fails may then throw.
-    std::int64_t const bytes =
-        task.weight_bytes + task.packed_bytes + task.staged_bytes + task.line_bytes;
+    std::int64_t const bytes = round_up(task.packed_bytes + task.staged_bytes, kCarafeAlignment);
     std::unique_ptr<unsigned char[], Free> const workspace(new (std::align_val_t{
         kCarafeAlignment}) unsigned char[static_cast<std::size_t>(threads * bytes)]);
     std::atomic<int> next{0};

@@ -18,14 +18,16 @@ struct CarafeTask {
     /// A thread works on tiles of this many source pixels, one after the other.
     std::int64_t tile_rows, tile_columns;
     /// Parts of a thread's workspace in bytes, multiples of kCarafeAlignment, in this order.
-    std::int64_t weight_bytes, packed_bytes, staged_bytes, line_bytes;
+    std::int64_t packed_bytes, staged_bytes;
+    /// Channels-last: what lies in the second part before the weights.
+    std::int64_t source_bytes, zero_bytes;
 };
 
 /// Workspaces start at multiples of this many bytes, and no vector is longer.
 constexpr std::int64_t kCarafeAlignment = 64;
 
 /// Channels of an NCHW map that are computed together.
-constexpr std::int64_t kCarafeChannelBlock = 4;
+constexpr std::int64_t kCarafeChannelBlock = 3;
 
 /// Computes source rows [begin, end) out of batch * height.
 using CarafeRows = void (*)(

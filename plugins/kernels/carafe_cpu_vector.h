@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -52,11 +52,46 @@ inline void write(void* to, V const& vector) {
 /// Keeps the compiler from loading an operand again at each of its uses.
 template <typename V>
 inline void hold(V& vector) {
+    if constexpr (sizeof(V) >= 16) {  // shorter ones may live in other registers
 #if defined(__x86_64__)
-    asm("" : "+x"(vector));
+        asm("" : "+x"(vector));
 #elif defined(__aarch64__)
-    asm("" : "+w"(vector));
+        asm("" : "+w"(vector));
 #endif
+    }
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+/// Lanes of a followed by those of b; lane i of the result is number place(i) of them.
+template <int N, typename V, typename Place>
+inline V choose_lanes(V const& a, V const& b, Place const& place) {
+    using Number = decltype(a < b);
+    Number numbers{};
+    for (int i = 0; i < N; ++i) numbers[i] = place(i);
+    return __builtin_shuffle(a, b, numbers);
+}
+#else
+template <int N, typename V, typename Place>
+inline V choose_lanes(V const& a, V const& b, Place const& place) {
+    V chosen{};
+    for (int i = 0; i < N; ++i) chosen[i] = place(i) < N ? a[place(i)] : b[place(i) - N];
+    return chosen;
+}
+#endif
+
+/// The first (kHalf 0) or second half of a0 b0 a1 b1 ...
+template <int N, int kHalf, typename V>
+inline V in_turn(V const& a, V const& b) {
+    return choose_lanes<N>(a, b, [](int i) {
+        int const at = i + kHalf * N;
+        return at / 2 + at % 2 * N;
+    });
+}
+
+/// Every second lane of a and b, from lane kFirst on.
+template <int N, int kFirst, typename V>
+inline V every_second(V const& a, V const& b) {
+    return choose_lanes<N>(a, b, [](int i) { return 2 * i + kFirst; });
 }
 
 template <int N>
@@ -97,6 +132,19 @@ inline Vector<double, N> load(double const* from) {
 }
 template <int N>
 inline Vector<float, N> load(BFloat16 const* from) {
+    // Compilers widen a whole vector in several steps.
+#if defined(__AVX512F__)
+    if constexpr (N == 16) {
+        __m512i const wide = _mm512_maskz_cvtepu16_epi32(0xffff, read<__m256i>(from));
+        return bits_of<Vector<float, N>>(bits_of<Vector<std::uint32_t, N>>(wide) << 16);
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (N == 8) {
+        __m256i const wide = _mm256_cvtepu16_epi32(read<__m128i>(from));
+        return bits_of<Vector<float, N>>(bits_of<Vector<std::uint32_t, N>>(wide) << 16);
+    }
+#endif
     auto const bits = read<Vector<std::uint16_t, N>>(from);
     return bits_of<Vector<float, N>>(__builtin_convertvector(bits, Vector<std::uint32_t, N>) << 16);
 }
