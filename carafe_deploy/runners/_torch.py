@@ -14,6 +14,7 @@ from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import ModelInfo, OperatorCall
 
@@ -61,7 +62,8 @@ def torch_threads(count: int | None) -> Iterator[None]:
 class TorchRunner:
     """Runs two callables, one for the outputs, one for outputs and stages.
 
-    With ``channels_last`` images are handed over in that memory format.
+    With ``channels_last`` images are handed over in that memory format. On the CPU, the process
+    keeps memory from one run to the next; see :func:`keep_freed_memory`.
     """
 
     backend = "torch"
@@ -74,6 +76,8 @@ class TorchRunner:
         stages: Callable[[Tensor, Tensor], Sequence[Tensor]],
         channels_last: bool = False,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.info = info
         self.inputs = info.input_specs
         self.outputs = info.output_specs
