@@ -12,7 +12,7 @@ import pytest
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.runners._memory import ENVIRONMENT_VARIABLE, keep_freed_memory
 
-#: Prints what keep_freed_memory() says, and the page faults of a large tensor that is made again.
+#: Prints what keep_freed_memory() says, and the page faults of a tensor that fits where another was.
 SCRIPT = """
 import resource
 import torch
@@ -25,7 +25,7 @@ print(keep_freed_memory())
 torch.set_num_threads(1)
 torch.ones(16 << 20)
 before = faults()
-torch.ones(16 << 20)
+torch.ones(15 << 20)
 print(faults() - before)
 """
 
