@@ -101,9 +101,11 @@ at::Tensor reassemble(
     check_pair(features, name, weights);
     c10::DeviceGuard const guard(features.device());
     at::MemoryFormat const format = memory_format_of(features);
+    // One channel lies in memory the same way in both layouts, so the weights decide.
+    at::MemoryFormat const order = features.size(1) == 1 ? memory_format_of(weights) : format;
     CarafeParams params{};
     params.dtype = dtype_of(features);
-    params.layout = layout_of(format);
+    params.layout = layout_of(order);
     params.source = source;
     params.batch = narrow("batch", features.size(0));
     params.channels = narrow("channels", features.size(1));
@@ -116,7 +118,7 @@ at::Tensor reassemble(
     params.feature_pitch = params.out_pitch = params.channels;
     params.mask_pitch = narrow("channels", weights.size(1));
     features = features.contiguous(format);
-    weights = weights.contiguous(format);
+    weights = weights.contiguous(order);
     at::Tensor out = at::empty(
         {features.size(0), features.size(1), features.size(2) * scale_factor,
          features.size(3) * scale_factor},

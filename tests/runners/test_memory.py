@@ -12,7 +12,7 @@ import pytest
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.runners._memory import ENVIRONMENT_VARIABLE, keep_freed_memory
 
-#: Prints what keep_freed_memory() says, and the page faults of a tensor that fits where another was.
+#: Prints what keep_freed_memory() says, and the page faults of a tensor in another's place.
 SCRIPT = """
 import resource
 import torch
