@@ -6,7 +6,8 @@ Names are those of DETECTORS, and "operators"; all by default. Every detector is
 row: the first run becomes bench_NAME.json, and repeat.json says how far the ratios between backends
 differ in the second, of which only latency is measured. On a GPU, checkpoints run in fp32 and fp16,
 eagerly and as CUDA graphs, once. Weights of the R-50 detectors are seeded (see
-carafe_deploy/models/seeded.py); speed does not depend on training.
+carafe_deploy/models/seeded.py); speed does not depend on training. Their image becomes 832x1344,
+the usual size for COCO.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from _environment import RESULTS, write_result
 
@@ -28,7 +30,7 @@ from carafe_deploy.data import data_path
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.graph.torchscript_export import export_torchscript
-from carafe_deploy.images import load_image
+from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.coco_classes import COCO_CLASSES
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
@@ -70,12 +72,17 @@ DETECTORS = {
 }
 
 
+def photograph() -> Image:
+    """270x451 of Chelsea the cat: 798x1333 after resizing, 832x1344 with padding."""
+    return load_image(data_path("chelsea.png"))[:270]
+
+
 def seeded_checkpoint(config_file: str, path: Path) -> Path:
-    """A checkpoint as mmdetection would save it, weights seeded for a photograph."""
+    """A checkpoint as mmdetection would save it, weights seeded for the photograph."""
     is_mask = config_file.startswith("mask")
     config = DetectorConfig(mask=MaskHeadConfig() if is_mask else None)
     info = ModelInfo("", config.architecture, config.classes, input=InputFormat(batch=(1, 1)))
-    batch = Preprocessor(info)([load_image(data_path("chelsea.png"))])
+    batch = Preprocessor(info)([photograph()])
     detector = seeded_detector(
         config, torch.from_numpy(batch.images), torch.from_numpy(batch.image_sizes)
     )
@@ -104,6 +111,15 @@ def artefacts(name: str, folder: Path, device: str = "cpu") -> list[Path]:
     return paths
 
 
+def image_options(name: str, folder: Path) -> tuple[str, ...]:
+    """The photograph for R-50, what comes with the package for the small ones."""
+    if DETECTORS[name].checkpoint:
+        return ()
+    path = folder / "photograph.png"
+    cv2.imwrite(str(path), photograph())
+    return ("--images", str(path))
+
+
 def bench(*arguments: object) -> None:
     """Run the command as a user would."""
     command = [sys.executable, "-m", "carafe_deploy", "bench", *map(str, arguments)]
@@ -130,7 +146,8 @@ def measure_on_gpu(name: str, results: Path) -> None:
     """One run of every way to run PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         paths = artefacts(name, Path(folder), "cuda")
-        bench(*paths, *_CUDA, "--layers", "-o", results / f"bench_{name}_gpu.json")
+        images = image_options(name, Path(folder))
+        bench(*paths, *_CUDA, *images, "--layers", "-o", results / f"bench_{name}_gpu.json")
 
 
 def measure(name: str, results: Path) -> dict[str, Any]:
@@ -139,10 +156,11 @@ def measure(name: str, results: Path) -> dict[str, Any]:
     output = results / f"bench_{name}.json"
     with tempfile.TemporaryDirectory() as folder:
         paths = artefacts(name, Path(folder))
-        bench(*paths, *job.options, *job.more, "-o", output)
+        images = image_options(name, Path(folder))
+        bench(*paths, *job.options, *images, *job.more, "-o", output)
         again = Path(folder) / "again.json"
         only_latency = ("--no-memory", "--samples", "0", "--batch-sizes", "0")
-        bench(*paths, *job.options, *only_latency, "-o", again)
+        bench(*paths, *job.options, *images, *only_latency, "-o", again)
         first, second = ratios(output), ratios(again)
     change = {
         subject: round(abs(second[subject]["value"] / ratio["value"] - 1), 4)
