@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carafe_deploy.types import ARCHITECTURES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -85,7 +87,6 @@ def _machine(result: dict[str, Any]) -> str:
 def bench(*results: BenchResult) -> str:
     """All backends of one detector, or of several, in a few columns."""
     from carafe_deploy.report.bench_tables import comparison_table
-    from carafe_deploy.types import ARCHITECTURES
 
     first = results[0]
     processor = first.environment.get("GPU", "none")
@@ -93,6 +94,34 @@ def bench(*results: BenchResult) -> str:
         processor = first.environment["processor"]
     title = "" if len(results) > 1 else f"{ARCHITECTURES[first.architecture]}, "
     return _markdown(comparison_table(results, f"{title}{processor}"))
+
+
+#: Kinds of layers, as the profilers name them, that are convolutions or matrix products.
+_PRODUCTS = {"Conv2d", "Linear", "aten::_convolution", "aten::linear", "Conv", "MatMul", "Gemm"}
+_OPERATORS = {
+    "CarafeEncoded": "CARAFE",
+    "MultilevelRoiAlign": "RoIAlign",
+    "BatchedNms": "NMS",
+}
+
+
+def shares(*results: BenchResult) -> str:
+    """How the time of a run, without pre- and postprocessing, divides among operators."""
+    heads = ["convolutions, linear layers", *_OPERATORS.values(), "rest"]
+    lines = [f"| share of a run | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for result in results:
+        title = ARCHITECTURES[result.architecture]
+        for subject in result.measured:
+            if subject.layers is None:
+                continue
+            times = dict.fromkeys(("products", *_OPERATORS, "rest"), 0.0)
+            for row in subject.layers.rows:
+                kind = "products" if row.kind in _PRODUCTS else "rest"
+                times[row.operator or kind] += row.milliseconds
+            total = sum(times.values())
+            cells = [f"{100 * time / total:.1f} %" for time in times.values()]
+            lines.append(f"| {title}, {subject.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def operators(result: OperatorsResult) -> str:
@@ -175,6 +204,7 @@ BLOCKS = (
     Block(("engines",), engines),
     Block(("bench_mask_r50",), bench, _read_result),
     Block(("bench_faster_r50",), bench, _read_result),
+    Block(("bench_mask_r50", "bench_faster_r50"), shares, _read_result),
     Block(("bench_faster_shapes", "bench_mask_shapes"), bench, _read_result),
     Block(("operators_cpu",), operators, _read_result),
 )
