@@ -32,6 +32,7 @@ from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
 from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
 from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._torch import resolve_device, torch_threads
 from carafe_deploy.tolerances import tolerance
 
@@ -113,6 +114,8 @@ def measure_operators(
     options.checked()
     device = resolve_device(options.device)
     busy = busy_machine(load_facts())  # before anything of ours runs
+    if device.type == "cpu":
+        keep_freed_memory()  # as the runners do
     with torch_threads(options.threads), torch.inference_mode():
         step("machine")
         clock = clock_of(device)
@@ -166,7 +169,7 @@ def _settings(options: OperatorOptions, clock: Clock, busy: str) -> dict[str, st
         "time": (
             "device events around a call, the host ahead"
             if on_gpu
-            else "wall clock of a call, which allocates its results"
+            else "wall clock of a call, which allocates its results; freed memory stays mapped"
         ),
         "caches": "flushed before every call" if on_gpu else "as the call before left them",
         "threads": str(torch.get_num_threads()),
