@@ -1,8 +1,8 @@
-"""Write the tables and pictures of README.md from benchmarks/results/.
+"""Write the tables and pictures of README.md and docs/ from benchmarks/results/.
 
     python benchmarks/readme_figures.py [--check]
 
-With --check nothing is written; the exit status is 1 if README.md or a picture is not what the
+With --check nothing is written; the exit status is 1 if a document or a picture is not what the
 results say. A picture tells inside itself which results it shows: their SHA-256.
 """
 
@@ -13,10 +13,12 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from _performance_tables import cpu_targets, designs
 
 from carafe_deploy.types import ARCHITECTURES
 
@@ -154,7 +156,7 @@ def _read_result(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Block:
-    """A table of README.md; a marker before and after it names its results.
+    """A table of a document; a marker before and after it names its results.
 
     Attributes:
         sources: names of the results.
@@ -208,6 +210,11 @@ BLOCKS = (
     Block(("bench_faster_shapes", "bench_mask_shapes"), bench, _read_result),
     Block(("operators_cpu",), operators, _read_result),
 )
+PERFORMANCE = (
+    Block(("operators_cpu", "bench_mask_r50"), cpu_targets, _read_result),
+    Block(("kernel_traffic", "kernel_static"), designs),
+)
+DOCUMENTS = {README: BLOCKS, DOCS / "performance.md": PERFORMANCE}
 PICTURES = (
     Picture("bench.png", ("bench_mask_r50", "bench_faster_r50"), _draw_bench),
     Picture("roofline.png", ("operators_cpu",), _draw_roofline),
@@ -216,31 +223,32 @@ PICTURES = (
 _SOURCES = "Sources"
 
 
-def rendered(text: str, results: Path = RESULTS) -> str:
-    """README's text with every block between its markers made anew.
+def rendered(text: str, results: Path = RESULTS, blocks: Sequence[Block] = BLOCKS) -> str:
+    """A document's text with every block between its markers made anew.
 
     A block has both results and markers, or neither.
 
     Args:
-        text: README's.
+        text: README's, or another's.
         results: folder of the results.
+        blocks: of the document.
 
     Raises:
         ValueError: one of them is missing, or a marker is of no block.
     """
-    known = {block.marker for block in BLOCKS}
+    known = {block.marker for block in blocks}
     for marker in re.findall(r"<!-- /?((?:\w+\.json ?)+) -->", text):
         if marker not in known:
-            raise ValueError(f"README.md has the marker {marker!r}, which is of no block")
-    for block in BLOCKS:
+            raise ValueError(f"there is the marker {marker!r}, which is of no block")
+    for block in blocks:
         begin, end = f"<!-- {block.marker} -->\n", f"<!-- /{block.marker} -->"
         marked = [begin in text, end in text]
         paths = _paths(block.sources, results)
         if not any(marked) and not any(path.exists() for path in paths):
             continue
         if not all(marked):
-            raise ValueError(f"README.md lacks the markers {begin.strip()} and {end}")
-        _require(paths, f"README.md has the marker {begin.strip()}")
+            raise ValueError(f"the markers {begin.strip()} and {end} are missing")
+        _require(paths, f"there is the marker {begin.strip()}")
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
         table = block.render(*(block.read(path) for path in paths))
@@ -297,17 +305,22 @@ def _sources_of(path: Path) -> str:
 
 
 def main() -> int:
-    current = README.read_text(encoding="utf-8")
     try:
-        wanted, stale = rendered(current), stale_pictures()
+        wanted = {
+            path: rendered(path.read_text(encoding="utf-8"), blocks=blocks)
+            for path, blocks in DOCUMENTS.items()
+        }
+        stale = stale_pictures()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    old = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
     if sys.argv[1:] == ["--check"]:
-        for name in ["README.md"] * (current != wanted) + [picture.name for picture in stale]:
+        for name in [*(path.name for path in old), *(picture.name for picture in stale)]:
             print(f"{name} is not what the results say", file=sys.stderr)
-        return int(current != wanted or bool(stale))
-    README.write_text(wanted, encoding="utf-8")
+        return int(bool(old or stale))
+    for path in old:
+        path.write_text(wanted[path], encoding="utf-8")
     for picture in stale:
         draw(picture)
     return 0
