@@ -15,6 +15,7 @@ import numpy as np
 
 from carafe_deploy.errors import InputShapeError
 from carafe_deploy.images import Image, load_image
+from carafe_deploy.masks import Paste, paste_masks
 from carafe_deploy.overlap import overlapped
 from carafe_deploy.postprocess import postprocess
 from carafe_deploy.preprocess import Batch, Preprocessor
@@ -58,6 +59,9 @@ class _Prepared(Generic[_Source]):
 class Pipeline:
     """Preprocess, run, postprocess.
 
+    Masks are pasted where a torch runner computes if that is a GPU, else on the host; see
+    :mod:`carafe_deploy.masks_torch`.
+
     :meth:`detect` does so batch by batch, :meth:`stream` and :meth:`detect_paths` at the same time
     for different batches.
 
@@ -79,6 +83,7 @@ class Pipeline:
             )
         self._runner = runner
         self._preprocess = Preprocessor(runner.info)
+        self._paste = _paster(runner)
         self._smallest = smallest
         self._batch_size = max(batch_size, smallest)
 
@@ -226,8 +231,22 @@ class Pipeline:
     def _postprocess(self, outputs: dict[str, Array], batch: Batch) -> list[Detections]:
         info = self._runner.info
         return postprocess(
-            outputs, batch, mask_threshold=info.mask_threshold, with_masks=info.has_masks
+            outputs,
+            batch,
+            mask_threshold=info.mask_threshold,
+            with_masks=info.has_masks,
+            paste=self._paste,
         )
+
+
+def _paster(runner: Runner) -> Paste:
+    """On the GPU where a torch runner has one; else on the host, which needs no torch."""
+    device = getattr(runner, "device", None)
+    if not runner.info.has_masks or device is None or device.type != "cuda":
+        return paste_masks
+    from carafe_deploy.masks_torch import TorchPaster
+
+    return TorchPaster(device)
 
 
 def _chunks(sources: Iterable[_Source], size: int) -> Iterator[list[_Source]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
-from carafe_deploy.masks import decode_mask
+from carafe_deploy.masks import decode_mask, paste_masks
+from carafe_deploy.parity.compatible import BoundedRunner
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
@@ -106,6 +108,39 @@ def test_masks_of_a_mask_rcnn():
     runner = FrameRunner(architecture="mask_rcnn")
     (found,) = Pipeline(runner).detect([np.zeros((30, 40, 3), np.uint8)])
     assert decode_mask(found.masks[0]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("device", "architecture", "on_gpu"),
+    [
+        ("cuda", "mask_rcnn", True),
+        ("cuda", "faster_rcnn", False),
+        ("cpu", "mask_rcnn", False),
+        (None, "mask_rcnn", False),
+    ],
+)
+def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, architecture, on_gpu):
+    """A torch.device is not needed to choose; the paster itself is tested on its own."""
+    pasted = []
+
+    class Paster:
+        def __init__(self, given):
+            self.device = given
+
+        def __call__(self, probabilities, boxes, size, threshold):
+            pasted.append(self.device)
+            return paste_masks(probabilities, boxes, size, threshold)
+
+    monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
+    runner = FrameRunner(architecture=architecture)
+    if device is not None:
+        runner.device = SimpleNamespace(type=device)
+    found = Pipeline(runner).detect(images(2))
+    assert pasted == ([runner.device] * 2 if on_gpu else [])
+    bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))
+    again = Pipeline(bounded).detect(images(2))
+    assert pasted == ([runner.device] * 4 if on_gpu else [])
+    assert [one.masks for one in again] == [one.masks for one in found]
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, [4]), (4, [4]), (6, [4, 4])])
