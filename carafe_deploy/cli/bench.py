@@ -105,7 +105,7 @@ def bench(
         typer.Option(
             "--layout",
             metavar="A,B",
-            help="Of checkpoints: nchw, channels-last; by default nchw.",
+            help="Of checkpoints: nchw, channels-last; by default channels-last.",
             show_default=False,
         ),
     ] = None,

@@ -21,6 +21,9 @@ from carafe_deploy.cli.common import (
     ConfigOption,
     DeviceOption,
     JsonOption,
+    LayoutOption,
+    Mode,
+    ModeOption,
     UsageError,
     examples,
     hint,
@@ -62,6 +65,8 @@ def detect(
     batch_size: BatchSizeOption = 1,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
+    mode: ModeOption = Mode.eager,
+    layout: LayoutOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Detect in images, draw what is found and write it as JSON.
@@ -76,7 +81,7 @@ def detect(
 
     paths = find_images(images)
     pictures = picture_names(paths, output)
-    with open_artefact(artefact, device, config) as runner:
+    with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size)
         unreadable: list[str] = []

@@ -102,6 +102,7 @@ class _Graphed:
                 self._forward(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # What other threads do (pasting masks, for one) is no part of it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = self._forward(*own)
         return graph, own, results

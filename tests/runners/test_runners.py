@@ -181,7 +181,7 @@ def test_providers_that_do_not_fit_are_refused(
         open_runner(files["onnxruntime"], device=device, provider=provider)
 
 
-@pytest.mark.parametrize("settings", [{"mode": "compile"}, {"channels_last": True}])
+@pytest.mark.parametrize("settings", [{"mode": "compile"}, {"channels_last": False}])
 def test_other_ways_to_run_pytorch_find_the_same(
     files: dict[str, Path], settings: dict[str, Any]
 ) -> None:
@@ -212,7 +212,7 @@ def test_a_closed_runner_says_so(files: dict[str, Path], backend: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [{}, {"mode": "cuda-graph"}, {"channels_last": True}])
+@pytest.mark.parametrize("settings", [{}, {"mode": "cuda-graph"}, {"channels_last": False}])
 def test_pytorch_on_a_gpu_is_timed_by_events(
     files: dict[str, Path], settings: dict[str, Any]
 ) -> None:
