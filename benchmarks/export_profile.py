@@ -3,9 +3,10 @@
     python benchmarks/export_profile.py [--before CHECKOUT] [--runs N]
 
 The dynamic export (batch 1 to 4, height and width 320 to 1344) runs in processes of its own. Phases
-are the functions in PHASES, timed without what other phases take inside them; a phase's peak memory
-is the most resident memory while it ran, weights and imports included (Linux tells, and lets it be
-reset). With --before, the export of another checkout takes turns with this one. The engine's build
+are the functions in PHASES, timed without what other phases take inside them, by the clock and in
+CPU time of all threads, which says more where others had the machine; a phase's peak memory is the
+most resident memory while it ran, weights and imports included (Linux tells, and lets it be reset).
+With --before, the export of another checkout takes turns with this one. The engine's build
 is measured likewise where TensorRT-RTX is installed; TensorRT reports its own phases.
 """
 
@@ -52,18 +53,22 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self._stack = [REST]
-        self._begun = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
         _reset_peak()
+        self._begun, self._cpu_begun = time.perf_counter(), time.process_time()
 
     def _close(self) -> None:
         """Book what has passed on the phase that is running."""
-        name, now = self._stack[-1], time.perf_counter()
+        name, now, cpu_now = self._stack[-1], time.perf_counter(), time.process_time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._begun
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + cpu_now - self._cpu_begun
         self.peaks[name] = max(self.peaks.get(name, 0.0), _peak_mb())
-        _reset_peak()
-        self._begun = time.perf_counter()
+        self._begin()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -98,9 +103,14 @@ class Phases:
         self._close()
         return {
             "seconds": sum(self.seconds.values()),
+            "cpu_seconds": sum(self.cpu_seconds.values()),
             "peak_memory_mb": max(self.peaks.values()),
             "phases": {
-                name: {"seconds": self.seconds[name], "peak_memory_mb": self.peaks[name]}
+                name: {
+                    "seconds": self.seconds[name],
+                    "cpu_seconds": self.cpu_seconds[name],
+                    "peak_memory_mb": self.peaks[name],
+                }
                 for name in (*PHASES, REST)
                 if name in self.seconds
             },
