@@ -16,6 +16,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -171,7 +172,7 @@ def build(model: Path) -> dict[str, Any]:
     times = [begun, *(mark for mark, _ in marks), end]
     names = ["read, check", *(name for _, name in marks)]
     seconds: dict[str, float] = {}
-    for name, first, second in zip(names, times, times[1:], strict=True):
+    for name, (first, second) in zip(names, itertools.pairwise(times), strict=True):
         seconds[name] = seconds.get(name, 0.0) + second - first
     return {"seconds": end - begun, "peak_memory_mb": _peak_mb(), "phases": seconds}
 
@@ -196,7 +197,8 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
     def median(values: list[Any]) -> Any:
         if isinstance(values[0], dict):
-            return {key: median([value[key] for value in values]) for key in values[0]}
+            keys = dict.fromkeys(key for value in values for key in value)
+            return {key: median([value.get(key, 0.0) for value in values]) for key in keys}
         return round(statistics.median(values), 3 if values[0] < 1000 else 1)
 
     result: dict[str, Any] = median(runs)

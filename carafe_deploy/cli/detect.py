@@ -273,5 +273,6 @@ COMMAND = Command(
         "carafe-deploy detect detector.onnx photo.jpg",
         "carafe-deploy detect detector.onnx photos/ 'more/**/*.png' -o out/photos",
         "carafe-deploy detect detector.ts photos/ --device cuda --batch-size 4 --json",
+        "carafe-deploy detect detector.engine photos/ --device cuda --mode cuda-graph",
     ),
 )
