@@ -36,7 +36,7 @@ def open_runner(
     config: str | os.PathLike[str] | None = None,
     options: ExportOptions | None = None,
     mode: str = "eager",
-    channels_last: bool = False,
+    channels_last: bool = True,
     provider: str | None = None,
     graphs: bool = False,
     threads: int | None = None,
@@ -51,7 +51,8 @@ def open_runner(
         config: for a checkpoint, the mmdetection config beside it.
         options: for a checkpoint, precision and test settings; the others have theirs inside.
         mode: for a checkpoint, ``"eager"``, ``"compile"`` or ``"cuda-graph"``.
-        channels_last: for a checkpoint, keep weights and images in that memory format.
+        channels_last: for a checkpoint, keep weights and feature maps in that memory format, which
+            convolutions compute in; False for NCHW.
         provider: for an ONNX file, one of :data:`carafe_deploy.runners.onnxruntime.PROVIDERS`.
         graphs: for an engine, capture CUDA graphs.
         threads: of one operator of an ONNX file on the CPU; None lets ONNX Runtime choose.
@@ -113,13 +114,12 @@ def _open_checkpoint(
     options = options or ExportOptions(anything.batch, anything.height, anything.width)
     detector, checkpoint = load_detector(path, config)
     info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
-    deployed = deployable(detector, options).to(target)
-    if channels_last:
-        deployed = deployed.to(memory_format=torch.channels_last)
+    deployed = deployable(detector, options, channels_last=channels_last).to(target)
     forward: torch.nn.Module = deployed
     stages: torch.nn.Module = StagedDetector(deployed)
     if options.uint8_input:
         forward, stages = (
-            ImageNormalization(module, info.preprocessing) for module in (forward, stages)
+            ImageNormalization(module, info.preprocessing, channels_last)
+            for module in (forward, stages)
         )
     return PyTorchRunner(info, target, forward, stages, mode=mode, channels_last=channels_last)

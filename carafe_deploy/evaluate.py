@@ -271,10 +271,11 @@ def evaluate_runner(
     detections: dict[int, Detections] = {}
     results: list[dict[str, Any]] = []
     found = Pipeline(runner, batch_size).detect_paths(paths, progress)
-    for image, (path, detected) in zip(images, found, strict=True):
-        _check_size(path, detected.image_size, image)
-        detections[image["id"]] = detected
-        results += to_results(image["id"], detected, ids)
+    with contextlib.closing(found):
+        for image, (path, detected) in zip(images, found, strict=True):
+            _check_size(path, detected.image_size, image)
+            detections[image["id"]] = detected
+            results += to_results(image["id"], detected, ids)
     result = evaluate_results(
         results,
         annotations,

@@ -7,6 +7,7 @@ for each row of cells give every run, however large the box is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ import numpy.typing as npt
 
 from carafe_deploy.errors import BackendUnavailableError
 
-__all__ = ["decode_mask", "paste_masks"]
+__all__ = ["Paste", "decode_mask", "encode_runs", "paste_masks", "run_lengths"]
 
 _F = np.float32
+
+#: Probabilities, boxes, size, threshold to encodings; see :func:`paste_masks`.
+Paste = Callable[
+    [npt.NDArray[np.float32], npt.NDArray[np.float32], tuple[int, int], float],
+    tuple[dict[str, Any], ...],
+]
 
 
 def paste_masks(
@@ -44,18 +51,32 @@ def paste_masks(
     Raises:
         BackendUnavailableError: pycocotools is not installed.
     """
-    coco_mask = _coco_mask()
+    return encode_runs(
+        [
+            _run_lengths(probability, box, size, threshold)
+            for probability, box in zip(probabilities, boxes.astype(_F, copy=False), strict=True)
+        ],
+        size,
+    )
+
+
+def encode_runs(
+    runs: Sequence[npt.NDArray[np.int64]], size: tuple[int, int]
+) -> tuple[dict[str, Any], ...]:
+    """COCO run-length encodings from lengths of runs.
+
+    Args:
+        runs: one array a mask, as :func:`run_lengths` makes them.
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        BackendUnavailableError: pycocotools is not installed.
+    """
+    encode = _coco_mask().frPyObjects
     height, width = size
     return tuple(
-        coco_mask.frPyObjects(
-            {
-                "size": [height, width],
-                "counts": _run_lengths(probability, box, size, threshold).tolist(),
-            },
-            height,
-            width,
-        )
-        for probability, box in zip(probabilities, boxes.astype(_F, copy=False), strict=True)
+        encode({"size": [height, width], "counts": lengths.tolist()}, height, width)
+        for lengths in runs
     )
 
 
@@ -97,12 +118,25 @@ def _run_lengths(
     frame[1:-1, 1:-1] = probability
     columns = _lerp(frame[:, cell_x], frame[:, cell_x + 1], fraction_x)  # [S + 2, W']
     column, row = _changes(columns, cell_y, fraction_y, _F(threshold))
-    positions = (column + left) * height + row + top
+    return run_lengths((column + left) * height + row + top, size)
+
+
+def run_lengths(positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """COCO's counts from where runs of mask pixels begin and end.
+
+    Args:
+        positions: pixel numbers, column by column, beginnings and ends in turn; a run ends with
+            its column.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        Lengths of alternating runs of zeros and ones, zeros first.
+    """
     # A run that reaches the bottom goes on at the top of the next column.
     seams = np.flatnonzero(positions[1:-1:2] == positions[2::2])
     if seams.size:
         positions = np.delete(positions, np.concatenate((2 * seams + 1, 2 * seams + 2)))
-    lengths = np.diff(positions, prepend=0, append=height * width)
+    lengths = np.diff(positions, prepend=0, append=size[0] * size[1])
     # pycocotools writes a run of length zero at the beginning only.
     return lengths if lengths[-1] else lengths[:-1]
 
@@ -122,8 +156,8 @@ def _sample_positions(
     # No probability is above one, and half a cell beyond the box it has fallen to at most 0.5:
     # pixels further out than the threshold allows are left away, but for one that covers rounding.
     reach = (0.5 - threshold) * float(extent) / cells
-    first = max(0, int(np.floor(low - reach)) - 1)
-    last = min(edge, int(np.ceil(high + reach)) + 1)
+    first = max(0, int(np.floor(float(low) - reach)) - 1)
+    last = min(edge, int(np.ceil(float(high) + reach)) + 1)
     centres = np.arange(first, max(first, last), dtype=_F) + _F(0.5)
     # The order of operations is grid_sample's, so that positions round alike.
     grid = (centres - low) / extent * _F(2) - _F(1)

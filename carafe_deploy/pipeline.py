@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from carafe_deploy.errors import InputShapeError
 from carafe_deploy.images import Image, load_image
+from carafe_deploy.masks import Paste, paste_masks
+from carafe_deploy.overlap import overlapped
 from carafe_deploy.postprocess import postprocess
 from carafe_deploy.preprocess import Batch, Preprocessor
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
 
 __all__ = ["Pipeline", "PipelineTimes", "Progress"]
+
+_Source = TypeVar("_Source")
+_Result = TypeVar("_Result")
 
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
@@ -40,8 +48,22 @@ class PipelineTimes:
     postprocess: float
 
 
+@dataclass(frozen=True)
+class _Prepared(Generic[_Source]):
+    """One batch before its run; ``batch`` is None where nothing could be loaded."""
+
+    loaded: list[tuple[_Source, Image]]
+    batch: Batch | None
+
+
 class Pipeline:
     """Preprocess, run, postprocess.
+
+    Masks are pasted where a torch runner computes if that is a GPU, else on the host; see
+    :mod:`carafe_deploy.masks_torch`.
+
+    :meth:`detect` does so batch by batch, :meth:`stream` and :meth:`detect_paths` at the same time
+    for different batches.
 
     Args:
         runner: stays the caller's to close.
@@ -61,6 +83,7 @@ class Pipeline:
             )
         self._runner = runner
         self._preprocess = Preprocessor(runner.info)
+        self._paste = _paster(runner)
         self._smallest = smallest
         self._batch_size = max(batch_size, smallest)
 
@@ -84,20 +107,94 @@ class Pipeline:
         ]
 
     def detect_paths(
-        self, paths: Sequence[str | os.PathLike[str]], progress: Progress | None = None
-    ) -> Iterator[tuple[Path, Detections]]:
-        """Detect in image files, holding no more than one batch of images at a time.
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        progress: Progress | None = None,
+        *,
+        overlap: bool = True,
+    ) -> Generator[tuple[Path, Detections], None, None]:
+        """Detect in image files; see :meth:`stream` for memory, threads and leaving early.
+
+        Args:
+            paths: of image files.
+            progress: called in the caller's thread.
+            overlap: see :meth:`stream`.
 
         Raises:
             ImageError: a file cannot be read; detections of earlier batches are out by then.
         """
-        for start in range(0, len(paths), self._batch_size):
-            chunk = [Path(path) for path in paths[start : start + self._batch_size]]
-            found = self._detect_batch([load_image(path) for path in chunk])
-            for done, item in enumerate(zip(chunk, found, strict=True), start + 1):
+        results = self.stream(
+            map(Path, paths), load_image, lambda path, _, found: (path, found), overlap=overlap
+        )
+        with contextlib.closing(results):
+            for done, result in enumerate(results, 1):
                 if progress is not None:
                     progress(done, len(paths))
-                yield item
+                yield result
+
+    def stream(
+        self,
+        sources: Iterable[_Source],
+        load: Callable[[_Source], Image | None],
+        finish: Callable[[_Source, Image, Detections], _Result],
+        *,
+        overlap: bool = True,
+    ) -> Generator[_Result, None, None]:
+        """Detect in what comes, as fast as the slowest of three stages is.
+
+        While one batch runs, the next ones are loaded and preprocessed in a second thread, and
+        those before are postprocessed and finished in a third. The runner is used in the thread
+        that takes the results, and no more than five batches are held; see
+        :func:`carafe_deploy.overlap.overlapped`. Detections are those of :meth:`detect`.
+
+        Args:
+            sources: of images, in order; taken as there is room.
+            load: [H, W, 3] uint8 BGR from a source; None leaves it out. Called in one other thread.
+            finish: makes the result of a source, its image and what was found in it. Called in one
+                other thread.
+            overlap: False does one thing after the other in the caller's thread.
+
+        Yields:
+            What ``finish`` returned, in the order of the sources.
+
+        Raises:
+            InputShapeError: see :meth:`detect`.
+            ArtefactError: see :meth:`detect`.
+            Exception: whatever ``load`` and ``finish`` raise. In either case results of earlier
+                batches are out by then.
+        """
+
+        def prepare(chunk: Sequence[_Source]) -> _Prepared[_Source]:
+            loaded = [(source, load(source)) for source in chunk]
+            kept = [(source, image) for source, image in loaded if image is not None]
+            batch = self._preprocess([image for _, image in kept]) if kept else None
+            return _Prepared(kept, batch)
+
+        def run(prepared: _Prepared[_Source]) -> tuple[_Prepared[_Source], dict[str, Array]]:
+            if prepared.batch is None:
+                return prepared, {}
+            return prepared, self._runner.run(self._inputs(prepared.batch))
+
+        def end(ran: tuple[_Prepared[_Source], dict[str, Array]]) -> list[_Result]:
+            prepared, outputs = ran
+            if prepared.batch is None:
+                return []
+            found = self._postprocess(outputs, prepared.batch)
+            return [
+                finish(source, image, detections)
+                for (source, image), detections in zip(prepared.loaded, found, strict=True)
+            ]
+
+        chunks = _chunks(sources, self._batch_size)
+        results = (
+            overlapped(chunks, prepare, run, end)
+            if overlap
+            else (end(run(prepare(chunk))) for chunk in chunks)
+        )
+        # Closed with this one: a generator that is merely dropped may live on in a traceback.
+        with contextlib.closing(results):
+            for batch in results:
+                yield from batch
 
     def detect_timed(self, images: Sequence[Image]) -> tuple[list[Detections], PipelineTimes]:
         """Detect in one batch, and tell how long its parts took.
@@ -134,8 +231,28 @@ class Pipeline:
     def _postprocess(self, outputs: dict[str, Array], batch: Batch) -> list[Detections]:
         info = self._runner.info
         return postprocess(
-            outputs, batch, mask_threshold=info.mask_threshold, with_masks=info.has_masks
+            outputs,
+            batch,
+            mask_threshold=info.mask_threshold,
+            with_masks=info.has_masks,
+            paste=self._paste,
         )
+
+
+def _paster(runner: Runner) -> Paste:
+    """On the GPU where a torch runner has one; else on the host, which needs no torch."""
+    device = getattr(runner, "device", None)
+    if not runner.info.has_masks or device is None or device.type != "cuda":
+        return paste_masks
+    from carafe_deploy.masks_torch import TorchPaster
+
+    return TorchPaster(device)
+
+
+def _chunks(sources: Iterable[_Source], size: int) -> Iterator[list[_Source]]:
+    remaining = iter(sources)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield chunk
 
 
 def _filled(inputs: dict[str, Array], missing: int) -> dict[str, Array]:

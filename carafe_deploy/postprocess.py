@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from carafe_deploy.errors import ArtefactError
-from carafe_deploy.masks import paste_masks
+from carafe_deploy.masks import Paste, paste_masks
 from carafe_deploy.preprocess import Batch
 from carafe_deploy.runners.base import Array
 from carafe_deploy.types import Detections
@@ -21,6 +21,7 @@ def postprocess(
     *,
     mask_threshold: float = 0.5,
     with_masks: bool = False,
+    paste: Paste = paste_masks,
 ) -> list[Detections]:
     """Scale boxes back and paste masks, as mmdetection 3.3 does with ``rescale=True``.
 
@@ -32,6 +33,7 @@ def postprocess(
         batch: what the runner was given.
         mask_threshold: pixels with at least this probability belong to an instance.
         with_masks: paste ``det_masks``; needs pycocotools.
+        paste: what pastes them, :func:`carafe_deploy.masks.paste_masks` or its like.
 
     Returns:
         One :class:`Detections` an image of the batch.
@@ -53,13 +55,17 @@ def postprocess(
                 "export the artefact again"
             )
     return [
-        _detections_of(row, outputs, batch, mask_threshold if with_masks else None)
+        _detections_of(row, outputs, batch, mask_threshold if with_masks else None, paste)
         for row in range(len(batch))
     ]
 
 
 def _detections_of(
-    row: int, outputs: Mapping[str, Array], batch: Batch, mask_threshold: float | None
+    row: int,
+    outputs: Mapping[str, Array],
+    batch: Batch,
+    mask_threshold: float | None,
+    paste: Paste,
 ) -> Detections:
     count = int(outputs["num_dets"][row].item())
     boxes = outputs["det_boxes"][row, :count].astype(np.float32)
@@ -73,7 +79,7 @@ def _detections_of(
     size = batch.original_sizes[row]
     masks = None
     if mask_threshold is not None:
-        masks = paste_masks(outputs["det_masks"][row, :count], boxes, size, mask_threshold)
+        masks = paste(outputs["det_masks"][row, :count], boxes, size, mask_threshold)
     return Detections(
         boxes=boxes,
         scores=scores,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from carafe_deploy.errors import ImageError, InputShapeError
+from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
-from carafe_deploy.masks import decode_mask
+from carafe_deploy.masks import decode_mask, paste_masks
+from carafe_deploy.parity.compatible import BoundedRunner
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
@@ -105,6 +110,39 @@ def test_masks_of_a_mask_rcnn():
     assert decode_mask(found.masks[0]).mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("device", "architecture", "on_gpu"),
+    [
+        ("cuda", "mask_rcnn", True),
+        ("cuda", "faster_rcnn", False),
+        ("cpu", "mask_rcnn", False),
+        (None, "mask_rcnn", False),
+    ],
+)
+def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, architecture, on_gpu):
+    """A torch.device is not needed to choose; the paster itself is tested on its own."""
+    pasted = []
+
+    class Paster:
+        def __init__(self, given):
+            self.device = given
+
+        def __call__(self, probabilities, boxes, size, threshold):
+            pasted.append(self.device)
+            return paste_masks(probabilities, boxes, size, threshold)
+
+    monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
+    runner = FrameRunner(architecture=architecture)
+    if device is not None:
+        runner.device = SimpleNamespace(type=device)
+    found = Pipeline(runner).detect(images(2))
+    assert pasted == ([runner.device] * 2 if on_gpu else [])
+    bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))
+    again = Pipeline(bounded).detect(images(2))
+    assert pasted == ([runner.device] * 4 if on_gpu else [])
+    assert [one.masks for one in again] == [one.masks for one in found]
+
+
 @pytest.mark.parametrize(("count", "batches"), [(1, [4]), (4, [4]), (6, [4, 4])])
 def test_static_batch_is_filled_up(count, batches):
     runner = FrameRunner(batch=(4, 4))
@@ -120,19 +158,98 @@ def test_batch_size_that_the_artefact_refuses(batch_size):
         Pipeline(FrameRunner(), batch_size)
 
 
-def test_paths_are_read_batch_by_batch(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
-    for path, image in zip(paths, images(3), strict=True):
+def saved(folder: Path, count: int) -> list[Path]:
+    """Paths of the images of :func:`images`."""
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for path, image in zip(paths, images(count), strict=True):
         save_image(path, image)
+    return paths
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_paths_in_order(tmp_path, overlap):
+    paths = saved(tmp_path, 5)
     runner = FrameRunner()
     calls: list[tuple[int, int]] = []
-    found = Pipeline(runner, 2).detect_paths(paths, lambda *call: calls.append(call))
+    found = Pipeline(runner, 2).detect_paths(
+        paths, lambda *call: calls.append(call), overlap=overlap
+    )
     assert runner.batches == []
-    first, _ = next(found)
-    assert first == paths[0]
+    results = list(found)
+    assert [path for path, _ in results] == paths
+    assert indices(item for _, item in results) == list(range(5))
+    assert runner.batches == [2, 2, 1]
+    assert calls == [(done, 5) for done in range(1, 6)]
+
+
+def test_one_after_the_other_reads_no_further_than_asked(tmp_path):
+    runner = FrameRunner()
+    found = Pipeline(runner, 2).detect_paths(saved(tmp_path, 5), overlap=False)
+    next(found)
     assert runner.batches == [2]
-    assert indices(item for _, item in found) == [1, 2]
-    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_stream_finds_what_detect_finds():
+    expected = Pipeline(FrameRunner(architecture="mask_rcnn"), 3).detect(images(8))
+    pipeline = Pipeline(FrameRunner(architecture="mask_rcnn"), 3)
+    found = list(pipeline.stream(images(8), lambda image: image, lambda *result: result))
+    for image, (source, loaded, one), other in zip(images(8), found, expected, strict=True):
+        assert source is loaded
+        np.testing.assert_array_equal(source, image)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)
+        assert one.masks == other.masks
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_stream_leaves_out_what_does_not_load(batch_size):
+    runner = FrameRunner()
+    found = Pipeline(runner, batch_size).stream(
+        range(7),
+        lambda i: None if i in (0, 2, 3, 6) else images(7)[i],
+        lambda i, _, detections: (i, round(float(detections.scores[0]) * 255)),
+    )
+    assert list(found) == [(1, 1), (4, 4), (5, 5)]
+    assert sum(runner.batches) == 3
+
+
+def test_the_runner_stays_in_the_callers_thread_and_the_rest_leaves_it():
+    here = threading.get_ident()
+    threads: dict[str, set[int]] = {"load": set(), "run": set(), "finish": set()}
+
+    class Noting(FrameRunner):
+        def run(self, inputs):
+            threads["run"].add(threading.get_ident())
+            return super().run(inputs)
+
+    def load(image):
+        threads["load"].add(threading.get_ident())
+        return image
+
+    list(
+        Pipeline(Noting()).stream(
+            images(6), load, lambda *_: threads["finish"].add(threading.get_ident())
+        )
+    )
+    assert threads["run"] == {here}
+    assert len(threads["load"]) == len(threads["finish"]) == 1
+    assert len({here} | threads["load"] | threads["finish"]) == 3
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_runner_that_fails_does_not_cost_earlier_results(overlap):
+    class Failing(FrameRunner):
+        def run(self, inputs):
+            if len(self.batches) == 3:
+                raise EngineError("the GPU fell off the bus")
+            return super().run(inputs)
+
+    found = Pipeline(Failing()).stream(
+        images(6), lambda image: image, lambda _, __, one: one, overlap=overlap
+    )
+    assert indices(next(found) for _ in range(3)) == [0, 1, 2]
+    with pytest.raises(EngineError, match="fell off"):
+        next(found)
 
 
 def test_unreadable_image_is_named(tmp_path):

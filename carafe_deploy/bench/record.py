@@ -82,22 +82,36 @@ class Samples:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Runs with one batch size: copies and compute, without pre- and postprocessing.
+    """Runs with one batch size: alone, and as one stage of three that overlap.
 
     Attributes:
         batch: images a run.
-        samples_ms: of each run; empty if ``reason`` says why.
+        samples_ms: of each run, copies and compute, without pre- and postprocessing; empty if
+            ``reason`` says why.
         reason: why this batch size was not measured.
+        pipelined_ms: a batch, from decoded images to detections with encoded masks: each the time
+            of a stream of batches (see :meth:`carafe_deploy.pipeline.Pipeline.stream`) over their
+            number, the first one's preprocessing and the last one's postprocessing included. Empty
+            in results of earlier versions.
     """
 
     batch: int
     samples_ms: tuple[float, ...] = ()
     reason: str = ""
+    pipelined_ms: tuple[float, ...] = ()
 
     @property
     def images_per_second(self) -> float | None:
-        """At the median run; None if not measured."""
-        return 1e3 * self.batch / summary(self.samples_ms).median if self.samples_ms else None
+        """Of the runs alone, at the median; None if not measured."""
+        return self._rate(self.samples_ms)
+
+    @property
+    def pipelined_images_per_second(self) -> float | None:
+        """From decoded images to detections, at the median stream; None if not measured."""
+        return self._rate(self.pipelined_ms)
+
+    def _rate(self, samples_ms: tuple[float, ...]) -> float | None:
+        return 1e3 * self.batch / summary(samples_ms).median if samples_ms else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import itertools
 import random
 import statistics
 import sys
@@ -48,6 +49,9 @@ SETTLED = 0.1
 PAUSE = 0.02
 #: Turns with a batch size: a quarter of the rounds, but so many at least.
 LEAST_TURNS = 3
+#: Batches of a stream whose throughput is measured: as many as fill so many seconds, within limits.
+STREAM = 1.0
+FEWEST_BATCHES, MOST_BATCHES = 4, 64
 #: Longer edge in pixels and quality of the images that are kept to show.
 SHOWN_EDGE, SHOWN_QUALITY = 1000, 85
 
@@ -183,6 +187,7 @@ class _Turns:
         self.rounds: list[int] = []
         self.times: list[PipelineTimes] = []
         self.batches: dict[int, list[float]] = {}
+        self.streams: dict[int, list[float]] = {}
         self.refused: dict[int, str] = {}
         self.found: list[Detections] = []
 
@@ -205,7 +210,10 @@ class _Turns:
         )
 
     def throughput(self) -> tuple[Throughput, ...]:
-        measured = [Throughput(batch, tuple(times)) for batch, times in self.batches.items()]
+        measured = [
+            Throughput(batch, tuple(times), pipelined_ms=tuple(self.streams.get(batch, ())))
+            for batch, times in self.batches.items()
+        ]
         refused = [Throughput(batch, reason=reason) for batch, reason in self.refused.items()]
         return tuple(sorted((*measured, *refused), key=lambda entry: entry.batch))
 
@@ -339,7 +347,20 @@ class _Bench:
             turn.runner.run(inputs)
         begun = time.perf_counter()
         turn.runner.run(inputs)
-        turn.batches.setdefault(batch, []).append((time.perf_counter() - begun) * 1e3)
+        seconds = time.perf_counter() - begun
+        turn.batches.setdefault(batch, []).append(seconds * 1e3)
+        count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
+        self._run_stream(turn, batch, count)
+
+    def _run_stream(self, turn: _Turns, batch: int, count: int) -> None:
+        """Time `count` batches from decoded images to detections, the stages overlapping."""
+        images = itertools.islice(itertools.cycle(self._pictures), batch * count)
+        pipeline = Pipeline(turn.runner, batch)
+        begun = time.perf_counter()
+        found = sum(1 for _ in pipeline.stream(images, _given, _detections))
+        seconds = time.perf_counter() - begun
+        assert found == batch * count
+        turn.streams.setdefault(batch, []).append(seconds * 1e3 / count)
 
     # --- everything else -------------------------------------------------------------------------
 
@@ -415,7 +436,9 @@ class _Bench:
             "outliers": "kept",
             "latency": "from a decoded image to detections with encoded masks",
             "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, without "
-            "pre- and postprocessing",
+            "pre- and postprocessing; after each one overlapped: a stream of at least "
+            f"{FEWEST_BATCHES} batches from decoded images to detections with encoded masks, "
+            "preprocessing, run and postprocessing at work on different batches",
             "threads": threads,
             "seed": str(options.seed),
         }
@@ -435,6 +458,14 @@ class _Bench:
                 if turn.found
             },
         )
+
+
+def _given(image: Image) -> Image:
+    return image
+
+
+def _detections(source: Image, image: Image, found: Detections) -> Detections:
+    return found
 
 
 def _jpeg(image: Image) -> str:

@@ -37,7 +37,7 @@ class Variants:
     Attributes:
         precisions: of checkpoints; by default those of the exported artefacts, else fp32.
         modes: of checkpoints and engines; by default eager, on a GPU CUDA graphs as well.
-        layouts: of checkpoints; by default nchw.
+        layouts: of checkpoints; by default channels-last, as everywhere.
         providers: of ONNX files; by default all that belong to the device.
     """
 
@@ -188,7 +188,7 @@ def expand(
                     channels_last=layout == "channels-last",
                 )
                 for precision, mode, layout in itertools.product(
-                    variants.precisions or ("",), modes, variants.layouts or ("nchw",)
+                    variants.precisions or ("",), modes, variants.layouts or ("channels-last",)
                 )
             ]
         elif plain.kind == "onnxruntime":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +36,11 @@ __all__ = [
     "DeviceOption",
     "ImageDirOption",
     "JsonOption",
+    "Layout",
+    "LayoutOption",
     "LimitOption",
+    "Mode",
+    "ModeOption",
     "Steps",
     "UsageError",
     "artefact_path",
@@ -56,6 +61,22 @@ __all__ = [
 _SAMPLES = 8
 #: Columns of a table in a pipe or log file.
 _LOG_WIDTH = 120
+
+
+class Layout(str, Enum):
+    """Memory format of weights and feature maps."""
+
+    channels_last = "channels-last"
+    nchw = "nchw"
+
+
+class Mode(str, Enum):
+    """How a checkpoint or an engine is run."""
+
+    eager = "eager"
+    compile = "compile"
+    cuda_graph = "cuda-graph"
+
 
 ArtefactArgument = Annotated[
     str,
@@ -89,6 +110,22 @@ ImageDirOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images a run.")]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Of a checkpoint's weights and feature maps: channels-last (default), or nchw.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        help="Of a checkpoint or engine: eager, compile (checkpoints), or cuda-graph, which "
+        "captures the whole detector once for each input size (GPU).",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON only; everything else goes to stderr.")
 ]
@@ -250,19 +287,40 @@ def artefact_path(name: str) -> Path:
     return zoo.fetch(name, progress=sys.stderr.isatty())
 
 
-def open_artefact(name: str, device: str, config: Path | None) -> Runner:
+def open_artefact(
+    name: str,
+    device: str,
+    config: Path | None,
+    *,
+    mode: Mode = Mode.eager,
+    layout: Layout | None = None,
+) -> Runner:
     """Open a file or published model.
 
     Raises:
-        UsageError: a config was given for something that has its own.
+        UsageError: a config, mode or layout was given for something that has its own, or none.
         CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
     """
     from carafe_deploy.artefacts import SUFFIXES, open_runner
 
     path = artefact_path(name)
-    if config is not None and SUFFIXES.get(path.suffix.lower()) != "pytorch":
-        raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {name}: drop it")
-    return open_runner(path, device=device, config=config)
+    kind = SUFFIXES.get(path.suffix.lower(), "pytorch")
+    for option, given in (("--config", config), ("--layout", layout and layout.value)):
+        if given is not None and kind != "pytorch":
+            raise UsageError(
+                f"{option} {given} belongs to a .pth checkpoint, not to {name}: drop it"
+            )
+    fitting = {"pytorch": tuple(Mode), "tensorrt": (Mode.eager, Mode.cuda_graph)}
+    if mode not in fitting.get(kind, (Mode.eager,)):
+        raise UsageError(f"--mode {mode.value} does not fit {name}: drop it")
+    return open_runner(
+        path,
+        device=device,
+        config=config,
+        mode=mode.value if kind == "pytorch" else "eager",
+        channels_last=layout is not Layout.nchw,
+        graphs=kind == "tensorrt" and mode is Mode.cuda_graph,
+    )
 
 
 def default_images(

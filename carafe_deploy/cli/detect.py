@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,9 @@ from carafe_deploy.cli.common import (
     ConfigOption,
     DeviceOption,
     JsonOption,
+    LayoutOption,
+    Mode,
+    ModeOption,
     UsageError,
     examples,
     hint,
@@ -34,7 +38,7 @@ from carafe_deploy.cli.common import (
 from carafe_deploy.errors import ImageError
 
 if TYPE_CHECKING:
-    from carafe_deploy.pipeline import Pipeline
+    from carafe_deploy.images import Image
     from carafe_deploy.types import Detections, ModelInfo
 
 __all__ = ["COMMAND", "detect", "picture_names"]
@@ -61,6 +65,8 @@ def detect(
     batch_size: BatchSizeOption = 1,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
+    mode: ModeOption = Mode.eager,
+    layout: LayoutOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Detect in images, draw what is found and write it as JSON.
@@ -75,14 +81,23 @@ def detect(
 
     paths = find_images(images)
     pictures = picture_names(paths, output)
-    with open_artefact(artefact, device, config) as runner:
+    with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size)
         unreadable: list[str] = []
         with image_progress("detect") as progress:
-            for path, image, found in _detect(pipeline, paths, batch_size, progress, unreadable):
-                _draw(pictures[path], image, found, runner.info, score_threshold)
-                document.add(path, pictures[path], found)
+            drawn = pipeline.stream(
+                paths,
+                _readable(unreadable),
+                lambda path, image, found: (
+                    path,
+                    _draw(pictures[path], image, found, runner.info, score_threshold),
+                ),
+            )
+            with contextlib.closing(drawn):
+                for path, found in drawn:
+                    document.add(path, pictures[path], found)
+                    progress(len(document.rows) + len(unreadable), len(paths))
     if len(unreadable) == len(paths):
         raise ImageError(
             unreadable[0]
@@ -127,37 +142,29 @@ def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return names
 
 
-def _detect(
-    pipeline: Pipeline,
-    paths: Sequence[Path],
-    batch_size: int,
-    progress: Callable[[int, int], None],
-    unreadable: list[str],
-) -> Iterator[tuple[Path, Any, Detections]]:
-    """Path, image and detections of what can be read; messages on the rest go to `unreadable`."""
+def _readable(unreadable: list[str]) -> Callable[[Path], Image | None]:
+    """Loads an image, or appends what is wrong with it to `unreadable`."""
     from carafe_deploy.images import load_image
 
-    for start in range(0, len(paths), batch_size):
-        progress(start, len(paths))
-        loaded = []
-        for path in paths[start : start + batch_size]:
-            try:
-                loaded.append((path, load_image(path)))
-            except ImageError as error:
-                unreadable.append(str(error))
-        found = pipeline.detect([image for _, image in loaded])
-        for (path, image), detections in zip(loaded, found, strict=True):
-            yield path, image, detections
+    def load(path: Path) -> Image | None:
+        try:
+            return load_image(path)
+        except ImageError as error:
+            unreadable.append(str(error))
+            return None
+
+    return load
 
 
 def _draw(
-    target: Path, image: Any, found: Detections, info: ModelInfo, score_threshold: float
-) -> None:
+    target: Path, image: Image, found: Detections, info: ModelInfo, score_threshold: float
+) -> Detections:
+    """Write the picture; hands the detections on."""
     from carafe_deploy.images import save_image
     from carafe_deploy.visualize import draw_detections
 
-    drawn = draw_detections(image, found, info.classes, score_threshold=score_threshold)
-    save_image(target, drawn)
+    save_image(target, draw_detections(image, found, info.classes, score_threshold=score_threshold))
+    return found
 
 
 class _Document:
@@ -266,5 +273,6 @@ COMMAND = Command(
         "carafe-deploy detect detector.onnx photo.jpg",
         "carafe-deploy detect detector.onnx photos/ 'more/**/*.png' -o out/photos",
         "carafe-deploy detect detector.ts photos/ --device cuda --batch-size 4 --json",
+        "carafe-deploy detect detector.engine photos/ --device cuda --mode cuda-graph",
     ),
 )

@@ -17,6 +17,9 @@ from carafe_deploy.cli.common import (
     ConfigOption,
     DeviceOption,
     JsonOption,
+    LayoutOption,
+    Mode,
+    ModeOption,
     examples,
     hint,
     image_progress,
@@ -59,6 +62,8 @@ def evaluate(
     batch_size: BatchSizeOption = 1,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
+    mode: ModeOption = Mode.eager,
+    layout: LayoutOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Score an artefact: COCO's twelve numbers for boxes and masks.
@@ -70,7 +75,8 @@ def evaluate(
     from carafe_deploy.evaluate import evaluate_runner
     from carafe_deploy.files import atomic_write_text
 
-    with open_artefact(artefact, device, config) as runner, image_progress("eval") as progress:
+    opened = open_artefact(artefact, device, config, mode=mode, layout=layout)
+    with opened as runner, image_progress("eval") as progress:
         result, found = evaluate_runner(
             runner, annotations, images, limit=limit, batch_size=batch_size, progress=progress
         )

@@ -15,6 +15,7 @@ from carafe_deploy.cli.common import (
     Command,
     ConfigOption,
     JsonOption,
+    Layout,
     Steps,
     UsageError,
     artefact_path,
@@ -94,6 +95,15 @@ ExporterOption = Annotated[
         show_default=False,
     ),
 ]
+WeightsLayoutOption = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="Of TorchScript's weights and feature maps: channels-last (default), or nchw. "
+        "Inputs are the same either way.",
+        show_default=False,
+    ),
+]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
@@ -164,6 +174,7 @@ def export(
     config: ConfigOption = None,
     file_format: FileFormatOption = None,
     exporter: ExporterOption = None,
+    layout: WeightsLayoutOption = None,
     precision: PrecisionOption = Precision.fp32,
     size: SizeOption = None,
     min_size: MinSizeOption = None,
@@ -179,6 +190,11 @@ def export(
     target_format = _choose_format(file_format, output)
     if exporter is not None and target_format is not Format.onnx:
         raise UsageError("--exporter chooses between ONNX exporters: drop it or use --format onnx")
+    if layout is not None and target_format is Format.onnx:
+        raise UsageError(
+            f"--layout {layout.value} is of TorchScript, ONNX is NCHW: drop it or use "
+            "--format torchscript"
+        )
     bounds = Bounds.parse(size, min_size, max_size, batch)
     with Steps() as steps:
         path = artefact_path(checkpoint)
@@ -203,7 +219,8 @@ def export(
         target = _target(output, name, target_format)
         begun = time.perf_counter()
         chosen = (exporter or Exporter.dynamo) if target_format is Format.onnx else None
-        info = _write(detector, loaded, target, options, name, chosen, steps)
+        channels_last = layout is not Layout.nchw
+        info = _write(detector, loaded, target, options, name, chosen, channels_last, steps)
         seconds = time.perf_counter() - begun
     result = _result(target, target_format, chosen, info, seconds, loaded.notes)
     if json_output:
@@ -240,13 +257,20 @@ def _write(
     options: ExportOptions,
     name: str,
     exporter: Exporter | None,
+    channels_last: bool,
     steps: Steps,
 ) -> ModelInfo:
     if exporter is None:
         from carafe_deploy.graph.torchscript_export import export_torchscript
 
         return export_torchscript(
-            detector, target, options, name=name, source=loaded.source, progress=steps
+            detector,
+            target,
+            options,
+            name=name,
+            source=loaded.source,
+            channels_last=channels_last,
+            progress=steps,
         )
     steps("load exporter")
     from carafe_deploy.graph.onnx_export import export_onnx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import math
 import os
 import re
 import tempfile
@@ -107,7 +108,7 @@ def export_onnx(
         progress("attach function bodies and metadata")
         _finish(model, info)
         progress("check")
-        model = _checked(model)
+        _check(model)
         progress("write")
         onnx.save(model, temporary)
     return info
@@ -145,7 +146,7 @@ def export_operator_network(
         model = translate(module, arguments, opset, **settings)
     _clean(model)
     attach_function_bodies(model)
-    model = _checked(model)
+    _check(model)
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)
     return model
@@ -333,15 +334,69 @@ def _name_dimensions(model: onnx.ModelProto, finest: onnx.ValueInfoProto) -> Non
                 )
 
 
-def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every intermediate's type and shape inferred, after ONNX's full check."""
+def _check(model: onnx.ModelProto) -> None:
+    """ONNX's full check; every intermediate's inferred type and shape is written into the model.
+
+    Both go over a copy whose large weights are inputs: to serialise them for the checker and parse
+    them again takes seconds and four times their memory. What the checker would say of them is
+    checked here. Shapes are inferred once, strictly, which is all that ``full_check`` adds.
+    """
     try:
-        onnx.checker.check_model(model, full_check=True)
-        return onnx.shape_inference.infer_shapes(
-            model, check_type=True, strict_mode=True, data_prop=True
+        light = _without_weights(model)
+        onnx.checker.check_model(light)
+        inferred = onnx.shape_inference.infer_shapes(
+            light, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"the exported model fails ONNX's checker: {error}. Tested versions are onnx "
             f"1.18 and later; here is {importlib.metadata.version('onnx')}"
         ) from error
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+
+
+#: Bytes of a weight that counts as large. Shapes are computed from smaller ones only.
+_LARGE = 4096
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large initializers, which are checked here, are inputs instead.
+
+    Raises:
+        onnx.checker.ValidationError: one has another number of bytes than its shape says.
+    """
+    light = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(light, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(light.graph, field.name, value)
+    for tensor in model.graph.initializer:
+        size = len(tensor.raw_data)
+        if size < _LARGE:
+            light.graph.initializer.append(tensor)
+            continue
+        expected = (
+            math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        )
+        if size != expected:
+            raise onnx.checker.ValidationError(
+                f"initializer {tensor.name!r} of shape {list(tensor.dims)} has {size} bytes, "
+                f"expected {expected}"
+            )
+        light.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    return light
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    """One field of a message into another of its kind."""
+    if hasattr(value, "extend"):
+        getattr(target, name).extend(value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)

@@ -9,7 +9,12 @@ import torch
 
 from carafe_deploy.errors import ExportError
 from carafe_deploy.models.config import DetectorConfig
-from carafe_deploy.models.detector import Detector, build_detector, prepare_for_inference
+from carafe_deploy.models.detector import (
+    Detector,
+    build_detector,
+    lay_out_channels_last,
+    prepare_for_inference,
+)
 from carafe_deploy.types import InputFormat, ModelInfo
 
 __all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "padded_limits"]
@@ -121,8 +126,23 @@ def padded_limits(config: DetectorConfig) -> tuple[int, int]:
     return (-(-short_edge // divisor) * divisor, -(-long_edge // divisor) * divisor)
 
 
-def deployable(detector: Detector, options: ExportOptions) -> Detector:
-    """A copy ready to trace: options applied, batch norm folded, weights in their precision."""
-    copy = build_detector(options.apply(detector.config))
-    copy.load_state_dict(detector.state_dict())
-    return prepare_for_inference(copy, DTYPES[options.precision])
+def deployable(
+    detector: Detector, options: ExportOptions, *, channels_last: bool = False
+) -> Detector:
+    """A copy ready to trace: options applied, batch norm folded, weights in their precision.
+
+    Weights that stay as they are share their memory with the detector's.
+
+    Args:
+        detector: as trained; it stays as it is.
+        options: see there.
+        channels_last: lay the weights out for channels-last feature maps.
+    """
+    with torch.device("meta"):  # no memory, and no random numbers that nobody needs
+        copy = build_detector(options.apply(detector.config))
+    copy.load_state_dict(detector.state_dict(), assign=True)
+    for name, buffer in detector.named_buffers():  # constants are in no state_dict
+        owner, _, leaf = name.rpartition(".")
+        setattr(copy.get_submodule(owner), leaf, buffer)
+    prepare_for_inference(copy, DTYPES[options.precision])
+    return lay_out_channels_last(copy) if channels_last else copy

@@ -26,23 +26,28 @@ __all__ = ["export_torchscript"]
 class _Exported(nn.Module):
     """The traced module: ``forward`` for deployment, ``stages`` for parity; weights are shared."""
 
-    def __init__(self, detector: Detector, uint8_input: bool) -> None:
+    def __init__(self, detector: Detector, uint8_input: bool, channels_last: bool) -> None:
         super().__init__()
         staged = StagedDetector(detector)
         preprocessing = detector.config.preprocessing
         self.plain: nn.Module = detector
         self.staged: nn.Module = staged
         if uint8_input:
-            self.plain = ImageNormalization(detector, preprocessing)
-            self.staged = ImageNormalization(staged, preprocessing)
+            self.plain = ImageNormalization(detector, preprocessing, channels_last)
+            self.staged = ImageNormalization(staged, preprocessing, channels_last)
+        self._reorder = channels_last and not uint8_input
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.plain(images, image_sizes)
+        outputs: tuple[Tensor, ...] = self.plain(self._laid_out(images), image_sizes)
         return outputs
 
     def stages(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.staged(images, image_sizes)
+        outputs: tuple[Tensor, ...] = self.staged(self._laid_out(images), image_sizes)
         return outputs
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Programs hand over NCHW; where the weights are channels-last, so are the images."""
+        return images.contiguous(memory_format=torch.channels_last) if self._reorder else images
 
 
 def export_torchscript(
@@ -52,6 +57,7 @@ def export_torchscript(
     *,
     name: str,
     source: Mapping[str, str],
+    channels_last: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ModelInfo:
     """Write a detector as TorchScript.
@@ -67,6 +73,8 @@ def export_torchscript(
         options: precision and thresholds; sizes become bounds that runners check.
         name: of the model, stored in the metadata.
         source: file name and SHA-256 of the checkpoint, stored in the metadata.
+        channels_last: keep weights and feature maps in that memory format; inputs and outputs are
+            the same either way.
         progress: is told each step's name.
 
     Raises:
@@ -75,8 +83,8 @@ def export_torchscript(
     """
     info = model_info(detector.config, options, name=name, source=source)
     progress("prepare")
-    deployed = deployable(detector, options)
-    module = _Exported(deployed, options.uint8_input).eval()
+    deployed = deployable(detector, options, channels_last=channels_last)
+    module = _Exported(deployed, options.uint8_input, channels_last).eval()
     batch, height, width = _trace_shape(deployed, info)
     if options.uint8_input:
         images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)

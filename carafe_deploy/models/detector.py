@@ -22,6 +22,7 @@ __all__ = [
     "ImageNormalization",
     "StagedDetector",
     "build_detector",
+    "lay_out_channels_last",
     "prepare_for_inference",
     "stage_names",
 ]
@@ -91,18 +92,32 @@ def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32
     return detector.requires_grad_(False).to(dtype)
 
 
+def lay_out_channels_last(detector: Detector) -> Detector:
+    """Lay all weights out for channels-last feature maps, in place.
+
+    Convolutions then hand on channels-last maps whatever they are given, and no layer that follows
+    copies them. Outputs are the same up to rounding; the state_dict is no longer mmdetection's.
+    """
+    detector.roi_head.bbox_head.lay_out_channels_last()
+    return detector.to(memory_format=torch.channels_last)
+
+
 class ImageNormalization(nn.Module):
     """uint8 BGR images to a detector's input, inside the graph.
 
     Args:
         detector: what follows.
         preprocessing: mean, standard deviation and channel order.
+        channels_last: hand images on in that memory format, which is theirs already.
     """
 
-    def __init__(self, detector: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, detector: nn.Module, preprocessing: Preprocessing, channels_last: bool = False
+    ) -> None:
         super().__init__()
         self.detector = detector
         self.preprocessing = preprocessing
+        self.channels_last = channels_last
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> Any:
         """images [B, H, W, 3] uint8 as read (BGR), zero-padded; image_sizes [B, 2] float32."""
@@ -115,8 +130,11 @@ class ImageNormalization(nn.Module):
                 (channel - mean) / std
                 for channel, mean, std in zip(channels, settings.mean, settings.std, strict=True)
             ],
-            dim=1,
-        )  # [B, 3, H, W]
+            dim=3 if self.channels_last else 1,
+        )
+        if self.channels_last:
+            normalised = normalised.permute(0, 3, 1, 2)
+        # [B, 3, H, W]
         # mmdetection pads after normalising, so padding has to be zero again.
         row = _positions(normalised[0, 0, :, 0]).view(1, -1, 1)
         column = _positions(normalised[0, 0, 0, :]).view(1, 1, -1)
@@ -147,9 +165,11 @@ class StagedDetector(nn.Module):
         """Outputs of the detector, then one tensor for each of ``stage_names``."""
         seen: dict[str, Tensor] = {}
         handles = [probe.attach(self.detector, seen) for probe in self._probes]
+        self.detector.neck.keep_laterals = True
         try:
             outputs = self.detector(images, image_sizes)
         finally:
+            self.detector.neck.keep_laterals = False
             for handle in handles:
                 handle.remove()
         return (*outputs, *(seen[name] for name in self.stage_names))

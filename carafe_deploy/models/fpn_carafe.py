@@ -33,10 +33,15 @@ def upsampler(channels: int, config: UpsampleConfig) -> CARAFEPack:
 
 
 class FPNCarafe(nn.Module):
-    """C2..C5 to P2..P6; P6 comes from C5 and takes part in the top-down path."""
+    """C2..C5 to P2..P6; P6 comes from C5 and takes part in the top-down path.
+
+    Sums are written over the laterals, which nobody needs any more: at 832x1216 that spares 86 MB
+    of fresh memory. ``keep_laterals`` makes new tensors instead.
+    """
 
     def __init__(self, in_channels: Sequence[int], config: NeckConfig) -> None:
         super().__init__()
+        self.keep_laterals = False
         channels = config.out_channels
         self.lateral_convs = nn.ModuleList(conv_module(c, channels, 1) for c in in_channels)
         self.lateral_convs.append(conv_module(in_channels[-1], channels, 3, stride=2))
@@ -52,5 +57,6 @@ class FPNCarafe(nn.Module):
         for level in (4, 3, 2, 1):
             finer = laterals[level - 1]
             upsampled = self.upsample_modules[level - 1](laterals[level])
-            laterals[level - 1] = finer + upsampled[:, :, : finer.shape[2], : finer.shape[3]]
+            upsampled = upsampled[:, :, : finer.shape[2], : finer.shape[3]]
+            laterals[level - 1] = finer + upsampled if self.keep_laterals else finer.add_(upsampled)
         return tuple(conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True))

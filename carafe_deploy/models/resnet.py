@@ -34,7 +34,8 @@ class BasicBlock(nn.Module):
         """[N, inputs, H, W] -> [N, width, H/stride, W/stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.downsample(x))
+        out += self.downsample(x)
+        return self.relu(out)
 
 
 class Bottleneck(nn.Module):
@@ -59,7 +60,8 @@ class Bottleneck(nn.Module):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return self.relu(out + self.downsample(x))
+        out += self.downsample(x)
+        return self.relu(out)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -18,22 +18,43 @@ __all__ = ["BoxHead", "DetectedBoxes", "DetectionSelector", "MaskHead", "RoIHead
 
 
 class BoxHead(nn.Module):
-    """Two shared fully connected layers, then class scores and per-class deltas."""
+    """Two shared fully connected layers, then class scores and per-class deltas.
+
+    Channels-last pooled features would have to be copied into the order that the first layer's
+    weights are in. :meth:`lay_out_channels_last` reorders the weights once instead.
+    """
 
     def __init__(self, in_channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
         hidden = config.fc_channels
+        self.roi_size = config.roi_size
         self.fc_cls = nn.Linear(hidden, num_classes + 1)
         self.fc_reg = nn.Linear(hidden, num_classes * 4)
         self.shared_fcs = nn.ModuleList(
             (nn.Linear(in_channels * config.roi_size**2, hidden), nn.Linear(hidden, hidden))
         )
+        self.channels_last = False
+
+    def lay_out_channels_last(self) -> None:
+        """Reorder the first layer's weights for channels-last features; twice is once.
+
+        From then on they are no longer in mmdetection's order.
+        """
+        if self.channels_last:
+            return
+        first = self.shared_fcs[0]
+        assert isinstance(first, nn.Linear)
+        weight = first.weight.data.unflatten(1, (-1, self.roi_size**2))  # [hidden, C, S*S]
+        first.weight.data = weight.transpose(1, 2).flatten(1)
+        self.channels_last = True
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """[B, P, C, S, S] -> logits [B, P, classes+1], background last; deltas [B, P, 4*classes].
 
         The deltas of class c are columns 4*c to 4*c+3.
         """
+        if self.channels_last:
+            pooled = pooled.permute(0, 1, 3, 4, 2)
         x = pooled.flatten(2)
         for layer in self.shared_fcs:
             x = layer(x).relu_()

@@ -164,6 +164,7 @@ class BoundedRunner:
     ) -> None:
         self._runner = runner
         self.backend = runner.backend
+        self.device = getattr(runner, "device", None)  # of torch runners
         self.info = dataclasses.replace(
             runner.info, input=InputFormat(runner.info.input.layout, batch, height, width)
         )

@@ -110,24 +110,39 @@ _STAGE_NOTES = {
 
 
 def throughput_table(result: BenchResult) -> Table | None:
-    """Images a second by batch size; None if nothing was measured."""
+    """Images a second by batch size, of runs alone and overlapped; None if nothing was measured."""
     batches = sorted({entry.batch for subject in result.subjects for entry in subject.throughput})
     subjects = [subject for subject in result.subjects if subject.throughput]
     if not any(entry.samples_ms for subject in subjects for entry in subject.throughput):
         return None
-    rates = [
+    alone = [
         {entry.batch: entry.images_per_second for entry in subject.throughput}
         for subject in subjects
     ]
-    columns = [column(rate.get(batch) for rate in rates) for batch in batches]
+    overlapped = [
+        {entry.batch: entry.pipelined_images_per_second for entry in subject.throughput}
+        for subject in subjects
+    ]
+    header = ["images/s"]
+    columns = []
+    for rates, words in ((alone, ""), (overlapped, ", overlapped")):
+        if any(rate is not None for by_batch in rates for rate in by_batch.values()):
+            header += [f"batch {batch}{words}" for batch in batches]
+            columns += [column(rate.get(batch) for rate in rates) for batch in batches]
+    note = "At the median run of a batch, without pre- and postprocessing."
+    if len(columns) > len(batches):
+        note += (
+            " Overlapped: from decoded images to detections with encoded masks, one batch in "
+            "preprocessing, one in the run and one in postprocessing at a time."
+        )
     return Table(
-        header=("images/s", *(f"batch {batch}" for batch in batches)),
+        header=tuple(header),
         rows=tuple(
             (subject.name, *(cells[index] for cells in columns))
             for index, subject in enumerate(subjects)
         ),
-        align="l" + "r" * len(batches),
-        note="At the median run of a batch, without pre- and postprocessing.",
+        align="l" + "r" * len(columns),
+        note=note,
     )
 
 

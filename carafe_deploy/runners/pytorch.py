@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.ops._kernels import kernel_library
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.types import ModelInfo
 
@@ -37,7 +38,8 @@ class PyTorchRunner(TorchRunner):
         channels_last: images are handed over in that memory format; the weights should have it.
 
     Raises:
-        BackendUnavailableError: CUDA graphs were asked for on another device.
+        BackendUnavailableError: CUDA graphs were asked for on another device, or the operators have
+            no CUDA kernels; in plain PyTorch they wait for the device, which no graph can hold.
         CarafeDeployError: there is no such mode.
     """
 
@@ -59,6 +61,8 @@ class PyTorchRunner(TorchRunner):
             raise BackendUnavailableError(
                 f"mode cuda-graph needs a GPU, device is {device.type}: give --device cuda"
             )
+        if mode == "cuda-graph":
+            _need_kernels()
         if mode == "compile":
             # Beyond torch's limit of 8 shapes a model would run eagerly; with fullgraph it fails.
             config = torch._dynamo.config
@@ -68,6 +72,16 @@ class PyTorchRunner(TorchRunner):
             forward = _Graphed(forward)
         self.mode = mode
         super().__init__(info, device, forward, stages, channels_last)
+
+
+def _need_kernels() -> None:
+    library = kernel_library()
+    if library is None or not library.has_cuda:
+        found = "there is none" if library is None else f"{library.path} is for CPUs only"
+        raise BackendUnavailableError(
+            f"mode cuda-graph needs libcarafe_kernels.so with CUDA kernels, {found}: build it with "
+            "`make plugins`, or choose mode eager"
+        )
 
 
 class _Graphed:
@@ -102,6 +116,7 @@ class _Graphed:
                 self._forward(*own)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # What other threads do (pasting masks, for one) is no part of it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = self._forward(*own)
         return graph, own, results

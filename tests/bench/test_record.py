@@ -119,6 +119,14 @@ def test_other_files_are_refused(tmp_path: Path, change: object, message: str) -
         read_result(tmp_path / "r.json")
 
 
+def test_results_of_versions_without_pipelined_throughput_are_read(tmp_path: Path) -> None:
+    data = json.loads(to_json(BENCH))
+    for entry in data["subjects"][0]["throughput"]:
+        del entry["pipelined_ms"]
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    assert read_result(tmp_path / "r.json") == BENCH
+
+
 def test_missing_files_and_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="cannot be read: No such file"):
         read_result(tmp_path / "none.json")
@@ -136,6 +144,8 @@ def test_what_follows_from_the_samples() -> None:
     assert BENCH.measured == BENCH.subjects[:2]
     assert SUBJECT.throughput[0].images_per_second == 50
     assert SUBJECT.throughput[1].images_per_second is None
+    assert SUBJECT.throughput[0].pipelined_images_per_second is None
+    assert Throughput(2, (40.0,), "", (50.0, 40.0, 60.0)).pipelined_images_per_second == 40
     assert SUBJECT.layers.share("Carafe", "CarafeEncoded") == 0.25
     assert Layers("p", 1, reason="no").share("Carafe") == 0
 

@@ -71,6 +71,11 @@ def test_throughput_of_each_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(one.samples_ms) == len(two.samples_ms) == 3
     assert two.images_per_second == pytest.approx(2e3 / np.median(two.samples_ms))
     assert many.reason == "the artefacts accept batches of 1 to 4"
+    assert many.pipelined_ms == ()
+    # As many streams as runs, of the batch size.
+    assert len(one.pipelined_ms) == len(two.pipelined_ms) == 3
+    assert two.pipelined_images_per_second == pytest.approx(2e3 / np.median(two.pipelined_ms))
+    assert runner.batches.count(2) >= 3 * (1 + run_module.FEWEST_BATCHES)
     assert 2 in runner.batches
     assert 16 not in runner.batches
 

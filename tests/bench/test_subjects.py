@@ -25,7 +25,7 @@ def _variants(openings: list[Opening]) -> list[tuple[str, str, str]]:
 def test_the_usual_ways_on_a_cpu(tmp_path: Path) -> None:
     paths = _files(tmp_path, "a.pth", "a.ts", "a.onnx", "a.engine")
     assert _variants(expand(paths, "cpu", Variants())) == [
-        ("a.pth", "", ""),
+        ("a.pth", "", "channels-last"),
         ("a.ts", "", ""),
         ("a.onnx", "", ""),
         ("a.engine", "", ""),
@@ -35,8 +35,8 @@ def test_the_usual_ways_on_a_cpu(tmp_path: Path) -> None:
 def test_the_usual_ways_on_a_gpu(tmp_path: Path) -> None:
     paths = _files(tmp_path, "a.pth", "a.onnx", "a.engine")
     assert _variants(expand(paths, "cuda", Variants())) == [
-        ("a.pth", "", ""),
-        ("a.pth", "", "cuda-graph"),
+        ("a.pth", "", "channels-last"),
+        ("a.pth", "", "cuda-graph, channels-last"),
         ("a.onnx", "", ""),
         ("a.onnx", "", "tensorrt provider"),
         ("a.onnx", "", "tensorrt-rtx provider"),
@@ -93,7 +93,10 @@ def test_a_checkpoint_runs_as_the_exported_artefacts_do(
         a_onnx=FakeRunner(info=info(precision="fp16", score_threshold=0.3)),
     )
     entries = open_all(expand(paths, "cpu", Variants(), threads=3))
-    assert [entry.subject.name for entry in entries] == ["PyTorch fp16", "ONNX Runtime fp16"]
+    assert [entry.subject.name for entry in entries] == [
+        "PyTorch fp16, channels-last",
+        "ONNX Runtime fp16",
+    ]
     (_, onnx), (_, checkpoint) = install.opened
     assert onnx["options"] is None
     assert onnx["provider"] == "cpu"

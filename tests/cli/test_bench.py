@@ -52,7 +52,9 @@ def test_json_is_the_result(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_what_is_missing_is_listed_with_its_reason(run: Run, checkpoint: Path) -> None:
     done = run("bench", checkpoint, *QUICK, "--mode", "eager,cuda-graph", "--threads", "1")
     assert done.status == 0
-    assert "PyTorch fp32, cuda-graph skipped: mode cuda-graph needs a GPU" in done.out
+    assert (
+        "PyTorch fp32, cuda-graph, channels-last skipped: mode cuda-graph needs a GPU" in done.out
+    )
 
 
 def test_other_detections_are_a_failure(

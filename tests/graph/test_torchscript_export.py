@@ -23,21 +23,30 @@ def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
     return loaded
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_one_trace_serves_other_sizes_and_batches(
-    detector: Detector, tmp_path: Path, precision: str
+    detector: Detector, tmp_path: Path, precision: str, channels_last: bool
 ) -> None:
     options = ExportOptions((1, 4), precision=precision)
     path = tmp_path / "toy.ts"
-    export_torchscript(detector, path, options, name="toy", source={"file": "toy.pth"})
-    deployed = deployable(detector, options)
+    export_torchscript(
+        detector,
+        path,
+        options,
+        name="toy",
+        source={"file": "toy.pth"},
+        channels_last=channels_last,
+    )
+    deployed = deployable(detector, options, channels_last=channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     with TorchScriptRunner(path) as runner:
         assert runner.info.source == {"file": "toy.pth"}
         for batch, height, width in ((1, 64, 64), (2, 128, 192), (3, 192, 64)):
             images = torch.randn(batch, 3, height, width)
             sizes = torch.tensor([[height - 5.0, width - 9.0]] * batch)
             with torch.inference_mode():
-                expected = deployed(images, sizes)
+                expected = deployed(images.contiguous(memory_format=layout), sizes)
             inputs = {"images": images.numpy(), "image_sizes": sizes.numpy()}
             found = runner.run(inputs)
             staged = runner.run_stages(inputs)

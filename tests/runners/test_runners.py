@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.runners import Runner
 from carafe_deploy.runners import onnxruntime as onnxruntime_module
+from carafe_deploy.runners import pytorch as pytorch_module
+from carafe_deploy.runners.pytorch import PyTorchRunner
 
 CHECKPOINT = "shapes_faster_rcnn_carafe-2a9d7f44.pth"
 STATIC = ExportOptions((1, 1), (64, 64), (128, 128))
@@ -181,7 +184,7 @@ def test_providers_that_do_not_fit_are_refused(
         open_runner(files["onnxruntime"], device=device, provider=provider)
 
 
-@pytest.mark.parametrize("settings", [{"mode": "compile"}, {"channels_last": True}])
+@pytest.mark.parametrize("settings", [{"mode": "compile"}, {"channels_last": False}])
 def test_other_ways_to_run_pytorch_find_the_same(
     files: dict[str, Path], settings: dict[str, Any]
 ) -> None:
@@ -202,6 +205,22 @@ def test_ways_to_run_pytorch_that_there_are_not(files: dict[str, Path]) -> None:
             open_runner(files["pytorch"], mode="cuda-graph")
 
 
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [
+        (None, "there is none"),
+        (SimpleNamespace(has_cuda=False, path="lib/x.so"), "lib/x.so is for CPUs only"),
+    ],
+)
+def test_a_cuda_graph_needs_kernels(
+    monkeypatch: pytest.MonkeyPatch, library: Any, reason: str
+) -> None:
+    monkeypatch.setattr(pytorch_module, "kernel_library", lambda: library)
+    nothing: Any = None
+    with pytest.raises(BackendUnavailableError, match=f"needs libcarafe_kernels.so.*{reason}"):
+        PyTorchRunner(nothing, torch.device("cuda"), nothing, nothing, mode="cuda-graph")
+
+
 @pytest.mark.parametrize("backend", ["pytorch", "torchscript"])
 def test_a_closed_runner_says_so(files: dict[str, Path], backend: str) -> None:
     runner = open_runner(files[backend], options=STATIC if backend == "pytorch" else None)
@@ -212,7 +231,7 @@ def test_a_closed_runner_says_so(files: dict[str, Path], backend: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [{}, {"mode": "cuda-graph"}, {"channels_last": True}])
+@pytest.mark.parametrize("settings", [{}, {"mode": "cuda-graph"}, {"channels_last": False}])
 def test_pytorch_on_a_gpu_is_timed_by_events(
     files: dict[str, Path], settings: dict[str, Any]
 ) -> None:

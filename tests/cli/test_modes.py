@@ -1,0 +1,107 @@
+"""How checkpoints and engines are run: --mode and --layout reach the runner, or are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carafe_deploy import artefacts
+from carafe_deploy.cli.common import Layout, Mode, open_artefact
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("a.pth", {}, ("eager", True, False)),
+        ("a.pth", {"layout": Layout.nchw}, ("eager", False, False)),
+        ("a.pth", {"mode": Mode.compile}, ("compile", True, False)),
+        ("a.pth", {"mode": Mode.cuda_graph}, ("cuda-graph", True, False)),
+        ("a.engine", {}, ("eager", True, False)),
+        ("a.engine", {"mode": Mode.cuda_graph}, ("eager", True, True)),
+        ("a.plan", {"mode": Mode.cuda_graph}, ("eager", True, True)),
+    ],
+)
+def test_what_the_runner_is_opened_with(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    options: dict[str, Any],
+    expected: tuple[str, bool, bool],
+) -> None:
+    path = tmp_path / name
+    path.touch()
+    opened: dict[str, Any] = {}
+    monkeypatch.setattr(artefacts, "open_runner", lambda path, **settings: opened.update(settings))
+    open_artefact(str(path), "cuda", None, **options)
+    assert (opened["mode"], opened["channels_last"], opened["graphs"]) == expected
+
+
+@pytest.mark.parametrize("command", ["detect", "eval"])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.onnx", ("--mode", "cuda-graph"), "--mode cuda-graph does not fit"),
+        ("a.ts", ("--mode", "cuda-graph"), "--mode cuda-graph does not fit"),
+        ("a.engine", ("--mode", "compile"), "--mode compile does not fit"),
+        ("a.ts", ("--layout", "nchw"), "--layout nchw belongs to a .pth checkpoint, not to"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    run: Run,
+    shapes_dir: Path,
+    tmp_path: Path,
+    command: str,
+    name: str,
+    options: tuple[str, str],
+    message: str,
+) -> None:
+    path = tmp_path / name
+    path.touch()
+    data: tuple[object, ...] = (shapes_dir / "val",)
+    if command == "eval":
+        data = ("--annotations", shapes_dir / "val.json", "--images", shapes_dir / "val")
+    outcome = run(command, path, *data, *options)
+    assert outcome.status == 2
+    assert message in " ".join(outcome.err.split())
+    assert "drop it" in outcome.err
+
+
+def test_a_graph_needs_a_gpu(run: Run, checkpoint: Path, shapes_dir: Path) -> None:
+    outcome = run("detect", checkpoint, shapes_dir / "val" / "000001.png", "--mode", "cuda-graph")
+    assert outcome.status == 2
+    assert "mode cuda-graph needs a GPU, device is cpu: give --device cuda" in outcome.err
+
+
+def test_both_layouts_find_the_same(run: Run, checkpoint: Path, shapes_dir: Path) -> None:
+    image = sorted((shapes_dir / "val").iterdir())[0]
+    found = {}
+    for layout in ("nchw", "channels-last"):
+        outcome = run("detect", checkpoint, image, "--layout", layout, "--json")
+        assert outcome.status == 0, outcome.err
+        found[layout] = json.loads(outcome.out)["annotations"]
+    assert len(found["nchw"]) > 0
+    for first, second in zip(found["nchw"], found["channels-last"], strict=True):
+        assert first["category_id"] == second["category_id"]
+        assert first["score"] == pytest.approx(second["score"], abs=1e-4)
+        assert first["bbox"] == pytest.approx(second["bbox"], abs=0.05)
+
+
+def test_onnx_has_no_layout_to_choose(run: Run, checkpoint: Path) -> None:
+    outcome = run("export", checkpoint, "-o", "x.onnx", "--layout", "nchw")
+    assert outcome.status == 2
+    assert "--layout nchw is of TorchScript, ONNX is NCHW" in " ".join(outcome.err.split())
+    assert not Path("x.onnx").exists()
+
+
+def test_torchscript_in_nchw(run: Run, checkpoint: Path) -> None:
+    import torch
+
+    assert (
+        run("export", checkpoint, "-o", "x.ts", "--layout", "nchw", "--size", "64x64").status == 0
+    )
+    weights = [p for p in torch.jit.load("x.ts").parameters() if p.dim() == 4]
+    assert all(weight.is_contiguous() for weight in weights)

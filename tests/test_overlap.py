@@ -1,0 +1,182 @@
+"""Three stages in threads: order, failures, leaving early, and how much is held."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from carafe_deploy.overlap import overlapped
+
+
+def pool_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("carafe-")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert pool_threads() == []
+
+
+def same(item: int) -> int:
+    return item
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
+def test_every_item_in_order(count: int, depth: int) -> None:
+    stages = (lambda x: x + 1), (lambda x: x * 2), str
+    found = list(overlapped(range(count), *stages, depth=depth))
+    assert found == [str((item + 1) * 2) for item in range(count)]
+
+
+def test_order_is_kept_when_later_items_are_faster() -> None:
+    def slow_first(item: int) -> int:
+        time.sleep(0.02 if item % 3 == 0 else 0)
+        return item
+
+    assert list(overlapped(range(9), slow_first, slow_first, slow_first)) == list(range(9))
+
+
+def test_nothing_happens_before_the_first_result_is_asked_for() -> None:
+    seen: list[int] = []
+    stream = overlapped(iter(range(3)), seen.append, same, same)
+    assert seen == []
+    assert pool_threads() == []
+    stream.close()
+
+
+@pytest.mark.parametrize("depth", [0, -1])
+def test_a_depth_below_one(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"depth is {depth}: at least 1"):
+        overlapped([1], same, same, same, depth=depth)
+
+
+def test_the_stages_work_at_the_same_time() -> None:
+    """Each waits for the other two, on other items; one after the other would never get past."""
+    meeting = threading.Barrier(3, timeout=10)
+
+    # Stage s (0, 1, 2) meets with item 2 - s.
+    def stage(number: int) -> object:
+        def call(item: int) -> int:
+            if item == 2 - number:
+                meeting.wait()
+            return item
+
+        return call
+
+    assert list(overlapped(range(3), stage(0), stage(1), stage(2))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("slow", ["prepare", "run", "finish", "consumer"])
+def test_no_more_is_held_than_promised(slow: str, depth: int) -> None:
+    class Item:
+        pass
+
+    alive: weakref.WeakSet[Item] = weakref.WeakSet()
+    most = 0
+
+    def make() -> Iterator[Item]:
+        nonlocal most
+        for _ in range(25):
+            item = Item()
+            alive.add(item)
+            most = max(most, len(alive))
+            yield item
+            del item
+
+    def stage(name: str) -> object:
+        def call(item: Item) -> Item:
+            time.sleep(0.004 * (name == slow))
+            return item
+
+        return call
+
+    count = 0
+    stages = (stage(name) for name in ("prepare", "run", "finish"))
+    for result in overlapped(make(), *stages, depth=depth):
+        count += 1
+        del result
+        time.sleep(0.004 * (slow == "consumer"))
+    assert count == 25
+    # The generator of items and the loop above hold one each while they hand it over.
+    assert most <= 2 * depth + 1 + 2
+    gc.collect()
+    assert len(alive) == 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("failing", [0, 1, 4])
+def test_a_failure_comes_after_all_earlier_results(stage: int, failing: int) -> None:
+    def fail(item: int) -> int:
+        if item == failing:
+            raise KeyError(f"item {item}")
+        return item
+
+    stages = [same, same, same]
+    stages[stage] = fail
+    stream = overlapped(range(8), *stages)
+    found: list[int] = []
+    with pytest.raises(KeyError, match=f"item {failing}"):
+        found.extend(stream)
+    assert found == list(range(failing))
+    assert list(stream) == []
+
+
+def test_items_that_fail_to_come() -> None:
+    def broken() -> Iterator[int]:
+        yield 0
+        yield 1
+        raise OSError("camera unplugged")
+
+    found: list[int] = []
+    with pytest.raises(OSError, match="unplugged"):
+        found.extend(overlapped(broken(), same, same, same))
+    assert found == [0, 1]
+
+
+@pytest.mark.parametrize("results", [1, 3])
+def test_closing_early_stops_everything(results: int) -> None:
+    finished: list[int] = []
+    stream = overlapped(iter(range(1000)), same, same, lambda x: finished.append(x) or x)
+    for _ in range(results):
+        next(stream)
+    begun = time.perf_counter()
+    stream.close()
+    assert time.perf_counter() - begun < 5
+    assert pool_threads() == []
+    assert len(finished) <= results + 3
+
+
+def test_an_exception_of_the_consumer_stops_everything() -> None:
+    def consume() -> None:
+        with contextlib.closing(overlapped(range(1000), same, same, same)) as stream:
+            for result in stream:
+                raise ZeroDivisionError(result)
+
+    with pytest.raises(ZeroDivisionError, match="0"):
+        consume()
+    assert pool_threads() == []
+
+
+def test_ctrl_c_in_the_run_stops_everything_at_once() -> None:
+    """Results that are done by then are not waited for: whoever presses Ctrl-C wants to leave."""
+
+    def run(item: int) -> int:
+        if item == 3:
+            raise KeyboardInterrupt
+        return item
+
+    found: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(overlapped(range(1000), same, run, same))
+    assert found == list(range(len(found)))
+    assert len(found) <= 3
+    assert pool_threads() == []
