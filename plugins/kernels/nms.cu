@@ -276,33 +276,43 @@ __global__ void __launch_bounds__(kSmallThreads) merge_runs(
 
 // --- suppression ---------------------------------------------------------------------------------
 
-/// Bits of the columns from `First` on that `kept` suppresses.
+/// As intersection(), but ignores NaN, since the union is NaN then: one instruction a bound.
+__device__ float overlap_of(Box const& kept, Box const& other) {
+    float const width = fminf(kept.x2, other.x2) - fmaxf(kept.x1, other.x1);
+    float const height = fminf(kept.y2, other.y2) - fmaxf(kept.y1, other.y1);
+    return fmaxf(width, 0.0f) * fmaxf(height, 0.0f);
+}
+
+/// A little less than the threshold; far less than any rounding of an IoU could make up for.
+__device__ float almost(float threshold) {
+    return threshold >= 0x1p-60f ? threshold * (1.0f - 0x1p-20f) : 0.0f;
+}
+
+/// Bits of the columns from `First` on whose IoU with `kept` may exceed the threshold that
+/// `lowest` is almost: without a division, and with NaN, infinity and tiny unions among them.
 template <std::uint32_t First = 0>
-__device__ std::uint32_t suppressed_by(
-    SizedBox const& kept, SizedBox const (&columns)[kColumns], float threshold) {
-    // Far from the threshold a product decides what the quotient would: each is rounded by 2^-24
-    // of itself at most. NaN, infinity and tiny unions are left to the quotient.
-    constexpr float kMargin = 0x1p-20f, kLeast = 0x1p-100f;
-    std::uint32_t hits = 0, doubtful = 0;
+__device__ std::uint32_t near_columns(
+    SizedBox const& kept, SizedBox const (&columns)[kColumns], float lowest) {
+    std::uint32_t bits = 0;
 #pragma unroll
     for (std::uint32_t c = First; c < kColumns; ++c) {
-        float const overlap = intersection(kept.box, columns[c].box);
-        float const bound = threshold * (kept.area + columns[c].area - overlap);
-        float const excess = overlap - bound;
-        bool const clear = bound >= kLeast && fabsf(excess) > bound * kMargin;
-        if (clear && excess > 0.0f) hits |= 1u << c;
-        // Without overlap the IoU is zero or NaN.
-        if (!clear && overlap > 0.0f) doubtful |= 1u << c;
+        float const overlap = overlap_of(kept.box, columns[c].box);
+        float const both = kept.area + columns[c].area - overlap;
+        if (!(overlap < fmaf(lowest, both, -0x1p-120f))) bits |= 1u << c;
     }
-    if (doubtful != 0) {
+    return bits;
+}
+
+/// Those of the columns in `bits` that `kept` suppresses.
+__device__ std::uint32_t suppressed_columns(
+    SizedBox const& kept, SizedBox const (&columns)[kColumns], float threshold,
+    std::uint32_t bits) {
 #pragma unroll
-        for (std::uint32_t c = First; c < kColumns; ++c) {
-            float const overlap = intersection(kept.box, columns[c].box);
-            bool const hit = iou_exceeds(overlap, kept.area, columns[c].area, threshold);
-            if ((doubtful >> c & 1u) != 0 && hit) hits |= 1u << c;
-        }
+    for (std::uint32_t c = 0; c < kColumns; ++c) {
+        float const overlap = overlap_of(kept.box, columns[c].box);
+        if (!iou_exceeds(overlap, kept.area, columns[c].area, threshold)) bits &= ~(1u << c);
     }
-    return hits;
+    return bits;
 }
 
 /// Finds what suppresses each of the tile's candidates; warp w takes w, w + kWarps, and so on.
@@ -311,6 +321,7 @@ __device__ void compare_tile(
     float threshold) {
     std::uint32_t const lane = threadIdx.x % kWarp;
     std::uint32_t const warp = threadIdx.x / kWarp;
+    float const lowest = almost(threshold);
     SizedBox columns[kColumns];
     std::uint32_t open = 0;  // bits of columns that no kept box suppresses
 #pragma unroll
@@ -321,15 +332,21 @@ __device__ void compare_tile(
     for (std::int32_t first = 0; first < kept && open != 0; first += kWarp) {
         std::int32_t const k = first + static_cast<std::int32_t>(lane);
         SizedBox const other = sized(kept_boxes[k < kept ? k : kept - 1]);
-        std::uint32_t const hits = suppressed_by(other, columns, threshold);
+        std::uint32_t const near = near_columns(other, columns, lowest) & open;
+        if (__any_sync(kAllLanes, near != 0) == 0) continue;
+        std::uint32_t const hits = suppressed_columns(other, columns, threshold, near);
 #pragma unroll
         for (std::uint32_t c = 0; c < kColumns; ++c) {
             if (__any_sync(kAllLanes, static_cast<int>(hits >> c & 1u)) != 0) open &= ~(1u << c);
         }
     }
-    std::uint32_t const low = suppressed_by(sized(tile.boxes[lane]), columns, threshold);
-    std::uint32_t const high =
-        suppressed_by<kColumns / 2>(sized(tile.boxes[kWarp + lane]), columns, threshold);
+    SizedBox const low_row = sized(tile.boxes[lane]);
+    std::uint32_t low = near_columns(low_row, columns, lowest);
+    if (low != 0) low = suppressed_columns(low_row, columns, threshold, low);
+    // Columns of the first half have no earlier candidates in the second.
+    SizedBox const high_row = sized(tile.boxes[kWarp + lane]);
+    std::uint32_t high = near_columns<kColumns / 2>(high_row, columns, lowest);
+    if (high != 0) high = suppressed_columns(high_row, columns, threshold, high);
 #pragma unroll
     for (std::uint32_t c = 0; c < kColumns; ++c) {
         std::uint32_t const column = warp + c * kWarps;
