@@ -22,12 +22,6 @@ namespace {
 /// Starting a thread costs about as much as this many values.
 constexpr std::int64_t kValuesPerThread = 30000;
 
-/// A row or column of the map and its share of a bin's mean.
-struct Tap {
-    std::int32_t at;
-    float weight;
-};
-
 /// Taps of all bins along one axis.
 class Taps {
   public:
@@ -35,13 +29,8 @@ class Taps {
         ends_.reserve(static_cast<std::size_t>(bins) + 1);
         ends_.push_back(0);
         for (std::int32_t bin = 0; bin < bins; ++bin) {
-            SampleRange const range = samples_of(axis, bin);
-            for (std::int32_t index = range.first; index < range.last; ++index) {
-                Sample const sample = sample_at(axis, bin, index);
-                if (!sample.inside) continue;
-                add(sample.low, (1.0f - sample.share) / axis.samples);
-                if (sample.high != sample.low) add(sample.high, sample.share / axis.samples);
-            }
+            TapWalk walk(axis, bin);
+            for (Tap tap{}; walk.next(tap);) taps_.push_back(tap);
             ends_.push_back(taps_.size());
         }
         auto const [low, high] = std::minmax_element(
@@ -60,18 +49,6 @@ class Taps {
     std::int32_t length() const { return length_; }
 
   private:
-    /// Neighbouring samples share pixels: one of the last two taps is often the same.
-    void add(std::int32_t at, float weight) {
-        std::size_t const oldest = std::max(ends_.back() + 2, taps_.size()) - 2;
-        for (std::size_t i = taps_.size(); i > oldest; --i) {
-            if (taps_[i - 1].at == at) {
-                taps_[i - 1].weight += weight;
-                return;
-            }
-        }
-        taps_.push_back({at, weight});
-    }
-
     std::vector<Tap> taps_;
     std::vector<std::size_t> ends_;
     std::int32_t first_ = 0, length_ = 0;
