@@ -108,18 +108,14 @@ __global__ void __launch_bounds__(kThreads) roi_align_nchw(Arguments arguments) 
         std::uint32_t const bin = at % bins;
         auto const x = static_cast<std::int32_t>(bin % size);
         auto const y = static_cast<std::int32_t>(bin / size);
-        T const* planes[kPlanes];
+        T const* const planes = image + channel * area;
+        std::uint32_t const count = channels - channel;
         float sums[kPlanes] = {}, column_sums[kPlanes];
-#pragma unroll
-        for (std::uint32_t n = 0; n < kPlanes; ++n) {
-            std::uint32_t const plane = channel + n < channels ? channel + n : channel;
-            planes[n] = image + plane * area;
-        }
         auto const add_row = [&](Tap const& row, Tap const& column) {
-            std::int64_t const pixel = row.at * width + column.at;
+            T const* pixel = planes + (row.at * width + column.at);
 #pragma unroll
-            for (std::uint32_t n = 0; n < kPlanes; ++n) {
-                column_sums[n] += row.weight * to_float(planes[n][pixel]);
+            for (std::uint32_t n = 0; n < kPlanes; ++n, pixel += area) {
+                if (n < count) column_sums[n] += row.weight * to_float(*pixel);
             }
         };
         auto const add_column = [&](Tap const& column) {
@@ -148,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) roi_align_nchw(Arguments arguments) 
         }
 #pragma unroll
         for (std::uint32_t n = 0; n < kPlanes; ++n) {
-            if (channel + n < channels) out[(channel + n) * bins + bin] = from_float<T>(sums[n]);
+            if (n < count) out[(channel + n) * bins + bin] = from_float<T>(sums[n]);
         }
     }
 }
