@@ -25,12 +25,12 @@ struct RoiTask {
     std::int64_t channels, feature_pitch, out_pitch;  ///< channels-last only
 };
 
-/// Most floats in a vector.
-constexpr std::int64_t kRoiLanes = 16;
+/// Most bins along an axis that pool_plane() works on together.
+constexpr std::int64_t kRoiBlock = 8;
 
-/// Floats of scratch for pool_plane() with bins that touch `columns` columns.
+/// Floats of scratch for pool_plane() with `size` bins an axis that touch `columns` columns.
 constexpr std::int64_t roi_scratch(std::int32_t size, std::int32_t columns) {
-    return columns + kRoiLanes + std::int64_t{size} * size;
+    return kRoiBlock * (size + kRoiBlock + columns + kRoiBlock);
 }
 
 /// Pools a plane [height, width] into [S, S].
