@@ -1,4 +1,4 @@
-"""The CUDA source of RoIAlign and NMS, run by the emulator, gives the CPU twins' results to the bit.
+"""The CUDA source of RoIAlign and NMS, on the emulator, gives the CPU twins' results to the bit.
 
 Threads run forward, backward or at random, by the seed.
 """
