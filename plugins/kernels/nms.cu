@@ -34,6 +34,12 @@ constexpr std::uint32_t kWarps = kThreads / kWarp;
 constexpr std::uint32_t kAllLanes = 0xffffffffu;
 constexpr std::uint32_t kTile = 64;
 constexpr std::uint32_t kColumns = kTile / kWarps;
+/// A long label is suppressed in windows of this many candidates, and
+constexpr std::int64_t kFirstWindow = 1024;
+/// as many times more at a time.
+constexpr std::int64_t kWindowGrowth = 4;
+/// Candidates of a block of strike_keys().
+constexpr std::uint32_t kStruck = kSmallThreads / kWarp * kColumns;
 /// Keys that a warp sorts without the others, two a lane.
 constexpr std::uint32_t kChunk = 2 * kWarp;
 
@@ -57,7 +63,7 @@ struct Tile {
     PackedBox boxes[kTile];
     /// Bits of the earlier candidates that suppress this one; its own: an earlier tile's does.
     std::uint64_t suppressors[kTile];
-    std::uint32_t candidates;
+    std::uint32_t counters[kWarps];
 };
 
 struct SizedBox {
@@ -315,23 +321,15 @@ __device__ std::uint32_t suppressed_columns(
     return bits;
 }
 
-/// Finds what suppresses each of the tile's candidates; warp w takes w, w + kWarps, and so on.
-__device__ void compare_tile(
-    Tile& tile, std::uint32_t tile_size, PackedBox const* kept_boxes, std::int32_t kept,
-    float threshold) {
-    std::uint32_t const lane = threadIdx.x % kWarp;
-    std::uint32_t const warp = threadIdx.x / kWarp;
+/// Those of the columns in `open` that none of the kept boxes [begin, end) suppresses; all lanes of
+/// a warp have the same.
+__device__ std::uint32_t open_columns(
+    SizedBox const (&columns)[kColumns], std::uint32_t open, PackedBox const* kept_boxes,
+    std::int32_t begin, std::int32_t end, float threshold) {
     float const lowest = almost(threshold);
-    SizedBox columns[kColumns];
-    std::uint32_t open = 0;  // bits of columns that no kept box suppresses
-#pragma unroll
-    for (std::uint32_t c = 0; c < kColumns; ++c) {
-        columns[c] = sized(tile.boxes[warp + c * kWarps]);
-        if (warp + c * kWarps < tile_size) open |= 1u << c;
-    }
-    for (std::int32_t first = 0; first < kept && open != 0; first += kWarp) {
-        std::int32_t const k = first + static_cast<std::int32_t>(lane);
-        SizedBox const other = sized(kept_boxes[k < kept ? k : kept - 1]);
+    for (; begin < end && open != 0; begin += kWarp) {
+        std::int32_t const k = begin + static_cast<std::int32_t>(threadIdx.x % kWarp);
+        SizedBox const other = sized(kept_boxes[k < end ? k : end - 1]);
         std::uint32_t const near = near_columns(other, columns, lowest) & open;
         if (__any_sync(kAllLanes, near != 0) == 0) continue;
         std::uint32_t const hits = suppressed_columns(other, columns, threshold, near);
@@ -340,6 +338,25 @@ __device__ void compare_tile(
             if (__any_sync(kAllLanes, static_cast<int>(hits >> c & 1u)) != 0) open &= ~(1u << c);
         }
     }
+    return open;
+}
+
+/// Finds which of the kept boxes [begin, end) and of the tile suppress each of the tile's
+/// candidates; warp w takes w, w + kWarps, and so on.
+__device__ void compare_tile(
+    Tile& tile, std::uint32_t tile_size, PackedBox const* kept_boxes, std::int32_t begin,
+    std::int32_t end, float threshold) {
+    std::uint32_t const lane = threadIdx.x % kWarp;
+    std::uint32_t const warp = threadIdx.x / kWarp;
+    SizedBox columns[kColumns];
+    std::uint32_t open = 0;
+#pragma unroll
+    for (std::uint32_t c = 0; c < kColumns; ++c) {
+        columns[c] = sized(tile.boxes[warp + c * kWarps]);
+        if (warp + c * kWarps < tile_size) open |= 1u << c;
+    }
+    open = open_columns(columns, open, kept_boxes, begin, end, threshold);
+    float const lowest = almost(threshold);
     SizedBox const low_row = sized(tile.boxes[lane]);
     std::uint32_t low = near_columns(low_row, columns, lowest);
     if (low != 0) low = suppressed_columns(low_row, columns, threshold, low);
@@ -382,59 +399,153 @@ __device__ std::uint64_t choose(Tile const& tile) {
     return kept;
 }
 
-/// `ranked` holds the labels' sorted keys when they are long.
-__global__ void __launch_bounds__(kThreads, 2) suppress_labels(
-    NmsParams p, Lists lists, Runs ranked, float const* boxes, float const* scores) {
-    std::int64_t const list = blockIdx.x;
-    std::int64_t const image = list / p.labels;
-    std::int64_t const candidates = p.candidates;
-    std::int32_t const capacity = most_kept(p);
-    PackedBox* const kept_boxes = lists.boxes + list * capacity;
-    std::uint64_t* const kept_keys = lists.keys + list * capacity;
-    boxes += image * p.labels * candidates * 4;
+/// One label of one image.
+struct Label {
+    PackedBox* kept_boxes;
+    std::uint64_t* kept_keys;
+    std::int32_t capacity;
+    float const* boxes;  ///< of the image
 
-    Tile& tile = *shared_memory<Tile>();
-    std::uint64_t const* keys = ranked.keys + list * candidates;
-    std::uint32_t count = 0;
-    if (runs_of(p) > 0) {
-        count = static_cast<std::uint32_t>(ranked.counts[list * runs_of(p)]);
-    } else {
-        auto* const shared_keys = reinterpret_cast<std::uint64_t*>(&tile + 1);
-        auto const first_index = static_cast<std::uint32_t>(list % p.labels * candidates);
-        count = rank_scores(
-            scores + list * candidates, static_cast<std::uint32_t>(candidates), first_index,
-            p.score_threshold, shared_keys, tile.candidates);
-        keys = shared_keys;
-    }
+    __device__ Label(NmsParams const& p, Lists const& lists, float const* all, std::int64_t list)
+        : kept_boxes(lists.boxes + list * most_kept(p)),
+          kept_keys(lists.keys + list * most_kept(p)),
+          capacity(most_kept(p)),
+          boxes(all + list / p.labels * p.labels * p.candidates * 4) {}
 
-    auto const box_of = [&](std::uint32_t rank) -> PackedBox {
-        if (threadIdx.x >= kTile || rank >= count) return {};
-        float const* const at = boxes + std::int64_t{index_of(keys[rank])} * 4;
+    __device__ PackedBox box_of(std::uint64_t key) const {
+        float const* const at = boxes + std::int64_t{index_of(key)} * 4;
         return {{at[0], at[1], at[2], at[3]}};
+    }
+};
+
+/// Goes through `count` sorted keys that no box before `compared` suppresses; returns how many are
+/// kept after, with those before. All threads of the block call it after a barrier.
+__device__ std::int32_t suppress(
+    Label const& label, Tile& tile, std::uint64_t const* keys, std::uint32_t count,
+    std::int32_t compared, std::int32_t kept, float threshold) {
+    auto const box_at = [&](std::uint32_t rank) -> PackedBox {
+        if (threadIdx.x >= kTile || rank >= count) return {};
+        return label.box_of(keys[rank]);
     };
-    std::int32_t kept = 0;
-    PackedBox next = box_of(threadIdx.x);
-    for (std::uint32_t first = 0; first < count && kept < capacity; first += kTile) {
+    PackedBox next = box_at(threadIdx.x);
+    for (std::uint32_t first = 0; first < count && kept < label.capacity; first += kTile) {
         std::uint32_t const tile_size = count - first < kTile ? count - first : kTile;
         PackedBox const box = next;
         if (threadIdx.x < kTile) tile.boxes[threadIdx.x] = box;
         __syncthreads();
-        next = box_of(first + kTile + threadIdx.x);
-        compare_tile(tile, tile_size, kept_boxes, kept, p.iou_threshold);
+        next = box_at(first + kTile + threadIdx.x);
+        compare_tile(tile, tile_size, label.kept_boxes, compared, kept, threshold);
         __syncthreads();
         std::uint64_t const chosen = choose(tile);
         if (threadIdx.x < tile_size && (chosen >> threadIdx.x & 1u) != 0) {
             std::uint64_t const before = chosen & ((std::uint64_t{1} << threadIdx.x) - 1);
             std::int32_t const at = kept + __popcll(before);
-            if (at < capacity) {
-                kept_boxes[at] = box;
-                kept_keys[at] = keys[first + threadIdx.x];
+            if (at < label.capacity) {
+                label.kept_boxes[at] = box;
+                label.kept_keys[at] = keys[first + threadIdx.x];
             }
         }
         std::int32_t const all = kept + __popcll(chosen);
-        kept = all < capacity ? all : capacity;
+        kept = all < label.capacity ? all : label.capacity;
         // The next tile's first barrier serves this one too: until then a thread touches only what
         // no other reads.
+    }
+    return kept;
+}
+
+/// Block x works on list x.
+__global__ void __launch_bounds__(kThreads, 2)
+    suppress_labels(NmsParams p, Lists lists, float const* boxes, float const* scores) {
+    std::int64_t const list = blockIdx.x;
+    std::int64_t const candidates = p.candidates;
+    Tile& tile = *shared_memory<Tile>();
+    auto* const keys = reinterpret_cast<std::uint64_t*>(&tile + 1);
+    std::uint32_t const count = rank_scores(
+        scores + list * candidates, static_cast<std::uint32_t>(candidates),
+        static_cast<std::uint32_t>(list % p.labels * candidates), p.score_threshold, keys,
+        tile.counters[0]);
+    Label const label(p, lists, boxes, list);
+    std::int32_t const kept = suppress(label, tile, keys, count, 0, 0, p.iou_threshold);
+    if (threadIdx.x == 0) lists.counts[list] = kept;
+}
+
+/// Clears those of the keys [begin, end) of each long label that the boxes kept so far suppress; a
+/// warp works on four of a list, block y on list y.
+__global__ void __launch_bounds__(kSmallThreads) strike_keys(
+    NmsParams p, Lists lists, Runs ranked, std::int64_t count, float const* boxes,
+    std::uint32_t begin, std::uint32_t end) {
+    std::uint32_t const lane = threadIdx.x % kWarp;
+    std::uint32_t const warp = threadIdx.x / kWarp;
+    for (std::int64_t list = blockIdx.y; list < count; list += gridDim.y) {
+        Label const label(p, lists, boxes, list);
+        std::int32_t const kept = lists.counts[list];
+        if (kept == label.capacity) continue;
+        auto const held = static_cast<std::uint32_t>(ranked.counts[list * runs_of(p)]);
+        std::uint64_t* const keys = ranked.keys + list * p.candidates;
+        std::uint32_t const last = held < end ? held : end;
+        std::uint32_t const stride = gridDim.x * kStruck;
+        for (std::uint32_t first = begin + blockIdx.x * kStruck + warp * kColumns; first < last;
+             first += stride) {
+            SizedBox columns[kColumns];
+            std::uint32_t open = 0;
+#pragma unroll
+            for (std::uint32_t c = 0; c < kColumns; ++c) {
+                bool const exists = first + c < last;
+                columns[c] = sized(label.box_of(keys[exists ? first + c : first]));
+                if (exists) open |= 1u << c;
+            }
+            open = open_columns(columns, open, label.kept_boxes, 0, kept, p.iou_threshold);
+            if (lane < kColumns && first + lane < last && (open >> lane & 1u) == 0) {
+                keys[first + lane] = kNoKey;
+            }
+        }
+    }
+}
+
+/// Moves those of `length` keys that have not been cleared to `to`, in order; returns their number.
+/// All threads of the block call it after a barrier and leave it with one.
+__device__ std::uint32_t collect_open(
+    std::uint64_t const* keys, std::uint32_t length, std::uint64_t* to,
+    std::uint32_t (&counters)[kWarps]) {
+    std::uint32_t const lane = threadIdx.x % kWarp;
+    std::uint32_t const warp = threadIdx.x / kWarp;
+    std::uint32_t count = 0;
+    for (std::uint32_t first = 0; first < length; first += kThreads) {
+        std::uint32_t const i = first + threadIdx.x;
+        std::uint64_t const key = i < length ? keys[i] : kNoKey;
+        std::uint32_t const bits = __ballot_sync(kAllLanes, key != kNoKey);
+        if (lane == 0) counters[warp] = static_cast<std::uint32_t>(__popc(bits));
+        __syncthreads();
+        std::uint32_t at = count;
+        for (std::uint32_t other = 0; other < kWarps; ++other) {
+            if (other < warp) at += counters[other];
+            count += counters[other];
+        }
+        if (key != kNoKey) to[at + __popc(bits & ((1u << lane) - 1))] = key;
+        __syncthreads();
+    }
+    return count;
+}
+
+/// Block x goes on with the keys [begin, end) of long list x.
+__global__ void __launch_bounds__(kThreads, 2) suppress_window(
+    NmsParams p, Lists lists, Runs ranked, float const* boxes, std::uint32_t begin,
+    std::uint32_t end) {
+    std::int64_t const list = blockIdx.x;
+    Tile& tile = *shared_memory<Tile>();
+    auto* const open_keys = reinterpret_cast<std::uint64_t*>(&tile + 1);
+    Label const label(p, lists, boxes, list);
+    auto const held = static_cast<std::uint32_t>(ranked.counts[list * runs_of(p)]);
+    std::uint64_t const* const keys = ranked.keys + list * p.candidates;
+    std::uint32_t const last = held < end ? held : end;
+    std::int32_t const compared = begin > 0 ? lists.counts[list] : 0;
+    std::int32_t kept = compared;
+    for (std::uint32_t first = begin; first < last && kept < label.capacity; first += kSharedKeys) {
+        std::uint32_t const rest = last - first;
+        std::uint32_t const count = collect_open(
+            keys + first, rest < kSharedKeys ? rest : kSharedKeys, open_keys, tile.counters);
+        kept = suppress(label, tile, open_keys, count, compared, kept, p.iou_threshold);
+        __syncthreads();
     }
     if (threadIdx.x == 0) lists.counts[list] = kept;
 }
@@ -520,6 +631,30 @@ cudaError_t sort_long_labels(
     return error;
 }
 
+/// One block a label, window after window; before each but the first, all blocks of the GPU strike
+/// out what is suppressed already.
+cudaError_t suppress_long_labels(
+    NmsParams const& p, Lists const& lists, Runs const& ranked, float const* boxes,
+    cudaStream_t stream) {
+    std::int64_t const count = std::int64_t{p.batch} * p.labels;
+    std::size_t const shared_bytes = sizeof(Tile) + kSharedKeys * sizeof(std::uint64_t);
+    std::int64_t begin = 0, end = kFirstWindow;
+    for (; begin < p.candidates; begin = end, end *= kWindowGrowth) {
+        if (end > p.candidates) end = p.candidates;
+        if (begin > 0) {
+            cudaError_t const error = launch(
+                strike_keys, grid_of(end - begin, kStruck, count), dim3(kSmallThreads),
+                std::size_t{0}, stream, p, lists, ranked, count, boxes, begin, end);
+            if (error != cudaSuccess) return error;
+        }
+        cudaError_t const error = launch(
+            suppress_window, dim3(static_cast<std::uint32_t>(count)), dim3(kThreads), shared_bytes,
+            stream, p, lists, ranked, boxes, begin, end);
+        if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
 }  // namespace
 
 cudaError_t launch_nms(
@@ -537,21 +672,23 @@ cudaError_t launch_nms(
             reinterpret_cast<std::uint64_t*>(bytes + layout.keys[half]),
             reinterpret_cast<std::int32_t*>(bytes + layout.run_counts[half])};
     };
-    Runs runs[2] = {runs_at(0), runs_at(1)};
     std::int64_t const blocks = std::int64_t{p.batch} * p.labels;
     if (blocks > 0) {
-        std::size_t shared_bytes = sizeof(Tile);
+        dim3 const grid(static_cast<std::uint32_t>(blocks));
         cudaError_t error = cudaSuccess;
         if (runs_of(p) > 0) {
+            Runs runs[2] = {runs_at(0), runs_at(1)};
             error = sort_long_labels(p, runs, scores, stream);
+            if (error == cudaSuccess) {
+                error = suppress_long_labels(p, lists, runs[0], boxes, stream);
+            }
         } else {
-            auto const candidates = static_cast<std::uint32_t>(p.candidates);
-            shared_bytes += power_of_two_from(candidates, kChunk) * sizeof(std::uint64_t);
+            std::uint32_t const keys =
+                power_of_two_from(static_cast<std::uint32_t>(p.candidates), kChunk);
+            error = launch(
+                suppress_labels, grid, dim3(kThreads), sizeof(Tile) + keys * sizeof(std::uint64_t),
+                stream, p, lists, boxes, scores);
         }
-        if (error != cudaSuccess) return error;
-        error = launch(
-            suppress_labels, dim3(static_cast<std::uint32_t>(blocks)), dim3(kThreads), shared_bytes,
-            stream, p, lists, runs[0], boxes, scores);
         if (error != cudaSuccess) return error;
     }
     auto const labels = static_cast<std::uint32_t>(p.labels < 32 ? p.labels : 32);
