@@ -1,5 +1,8 @@
 // Where a RoI is sampled: the same operations, rounded the same way, in the CPU twin and the CUDA
 // kernels. They follow torchvision's in float32, so that both take as many samples.
+//
+// Bilinear samples on a grid are separable: a bin is a few rows by a few columns of the map, each
+// with one weight that holds all samples.
 #pragma once
 
 #include <cmath>
@@ -91,5 +94,68 @@ CARAFE_HD inline Sample sample_at(RoiAxis const& axis, std::int32_t bin, std::in
     if (low >= axis.side - 1) return {axis.side - 1, axis.side - 1, 0.0f, true};
     return {low, low + 1, at - static_cast<float>(low), true};
 }
+
+/// A row or column of the map and its share of a bin's mean.
+struct Tap {
+    std::int32_t at;
+    float weight;
+};
+
+/// The taps of one bin, one after the other. The axis stays with the caller.
+class TapWalk {
+  public:
+    CARAFE_HD TapWalk(RoiAxis const& axis, std::int32_t bin)
+        : axis_(axis), bin_(bin), sample_{}, older_{-1, 0.0f}, newer_{-1, 0.0f}, half_way_(false) {
+        SampleRange const range = samples_of(axis, bin);
+        next_ = range.first;
+        last_ = range.last;
+    }
+
+    /// False when there are no more.
+    CARAFE_HD bool next(Tap& tap) {
+        while (half_way_ || next_ < last_) {
+            float share = sample_.share;
+            std::int32_t at = sample_.high;
+            if (half_way_) {
+                half_way_ = false;
+            } else {
+                sample_ = sample_at(axis_, bin_, next_++);
+                if (!sample_.inside) continue;
+                share = 1.0f - sample_.share;
+                at = sample_.low;
+                half_way_ = sample_.high != at;
+            }
+            if (add(at, share / axis_.samples, tap)) return true;
+        }
+        tap = older_.at >= 0 ? older_ : newer_;
+        if (older_.at < 0) newer_.at = -1;
+        older_.at = -1;
+        return tap.at >= 0;
+    }
+
+  private:
+    /// Neighbouring samples share pixels: one of the last two taps is often the same. True when
+    /// that makes a third, which is given out.
+    CARAFE_HD bool add(std::int32_t at, float weight, Tap& tap) {
+        if (newer_.at == at) {
+            newer_.weight += weight;
+            return false;
+        }
+        if (older_.at == at) {
+            older_.weight += weight;
+            return false;
+        }
+        tap = older_;
+        older_ = newer_;
+        newer_ = {at, weight};
+        return tap.at >= 0;
+    }
+
+    RoiAxis const& axis_;
+    std::int32_t bin_, next_, last_;
+    Sample sample_;
+    Tap older_, newer_;
+    bool half_way_;  ///< the last sample's second neighbour is still to come
+};
 
 }  // namespace carafe

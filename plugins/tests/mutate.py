@@ -40,6 +40,7 @@ import torch  # noqa: E402
 
 from tests.plugins import problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
+from tests.plugins.varied import Twins, varied_nms, varied_roi_align  # noqa: E402
 
 KERNELS = ROOT / "plugins/kernels"
 KNOWN = Path(__file__).with_name("known_mutants.json")
@@ -196,7 +197,7 @@ def _in_order(problem: Any, order: Any) -> Check:
 
 
 def checks_by_source() -> dict[str, list[Check]]:
-    """What tests/plugins/test_emulated_kernels.py runs; quick and random ones first."""
+    """Most of what the emulator runs in tests/plugins; quick and random ones first."""
     lists: dict[str, list[Any]] = {
         "carafe.cu": [problems.random_carafe(seed) for seed in range(400)]
         + problems.carafe_problems(),
@@ -206,9 +207,16 @@ def checks_by_source() -> dict[str, list[Check]]:
         + [problems.random_nms(seed) for seed in range(150)]
         + [problems.long_nms(candidates) for candidates in (4096, 4097)],
     }
+    twins: dict[str, list[Twins]] = {
+        "roi_align.cu": [Twins(varied_roi_align(seed)) for seed in range(250)],
+        "nms.cu": [Twins(varied_nms(seed)) for seed in range(250)],
+    }
     checks: dict[str, list[Check]] = {}
     for source, entries in lists.items():
-        checks[source] = []
+        checks[source] = [
+            _in_order(pair, (FORWARD, BACKWARD, at_random(number))[number % 3])
+            for number, pair in enumerate(twins.get(source, []))
+        ]
         for number, problem in enumerate(entries):
             _ = problem.expected  # once, before the workers fork
             orders = [(FORWARD, BACKWARD, at_random(number))[number % 3]]
@@ -308,7 +316,8 @@ class Build:
             if subprocess.run([*command, "-w"], stderr=subprocess.DEVNULL).returncode:
                 return None
         library = folder / "libmutant.so"
-        parts = [*self.common, *objects.values()]
+        # Of an inline function in several objects the linker keeps the first.
+        parts = [*objects.values(), *self.common]
         compiler = self.commands[SOURCES[0]][0]
         subprocess.run([compiler, "-shared", "-pthread", "-o", library, *parts], check=True)
         return library, [source for source in touched if source != HOST_SOURCE]
