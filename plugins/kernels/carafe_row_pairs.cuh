@@ -114,10 +114,7 @@ __device__ void sum_pair(
         float window[K + 1];
 #pragma unroll
         for (int c = 0; c < K + 1; c += 2) {
-            auto const pack =
-                *reinterpret_cast<Pack<float, 2> const*>(source + u * RowPairsTile::kPitch + c);
-            window[c] = pack.values[0];
-            window[c + 1] = pack.values[1];
+            load_pack<2>(source + u * RowPairsTile::kPitch + c, true, window + c);
         }
 #pragma unroll
         for (int v = 0; v < K; ++v) {
@@ -173,23 +170,15 @@ __global__ void __launch_bounds__(RowPairsTile::kThreads, 3) carafe_row_pairs(
             __syncthreads();
             if (!inside) continue;
             float const* source = staged + row * Tile::kPitch + column;
+#pragma unroll 1
             for (int c = 0; c < count; ++c, source += Stage::kFloats, to += plane) {
                 float sums[2 * S] = {};
                 sum_pair<K, S>(source, weights, sums);
-                Pack<T, 2 * S> pack;
-#pragma unroll
-                for (int i = 0; i < 2 * S; ++i) pack.values[i] = from_float<T>(sums[i]);
                 if (work.wide) {
-                    *reinterpret_cast<Pack<T, 2 * S>*>(to) = pack;
-                    continue;
-                }
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    if (r == 1 && !both) continue;
-                    Pack<T, S> half;
-#pragma unroll
-                    for (int dx = 0; dx < S; ++dx) half.values[dx] = pack.values[r * S + dx];
-                    *reinterpret_cast<Pack<T, S>*>(to + r * S) = half;
+                    store_pack<2 * S>(sums, to);
+                } else {
+                    store_pack<S>(sums, to);
+                    if (both) store_pack<S>(sums + S, to + S);
                 }
             }
         }
@@ -209,7 +198,8 @@ cudaError_t launch_row_pairs(
     work.tiles_x = static_cast<std::int32_t>(blocks_for(p.width, Tile::kColumns));
     work.tiles_y = static_cast<std::int32_t>(blocks_for(p.height, Tile::kRows));
     std::int64_t const tiles = std::int64_t{p.batch} * p.groups * work.tiles_x * work.tiles_y;
-    work.chunk = chunk_for(p.channels / p.groups, tiles, 64, Tile::kStaged);
+    // Half as many blocks as elsewhere: each reads and normalises the weights of its chunk.
+    work.chunk = chunk_for(p.channels / p.groups, 2 * tiles, 64, Tile::kStaged);
     work.chunks = static_cast<std::int32_t>(blocks_for(p.channels / p.groups, work.chunk));
     work.wide = p.width % 2 == 0 && is_aligned(out, 2 * S * sizeof(T));
     work.blocks = tiles * work.chunks;
