@@ -145,6 +145,7 @@ bool carafe_case(
     for (std::int32_t i = 0; i < carafe::kCarafeDesigns; ++i) {
         auto const design = static_cast<CarafeDesign>(i);
         if (!carafe_design_fits(design, p, features.data(), masks.data(), out.data())) continue;
+        if (design == CarafeDesign::kAny && height > 26) continue;  // long, and known from others
         TrafficRecorder recorder;
         recorder.add_array("features", features.data(), features.bytes());
         recorder.add_array("masks", masks.data(), masks.bytes());
@@ -258,6 +259,7 @@ bool run(bool small) {
             if (small) continue;
             carafe(MaskSource::kEncoded, 1, channels, 26, 42);
             carafe(MaskSource::kEncoded, 1, channels, 52, 84);
+            carafe(MaskSource::kEncoded, 1, channels, 104, 168);
             carafe(MaskSource::kNormalized, 1, channels, 26, 42);
             done = done && roi_align_case(report, dtype, layout, 16, channels, 7, 832, 1344);
         }

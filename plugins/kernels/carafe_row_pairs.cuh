@@ -27,38 +27,49 @@ struct RowPairsWork {
     std::int32_t tiles_x, tiles_y;
     std::int32_t chunk, chunks;  ///< channels of a block; chunks of a group
     bool wide;                   ///< the 2 S outputs of a thread move as one access
+    bool packed_masks;           ///< the encoder's output of two neighbours moves as one access
     std::int64_t blocks;
 };
 
-/// weights[r][tap][dx] of the outputs (y * S + dy, (x + r) * S + dx); zeros for a pixel outside.
+/// weights[r][tap][dx] of the outputs (y * S + dy, (x + r) * S + dx); unused for a pixel outside.
 template <int K, int S, bool kEncoded, typename T>
 __device__ void row_weights(
     RowPairsWork const& work, T const* masks, std::int64_t image, std::int64_t group,
     std::int64_t y, std::int64_t x, int dy, float (&weights)[2][K * K][S]) {
     constexpr int kTaps = K * K, Q = S * S;
-    std::int64_t const channel = work.masks.channel;
+    std::int64_t const channel = work.masks.channel, column = work.masks.column;
     std::int64_t const step = kEncoded ? Q * channel : channel;  // from one tap to the next
     masks += image * work.masks.image + group * kTaps * step;
-    masks += kEncoded ? dy * S * channel + y * work.masks.row : (y * S + dy) * work.masks.row;
+    masks += kEncoded ? dy * S * channel + y * work.masks.row + x * column
+                      : (y * S + dy) * work.masks.row + x * S * column;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        bool const inside = x + r < work.p.width;
+    for (int dx = 0; dx < S; ++dx) {
+        std::int64_t const at = kEncoded ? dx * channel : dx * column;
+        float values[2][kTaps] = {};
+        if (kEncoded && work.packed_masks) {
 #pragma unroll
-        for (int dx = 0; dx < S; ++dx) {
-            std::int64_t const at = kEncoded ? dx * channel + (x + r) * work.masks.column
-                                             : ((x + r) * S + dx) * work.masks.column;
-            float values[kTaps] = {};
-            if (inside) {
-                auto const read = [&](int tap) { return to_float(masks[at + tap * step]); };
-                if constexpr (kEncoded) {
-                    softmax<kTaps>(read, values);
-                } else {
+            for (int tap = 0; tap < kTaps; ++tap) {
+                float pair[2];
+                load_pack<2>(masks + at + tap * step, true, pair);
+                values[0][tap] = pair[0];
+                values[1][tap] = pair[1];
+            }
+        } else {
 #pragma unroll
-                    for (int tap = 0; tap < kTaps; ++tap) values[tap] = read(tap);
-                }
+            for (int r = 0; r < 2; ++r) {
+                if (x + r >= work.p.width) continue;
+                T const* const from = masks + at + r * (kEncoded ? column : S * column);
+#pragma unroll
+                for (int tap = 0; tap < kTaps; ++tap) values[r][tap] = to_float(from[tap * step]);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            if constexpr (kEncoded) {
+                softmax<kTaps>([&](int tap) { return values[r][tap]; }, values[r]);
             }
 #pragma unroll
-            for (int tap = 0; tap < kTaps; ++tap) weights[r][tap][dx] = values[tap];
+            for (int tap = 0; tap < kTaps; ++tap) weights[r][tap][dx] = values[r][tap];
         }
     }
 }
@@ -73,7 +84,6 @@ struct RowPairsStage {
     static_assert(kColumns <= Tile::kPitch);
 
     std::int64_t from[kParts];  ///< element of a plane, negative outside the map
-    int to[kParts];             ///< element of the staged channel, negative for none
 
     __device__ RowPairsStage(CarafeParams const& p, std::int64_t y, std::int64_t x) {
 #pragma unroll
@@ -83,21 +93,20 @@ struct RowPairsStage {
             std::int64_t const at_y = y + row - K / 2, at_x = x + column - K / 2;
             bool const inside = at_y >= 0 && at_y < p.height && at_x >= 0 && at_x < p.width;
             from[part] = inside ? at_y * p.width + at_x : -1;
-            to[part] = row < kRows ? row * Tile::kPitch + column : -1;
         }
     }
 
     /// `count` channels from `planes` on, as [channel][row][kPitch]; zeros outside the map.
     template <typename T>
     __device__ void stage(T const* planes, std::int64_t plane, int count, float* staged) const {
-#pragma unroll
-        for (int c = 0; c < Tile::kStaged; ++c) {
-            if (c >= count) break;
+#pragma unroll 2
+        for (int c = 0; c < count; ++c) {
 #pragma unroll
             for (int part = 0; part < kParts; ++part) {
-                if (to[part] < 0) continue;
+                int const i = threadIdx.x + part * Tile::kThreads;
+                if (i >= kColumns * kRows) continue;
                 float const value = from[part] < 0 ? 0.0f : to_float(planes[from[part]]);
-                staged[c * kFloats + to[part]] = value;
+                staged[c * kFloats + i / kColumns * Tile::kPitch + i % kColumns] = value;
             }
             planes += plane;
         }
@@ -201,6 +210,8 @@ cudaError_t launch_row_pairs(
     // Half as many blocks as elsewhere: each reads and normalises the weights of its chunk.
     work.chunk = chunk_for(p.channels / p.groups, 2 * tiles, 64, Tile::kStaged);
     work.chunks = static_cast<std::int32_t>(blocks_for(p.channels / p.groups, work.chunk));
+    work.packed_masks =
+        p.layout == Layout::kNCHW && p.width % 2 == 0 && is_aligned(masks, 2 * sizeof(T));
     work.wide = p.width % 2 == 0 && is_aligned(out, 2 * S * sizeof(T));
     work.blocks = tiles * work.chunks;
     constexpr std::size_t kShared = sizeof(float) * Tile::kStaged * RowPairsStage<K>::kFloats;
