@@ -17,7 +17,7 @@ CPP_SOURCES = $(shell git ls-files 'plugins/**.cpp' 'plugins/**.h' 'plugins/**.c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo plugins test test-cpp test-sanitized lint format bench wheel release-check \
-  mutants gpu-check clean
+  kernel-report mutants gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,14 @@ release-check: $(STAMP) ## Compile for every architecture; check code, exports a
 	$(CMAKE) -B build/release -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=ON
 	$(BIN)/cmake --build build/release
 	$(BIN)/python plugins/tests/release_check.py build/release/lib
+
+kernel-report: $(STAMP) ## What the CUDA kernels move and compile to, counted without a GPU (3 minutes)
+	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	  nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(CMAKE) -B build/kernel-report "-DCMAKE_CUDA_ARCHITECTURES=75-real;90-real;120-real" \
+	  -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=OFF -DCARAFE_TESTS=ON
+	$(BIN)/cmake --build build/kernel-report --target carafe_kernels carafe_traffic
+	$(BIN)/python benchmarks/kernel_report.py build/kernel-report
 
 mutants: plugins ## Break the CUDA kernels in small ways and count what the tests notice (20 minutes)
 	$(BIN)/python plugins/tests/mutate.py

@@ -2,23 +2,24 @@
 
     python benchmarks/gpu_check.py FOLDER [-- MORE CMAKE ARGUMENTS]
 
-Builds for the GPU of this machine, runs the tests that are skipped elsewhere, drives the TensorRT
-plugins' enqueue without TensorRT, looks for memory errors and races with compute-sanitizer, runs
-the self check with every backend found, and measures operators and a detector. A step that fails
-does not stop the next. Writes FOLDER/summary.json (exit status, seconds and last lines of each
-step), a log a step, and what the steps themselves write. The exit status is the number of failed
-steps.
+Builds for the GPU of this machine, measures each design of CARAFE's kernels and names the fastest,
+drives the TensorRT plugins' enqueue without TensorRT, looks for memory errors and races with
+compute-sanitizer, runs the tests that are skipped elsewhere and the self check with every backend
+found, and measures operators and a detector. A step that fails does not stop the next. Writes
+FOLDER/summary.json (exit status, seconds and last lines of each step), a log a step, and what the
+steps themselves write. The exit status is the number of failed steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ BUILD = ROOT / "build" / "gpu"
 #: Seconds after which a step is given up.
 LIMIT = 240
 TAIL = 30
+#: The step that measures CARAFE's designs.
+DESIGNS = "CARAFE designs"
 
 
 def steps(output: Path, cmake_arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -43,6 +46,9 @@ def steps(output: Path, cmake_arguments: Sequence[str]) -> dict[str, list[str]]:
     return {
         "configure": [*configure, *cmake_arguments],
         "build": ["cmake", "--build", str(BUILD)],
+        DESIGNS: [
+            *(str(BUILD / "bin" / "carafe_designs"), "--output", str(output / "designs.json"))
+        ],
         "harness": [*harness, "--output", str(output / "harness.json")],
         **{
             f"compute-sanitizer {tool}": [*sanitizer, f"--tool={tool}", *harness, "--small"]
@@ -103,6 +109,23 @@ def run(name: str, command: list[str], output: Path) -> dict[str, Any]:
     }
 
 
+def fastest_designs(measured: Mapping[str, Any]) -> list[str]:
+    """A line a call: its designs by cold time, the one that launch_carafe() takes marked."""
+    calls: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for entry in measured["calls"]:
+        calls.setdefault((entry["dtype"], entry["layout"], entry["shape"]), []).append(entry)
+    lines = [f"a copy moves {measured['copy_gb_per_s']:.0f} GB/s"]
+    for call, entries in calls.items():
+        ranked = sorted(entries, key=lambda entry: entry["cold_median_us"])
+        texts = [
+            f"{entry['design']}{'*' if entry['chosen'] else ''} {entry['cold_median_us']:.1f} us"
+            f" ({entry['share_of_copy']:.0%}){'' if entry['agrees'] else ' WRONG'}"
+            for entry in ranked
+        ]
+        lines.append(f"{' '.join(call)}: {', '.join(texts)}")
+    return lines
+
+
 def gpu() -> str:
     """Name, driver and memory of every GPU, as the driver tells them."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap"]
@@ -128,6 +151,10 @@ def main() -> int:
         results[name] = run(name, command, output)
         status, seconds = results[name]["status"], results[name]["seconds"]
         print(f"{'ok    ' if status == 0 else 'FAILED'} {name} ({seconds} s)", flush=True)
+        if name == DESIGNS and (output / "designs.json").is_file() and status in (0, 1):
+            measured = json.loads((output / "designs.json").read_text(encoding="utf-8"))
+            results[name]["fastest"] = fastest_designs(measured)
+            print("\n".join(f"  {line}" for line in results[name]["fastest"]), flush=True)
         if status != 0:
             print("\n".join([f"  {status}", *(f"  {line}" for line in results[name]["tail"])]))
         write_result(output / "summary.json", {"gpu": found, "steps": results})

@@ -86,6 +86,7 @@ class Device {
   public:
     Order order = Order::kForward;
     std::uint64_t seed = 0;
+    Observer* observer = nullptr;
     std::mutex mutex;
 
     cudaError_t run(
@@ -103,13 +104,16 @@ class Device {
         std::vector<std::uint64_t> blocks(std::uint64_t{grid.x} * grid.y * grid.z);
         std::iota(blocks.begin(), blocks.end(), std::uint64_t{0});
         arrange(blocks);
+        if (observer != nullptr) observer->begin_launch(grid, block, shared_bytes);
         for (std::uint64_t const number : blocks) {
             blockIdx = {
                 static_cast<unsigned>(number % grid.x),
                 static_cast<unsigned>(number / grid.x % grid.y),
                 static_cast<unsigned>(number / grid.x / grid.y)};
             poison_shared_memory();
+            if (observer != nullptr) observer->begin_block();
             run_block();
+            if (observer != nullptr) observer->end_block();
             if (error_ == cudaSuccess) check_redzones();
             if (error_ != cudaSuccess) break;
         }
@@ -403,6 +407,11 @@ void set_order(Order order, std::uint64_t seed) {
     std::lock_guard<std::mutex> const guard(device().mutex);
     device().order = order;
     device().seed = seed;
+}
+
+void set_observer(Observer* observer) {
+    std::lock_guard<std::mutex> const guard(device().mutex);
+    device().observer = observer;
 }
 
 namespace detail {

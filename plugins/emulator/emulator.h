@@ -20,14 +20,33 @@ enum class Order : std::int32_t { kForward = 0, kBackward = 1, kRandom = 2 };
 /// For later launches; every launch with kRandom starts from `seed` again.
 void set_order(Order order, std::uint64_t seed);
 
+/// Is told of launches and blocks, from which a tool learns where a memory access belongs.
+class Observer {
+  public:
+    virtual ~Observer() = default;
+    virtual void begin_launch(dim3 grid, dim3 block, std::size_t shared_bytes) = 0;
+    virtual void begin_block() = 0;
+    virtual void end_block() = 0;
+};
+
+/// For later launches; null for none.
+void set_observer(Observer* observer);
+
 /// Most bytes of shared memory in a launch: what every GPU has without being asked for more.
 constexpr std::size_t kSharedBytes = 48 * 1024;
 
+// Stand for launch.cuh's constants of these names.
+#if defined(CARAFE_EMULATED_WHOLE_GPU)  // its values: work is cut as on a GPU
+constexpr std::int64_t kEnoughBlocks = 512;
+constexpr std::int64_t kMostBlocksX = 0x7fffffff;
+constexpr std::int64_t kMostBlocksY = 65535;
+#else
 /// A small GPU: few blocks fill it and a grid holds few, so that small problems take large tiles
-/// and go through loops over the grid. Stands for launch.cuh's constants of these names.
+/// and go through loops over the grid.
 constexpr std::int64_t kEnoughBlocks = 5;
 constexpr std::int64_t kMostBlocksX = 7;
 constexpr std::int64_t kMostBlocksY = 2;
+#endif
 
 namespace detail {
 

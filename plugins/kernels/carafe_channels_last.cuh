@@ -190,14 +190,4 @@ cudaError_t launch_channels_last(
         masks, out);
 }
 
-/// Whether pointers and pitches allow accesses of 16 bytes, and groups begin at such.
-template <typename T>
-bool channels_last_fit(CarafeParams const& p, void const* features, void const* out) {
-    constexpr int V = 16 / sizeof(T);
-    std::int64_t const vectors = blocks_for(p.channels, V) * V;
-    return is_aligned(features, 16) && is_aligned(out, 16) && p.feature_pitch % V == 0 &&
-           p.out_pitch % V == 0 && vectors <= p.feature_pitch && vectors <= p.out_pitch &&
-           (p.groups == 1 || p.channels / p.groups % V == 0);
-}
-
 }  // namespace carafe

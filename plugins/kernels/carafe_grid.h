@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "carafe.h"
 #include "launch.cuh"
 
 namespace carafe {
@@ -22,6 +23,15 @@ inline std::int32_t chunk_for(
 
 inline bool is_aligned(void const* pointer, std::size_t bytes) {
     return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+/// Whether pointers and pitches allow accesses of V elements, and groups begin at such.
+template <typename T, int V>
+bool packs_fit(CarafeParams const& p, void const* features, void const* out) {
+    std::int64_t const vectors = blocks_for(p.channels, V) * V;
+    return is_aligned(features, V * sizeof(T)) && is_aligned(out, V * sizeof(T)) &&
+           p.feature_pitch % V == 0 && p.out_pitch % V == 0 && vectors <= p.feature_pitch &&
+           vectors <= p.out_pitch && (p.groups == 1 || p.channels / p.groups % V == 0);
 }
 
 }  // namespace carafe

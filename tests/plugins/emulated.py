@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from carafe_deploy.ops._library import KernelLibrary
+from carafe_deploy.ops._library import CarafeParams, KernelLibrary
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,39 @@ def library_path() -> Path:
 
 class EmulatedLibrary(KernelLibrary):
     """Device CUDA takes addresses of host memory."""
+
+    def _declare(self) -> None:
+        super()._declare()
+        library, call = self._library, [ctypes.c_void_p] * 4
+        library.carafe_emulator_designs.argtypes = call
+        library.carafe_emulator_design.argtypes = call
+        library.carafe_emulator_design_name.restype = ctypes.c_char_p
+        library.carafe_emulator_run_design.argtypes = [ctypes.c_int32, *call]
+        library.carafe_emulator_run_design.restype = ctypes.c_char_p
+
+    def _design_name(self, design: int) -> str:
+        name: bytes = self._library.carafe_emulator_design_name(design)
+        return name.decode()
+
+    def designs(self, params: CarafeParams, *addresses: int) -> dict[str, int]:
+        """Name -> number of CARAFE's designs that can run a call (plugins/kernels/carafe.cu)."""
+        bits: int = self._library.carafe_emulator_designs(ctypes.byref(params), *addresses)
+        numbers = itertools.takewhile(lambda design: bits >> design, itertools.count())
+        return {self._design_name(design): design for design in numbers if bits >> design & 1}
+
+    def design(self, params: CarafeParams, *addresses: int) -> str:
+        """The one that :meth:`carafe` takes."""
+        return self._design_name(
+            self._library.carafe_emulator_design(ctypes.byref(params), *addresses)
+        )
+
+    def run_design(self, design: int, params: CarafeParams, *addresses: int) -> None:
+        """As :meth:`carafe` on device CUDA, by a chosen design."""
+        error: bytes | None = self._library.carafe_emulator_run_design(
+            design, ctypes.byref(params), *addresses
+        )
+        if error is not None:
+            raise RuntimeError(f"{self._design_name(design)}: {error.decode()}")
 
     def set_order(self, order: Order) -> None:
         """For later calls on device CUDA."""

@@ -31,6 +31,7 @@ from carafe_deploy.ops.nms import batched_nms_reference
 from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
 from tests.ops.cases import CARAFE_CASES, NMS_CASES, ROI_ALIGN_CASES, Case
 from tests.plugins.buffers import Buffer
+from tests.plugins.emulated import EmulatedLibrary
 
 DTYPES = {
     torch.float32: DType.FLOAT32,
@@ -148,8 +149,8 @@ class CarafeProblem:
             self.scale,
         )
 
-    def run(self, library: KernelLibrary, device: Device) -> Tensor:
-        """The library's result."""
+    def lay_out(self) -> tuple[CarafeParams, Buffer, Buffer, Buffer]:
+        """Parameters, features, weights and room for the result."""
         n, c, h, w = self.features.shape
         dtype, (extra, mask_extra, out_extra) = self.features.dtype, self.place.padding
         features = self.place.put(self.features, FEATURES)
@@ -171,17 +172,57 @@ class CarafeProblem:
             mask_pitch=self.weights.shape[1] + mask_extra if mask_extra else 0,
             out_pitch=c + out_extra if out_extra else 0,
         )
-        addresses = features.address, weights.address, out.address
-        library.carafe(params, *addresses, device=device, threads=2)
+        return params, features, weights, out
+
+    def result(self, features: Buffer, weights: Buffer, out: Buffer) -> Tensor:
+        """What a call left in ``out``; it must have written nothing else."""
         features.assert_untouched("features")
         weights.assert_untouched("masks")
         out.assert_guards_untouched("the result")
-        return self.place.get(out, c)
+        return self.place.get(out, self.features.shape[1])
+
+    def run(self, library: KernelLibrary, device: Device) -> Tensor:
+        """The library's result."""
+        params, *buffers = self.lay_out()
+        addresses = (buffer.address for buffer in buffers)
+        library.carafe(params, *addresses, device=device, threads=2)
+        return self.result(*buffers)
 
     def check(self, library: KernelLibrary, device: Device = Device.CUDA) -> None:
         """Run and compare."""
-        tolerance = CARAFE_TOLERANCES[self.features.dtype]
-        assert_close(self.run(library, device), self.expected, tolerance)
+        self.compare(self.run(library, device))
+
+    def compare(self, found: Tensor) -> None:
+        assert_close(found, self.expected, CARAFE_TOLERANCES[self.features.dtype])
+
+
+@dataclass(frozen=True, eq=False)
+class DesignsProblem:
+    """A CARAFE call by every design of the CUDA kernels that can run it."""
+
+    call: CarafeProblem
+
+    def __str__(self) -> str:
+        return str(self.call)
+
+    @property
+    def reason(self) -> str:
+        return self.call.reason
+
+    @property
+    def expected(self) -> Tensor:
+        """In float64."""
+        return self.call.expected
+
+    def check(self, library: EmulatedLibrary) -> None:
+        """Run and compare each."""
+        params, *buffers = self.call.lay_out()
+        *_, out = buffers
+        addresses = [buffer.address for buffer in buffers]
+        for design in library.designs(params, *addresses).values():
+            out.fill(torch.full((), math.nan, dtype=out.array.dtype))
+            library.run_design(design, params, *addresses)
+            self.call.compare(self.call.result(*buffers))
 
 
 def normalized(encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
@@ -244,6 +285,46 @@ def random_carafe(seed: int, dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) ->
     place = _place(choose, per_group * groups)
     return CarafeProblem(
         f"random {seed}", source, features.to(dtype), weights.to(dtype), k, groups, s, place
+    )
+
+
+def random_designs(seed: int) -> DesignsProblem:
+    """k = 5 and s = 2, what the designs are for: sizes odd to any tile, strip and chunk."""
+    choose = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    n, h, w = choose.choice((1, 1, 1, 2, 3)), choose.randint(1, 9), choose.randint(1, 9)
+    groups = choose.choice((1, 1, 1, 1, 2, 3))
+    channels = choose.choice((1, 1, 2, 3, 4, 7, 8, 12, 13, 20, 33))
+    shape = choose.random()
+    if shape < 0.15:
+        n, channels, h, w = (
+            1,
+            choose.choice((1, 4, 5)),
+            choose.randint(1, 5),
+            choose.randint(15, 45),
+        )
+        if choose.random() < 0.5:
+            h, w = w, h
+    elif shape < 0.35:
+        n, groups, h, w = 1, choose.choice((1, 1, 2)), choose.randint(1, 3), choose.randint(1, 5)
+        channels = choose.choice((60, 64, 68, 72, 96, 127, 128, 130, 136, 200)) // groups
+    if choose.random() < 0.5:  # so that groups begin at packs of 16 bytes
+        channels += -channels % choose.choice((4, 8)) if channels > 1 else 0
+    source = choose.choice(tuple(MaskSource))
+    dtype = choose.choice(HALF_AND_SINGLE)
+    features = torch.randn(n, channels * groups, h, w, generator=generator)
+    encoded = 2 * torch.randn(n, 100 * groups, h, w, generator=generator)
+    weights = encoded if source == MaskSource.ENCODED else normalized(encoded, 5, groups, 2)
+    place = _place(choose, channels * groups)
+    if choose.random() < 0.35:  # what packs of 16 bytes need
+        padding = [-channels * groups % 8 + 8 * choose.randint(0, 1) for _ in range(2)]
+        place = Place(Layout.NHWC, (padding[0], choose.choice((0, 3)), padding[1]))
+    if channels * groups == 1 and choose.random() < 0.5:  # planes, whatever the layout is called
+        place = Place(Layout.NHWC, (0, choose.choice((0, 4)), 0), first=choose.random() < 0.5)
+    return DesignsProblem(
+        CarafeProblem(
+            f"random {seed}", source, features.to(dtype), weights.to(dtype), 5, groups, 2, place
+        )
     )
 
 
@@ -487,7 +568,7 @@ def long_nms(candidates: int) -> NmsProblem:
 
 # --- lists ---------------------------------------------------------------------------------------
 
-Problem = CarafeProblem | RoiAlignProblem | NmsProblem
+Problem = CarafeProblem | DesignsProblem | RoiAlignProblem | NmsProblem
 
 
 def carafe_problems(dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> list[CarafeProblem]:

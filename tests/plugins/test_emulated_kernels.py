@@ -6,8 +6,12 @@ and shared memory start as NaN, and arrays lie in guard zones.
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
 
+import pytest
+import torch
+
+from carafe_deploy.ops._library import MaskSource
 from tests.plugins import problems
 from tests.plugins.emulated import BACKWARD, FORWARD, ORDERS, EmulatedLibrary, Order, at_random
 from tests.plugins.problems import Problem
@@ -52,6 +56,57 @@ def test_nms_beyond_shared_memory(library: EmulatedLibrary, candidates: int, ord
 @pytest.mark.parametrize("seed", range(400))
 def test_random_carafe(library: EmulatedLibrary, seed: int) -> None:
     check(library, problems.random_carafe(seed), order_of(seed))
+
+
+DESIGN_SEEDS = range(500)
+
+
+@pytest.mark.parametrize("seed", DESIGN_SEEDS)
+def test_carafe_designs(library: EmulatedLibrary, seed: int) -> None:
+    check(library, problems.random_designs(seed), order_of(seed))
+
+
+def test_carafe_designs_are_all_tried(library: EmulatedLibrary) -> None:
+    tried: Counter[tuple[str, ...]] = Counter()
+    chosen: Counter[str] = Counter()
+    for seed in DESIGN_SEEDS:
+        call = problems.random_designs(seed).call
+        params, *buffers = call.lay_out()
+        addresses = [buffer.address for buffer in buffers]
+        for name in library.designs(params, *addresses):
+            tried[name, call.source.name, str(call.features.dtype)] += 1
+        chosen[library.design(params, *addresses)] += 1
+    names = {"any", "planes", "row_pairs", "channels_last", "strips_4x4", "strips_2x8"}
+    assert {name for name, *_ in tried} == names
+    assert len(tried) == len(names) * len(MaskSource) * len(problems.HALF_AND_SINGLE)
+    assert min(tried.values()) >= 10, tried
+    assert set(chosen) == {"any", "row_pairs", "channels_last", "strips_2x8"}
+    assert min(chosen.values()) >= 25, chosen
+
+
+@pytest.mark.parametrize(
+    ("place", "channels", "size", "expected"),
+    [
+        (problems.NCHW, 256, (52, 84), "row_pairs"),
+        (problems.NHWC, 256, (13, 21), "strips_2x8"),
+        (problems.NHWC, 8, (52, 84), "channels_last"),
+        (problems.NHWC, 1, (14, 14), "row_pairs"),
+        (problems.NHWC, 3, (14, 14), "any"),
+    ],
+    ids=str,
+)
+def test_design_of_a_detectors_call(
+    library: EmulatedLibrary,
+    place: problems.Place,
+    channels: int,
+    size: tuple[int, int],
+    expected: str,
+) -> None:
+    call = problems.CarafeProblem(
+        "", MaskSource.ENCODED, *(torch.zeros(1, c, *size) for c in (channels, 100)), 5, 1, 2, place
+    )
+    params, *buffers = call.lay_out()
+    assert library.design(params, *(buffer.address for buffer in buffers)) == expected
 
 
 @pytest.mark.parametrize("seed", range(150))
