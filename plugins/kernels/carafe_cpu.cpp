@@ -1,18 +1,13 @@
 // CARAFE on the CPU: prepares a call, chooses the instruction set and shares out the rows.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "carafe.h"
 #include "carafe_cpu_task.h"
+#include "cpu_isa.h"
 #include "huge_pages.h"
 #include "threads.h"
 
@@ -68,41 +63,18 @@ CarafeTask prepare(CarafeParams const& p, void const* features, void const* mask
     return task;
 }
 
+CarafeRows choose() {
+    switch (cpu_isa()) {
 #if defined(__x86_64__)
-/// Zen 4 executes 512-bit instructions in two halves, and their unaligned loads cost more than they
-/// save (benchmarks/results/cpu_isa.json).
-bool halves_long_vectors() {
-    unsigned version = 0, rest = 0;
-    __builtin_cpu_init();
-    if (!__builtin_cpu_is("amd") || __get_cpuid(1, &version, &rest, &rest, &rest) == 0) {
-        return false;
-    }
-    return (version >> 8 & 0xf) + (version >> 20 & 0xff) == 0x19;  // the family
-}
-
-/// CARAFE_CPU_ISA (baseline, avx2, avx512) asks for another than the best.
-CarafeRows choose() {
-    char const* const wish = std::getenv("CARAFE_CPU_ISA");
-    auto const allowed = [wish](char const* name) {
-        return wish == nullptr || std::strcmp(wish, name) == 0;
-    };
-    bool const shorter = wish == nullptr && halves_long_vectors();
-    if (!shorter && allowed("avx512") && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq")) {
-        return avx512::carafe_rows;
-    }
-    if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
-        return avx2::carafe_rows;
-    }
-    return baseline::carafe_rows;
-}
-#else
-CarafeRows choose() {
-    return baseline::carafe_rows;
-}
+        case CpuIsa::kAvx512:
+            return avx512::carafe_rows;
+        case CpuIsa::kAvx2:
+            return avx2::carafe_rows;
 #endif
+        default:
+            return baseline::carafe_rows;
+    }
+}
 
 struct Free {
     void operator()(unsigned char* memory) const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu_isa.h"
+#include "huge_pages.h"
 #include "roi_align.h"
 #include "roi_align_cpu_task.h"
 #include "roi_align_geometry.h"
@@ -195,6 +196,9 @@ void pool_nhwc(
 void roi_align_cpu(
     RoiAlignParams const& p, float const* rois, void const* const* features, void* out,
     int threads) {
+    std::int64_t const depth = p.layout == Layout::kNHWC ? p.out_pitch : p.channels;
+    std::int64_t const values = depth * p.output_size * p.output_size * p.rois * p.batch;
+    use_huge_pages(out, static_cast<std::size_t>(values) * size_of(p.dtype));
     if (p.layout == Layout::kNHWC) {
         pool_nhwc(p, rois, features, out, threads);
     } else {
