@@ -7,7 +7,8 @@ are the functions in PHASES, timed without what other phases take inside them, b
 CPU time of all threads, which says more where others had the machine; a phase's peak memory is the
 most resident memory while it ran, weights and imports included (Linux tells, and lets it be reset).
 With --before, the export of another checkout takes turns with this one. The engine's build
-is measured likewise where TensorRT-RTX is installed; TensorRT reports its own phases.
+is measured likewise where TensorRT-RTX is installed, in the phases that TensorRT tells of, each
+from its name to the next; serialising and writing belong to the last one.
 """
 
 from __future__ import annotations

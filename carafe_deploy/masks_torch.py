@@ -9,7 +9,8 @@ of them are 107 MB as bytes and 13 MB as bits, which the host would have to scan
 than it takes to find those from the probabilities. So the device finds the runs, by the host's
 method and not pixel by pixel, and hands over their ends: 0.2 MB, 1.6 MB at worst. The host encodes.
 
-Not measured on a GPU.
+Not measured on a GPU. On one CPU core this takes 66 ms for what the host's way does in 15 ms, since
+it works on every column of the image for every mask: it is for GPUs only.
 """
 
 from __future__ import annotations
