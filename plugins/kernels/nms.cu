@@ -31,8 +31,8 @@
 //                                        thread (up to 64)           of its longest chain
 //   rank of a key among L labels         L searches, one by one      ceil(L / 32), up to 32 at once
 //   kernels: short labels / 10,000       2 / 2                       2 / 8
-//   registers sm_75, sm_90, sm_120       45, 32, 55                  64, 64, 64; others up to 54,
-//                                                                    48, 61
+//   registers sm_75, sm_90, sm_120       45, 32, 55                  64, 64, 64; others up to 64,
+//                                                                    58, 61
 //   threads an SM, of suppress_labels    1,024; 2,048; 1,024         1,024 each
 //   shared memory at 1,000 / 10,000      9.8 / 33.8 KB               9.6 / 33.6 KB
 // No local memory, no spills. A block reads 20 bytes a candidate at most: 0.1 MB for 5 x 1,000, 1.6
