@@ -22,9 +22,9 @@
 //   loaded from L1 and L2, box head float32  1.7 GB                    0.64 GB (halves: 0.32)
 //   from and to memory, box head float32     145 MB                    145 MB (halves: 73)
 //   registers sm_75, sm_90, sm_120
-//     channels-last, 16 bytes                80, 80, 80                64, 64, 64
-//     channels-last, single / NCHW           59, 61, 64 / 59, 55, 60   58, 47, 64 / 62, 62, 64
-//   threads an SM, channels-last             768                       1,024
+//     channels-last, 16 bytes                80, 80, 80                70, 64, 80
+//     channels-last, single / NCHW           59, 61, 64 / 59, 55, 60   58, 58, 66 / 62, 62, 64
+//   threads an SM, channels-last / NCHW      768 / 1,024               768 to 1,024 / 1,024
 //   barriers, shared memory                  none                      2, 5.2 KB
 // No local memory, no spills in v2 (v1: 16 bytes of stack on sm_90). Speed: not measured.
 #include <algorithm>
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) roi_align_nchw(Arguments arguments) 
 /// Result [B*K, S, S, out_pitch]; block (x, y) works on RoI x, N channels a thread, `lanes`
 /// neighbouring threads on a bin.
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     roi_align_nhwc(Arguments arguments, std::uint32_t lanes) {
     RoiAlignParams const& p = arguments.params;
     std::int64_t const index = blockIdx.x;
@@ -188,7 +188,6 @@ __global__ void __launch_bounds__(kThreads)
     std::int64_t const row_pitch = roi.columns.side * pitch;
     T const* const image = static_cast<T const*>(arguments.maps[roi.level]) +
                            index / p.rois * roi.rows.side * row_pitch;
-    T* const out = static_cast<T*>(arguments.out) + index * bins * p.out_pitch;
     std::uint32_t const groups = kThreads / lanes;
     for (std::uint32_t bin = blockIdx.y * groups + threadIdx.x / lanes; bin < bins;
          bin += gridDim.y * groups) {
@@ -211,6 +210,7 @@ __global__ void __launch_bounds__(kThreads)
                 Tap const* const rows = shared.taps[0] + y * room;
                 Tap const* const columns = shared.taps[1] + x * room;
                 for (std::int32_t i = 0; i < shared.counts[0][y]; ++i) {
+#pragma unroll(N == 1 ? 2 : 4)
                     for (std::int32_t j = 0; j < shared.counts[1][x]; ++j) add(rows[i], columns[j]);
                 }
             } else {
@@ -225,8 +225,9 @@ __global__ void __launch_bounds__(kThreads)
             for (int n = 0; n < N; ++n) {
                 pack.values[n] = from_float<T>(channel + n < p.channels ? sums[n] : 0.0f);
             }
-            *reinterpret_cast<Pack<T, N>*>(out + (std::int64_t{bin} * p.out_pitch + channel)) =
-                pack;
+            T* const to =
+                static_cast<T*>(arguments.out) + ((index * bins + bin) * p.out_pitch + channel);
+            *reinterpret_cast<Pack<T, N>*>(to) = pack;
         }
     }
 }

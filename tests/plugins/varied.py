@@ -158,7 +158,7 @@ def _least_and_most_taps(
 # --- NMS -----------------------------------------------------------------------------------------
 
 #: Longest label that one block sorts, and keys that a run and a merged run have: kSharedKeys, kRun
-#: and kFan of them.
+#: and kFan of them. Windows are a run, 4 and 16.
 SHORT, RUN, MERGED = 4096, 1024, 16 * 1024
 
 
@@ -179,25 +179,34 @@ def varied_nms(seed: int) -> NmsProblem:
             ((1, 1, 4097), (2, 1, 4200), (1, 5, 4100), (3, 1, 4500), (1, 1, 5121), (1, 1, 6000))
         )
     elif seed == 3:  # merged twice
-        batch, labels, candidates = 1, 1, 17000
+        batch, labels, candidates = 1, 1, 17500
     shape = (batch, labels, candidates)
-    image = choose.choice((6, 20, 60, 200, 600))
+    image, least, most = choose.choice((6, 20, 60, 200, 600)), 0, choose.choice((4, 12, 40))
+    steps = choose.choice((1, 3, 20, 1 << 20))
+    iou_threshold = choose.choice((0.0, 1e-30, 0.25, 1 / 3, 0.5, 0.7, 0.9, 1.0))
+    if candidates > SHORT:  # sparse enough to keep some of every window
+        image, least, most = choose.choice((150, 250, 400)), 10, 40
+        steps, max_output = choose.choice((20, 1 << 20)), choose.choice((500, 3000, 3000))
+        iou_threshold = choose.choice((0.25, 1 / 3, 0.5))
+    if candidates > MERGED:
+        image, max_output = 150, 3000
     low = torch.randint(-3, image, (*shape, 2), generator=generator)
-    sides = torch.randint(0, choose.choice((4, 12, 40)), (*shape, 2), generator=generator)
+    sides = torch.randint(least, most, (*shape, 2), generator=generator)
     boxes = torch.cat((low, low + sides), dim=3).float()
     if choose.random() < 0.3:
         boxes += torch.rand(boxes.shape, generator=generator)
-    if choose.random() < 0.2:
+    if choose.random() < 0.2 and candidates <= SHORT:
         boxes *= choose.choice((1e-21, 1e-19, 1e18, 1e20))  # areas beneath and beyond float32
-    steps = choose.choice((1, 3, 20, 1 << 20))
     scores = torch.randint(-steps // 4, steps + 1, shape, generator=generator) / steps
     scores = torch.where(torch.rand(shape, generator=generator) < 0.05, -scores, scores)
+    padded = (0.0, 0.3) if candidates > SHORT else (0.0, 0.3, 0.95, 1.0)
     for value, share in (
-        (-math.inf, choose.choice((0.0, 0.0, 0.3, 0.95, 1.0))),
+        (-math.inf, choose.choice(padded)),
         (math.nan, choose.choice((0.0, 0.0, 0.1))),
         (math.inf, choose.choice((0.0, 0.0, 0.02))),
     ):
-        scores = scores.masked_fill(torch.rand(shape, generator=generator) < share, value)
+        if candidates <= MERGED:
+            scores = scores.masked_fill(torch.rand(shape, generator=generator) < share, value)
     if choose.random() < 0.15:
         value = choose.choice((math.nan, math.inf, -math.inf))
         boxes = boxes.masked_fill(torch.rand(boxes.shape, generator=generator) < 0.03, value)
@@ -205,20 +214,30 @@ def varied_nms(seed: int) -> NmsProblem:
         f"varied {seed}",
         boxes,
         scores,
-        choose.choice((0.0, 1e-30, 0.25, 1 / 3, 0.5, 0.7, 0.9, 1.0)),
-        choose.choice((-math.inf, -1.0, 0.0, 0.05, 0.5)),
+        iou_threshold,
+        choose.choice((-math.inf, -1.0, 0.0, 0.05, 0.5)) if candidates <= MERGED else -1.0,
         max_output,
         Place(Layout.NCHW, offsets=(choose.randint(0, 3), choose.randint(0, 3), 0)),
     )
 
 
-def nms_paths(problem: NmsProblem, num_dets: Tensor) -> set[str]:
-    """Which paths the problem takes; ``num_dets`` is its result."""
+def nms_paths(problem: NmsProblem, num_dets: Tensor, indices: Tensor) -> set[str]:
+    """Which paths the problem takes; the result tells."""
     _, labels, candidates = problem.scores.shape
     alive = (problem.scores > problem.score_threshold).sum(dim=2)
     paths = {"short" if candidates <= SHORT else "runs"}
     if candidates > MERGED:
         paths.add("two merges")
+    if candidates > SHORT:
+        # How many of its label are better than a kept one.
+        keep = indices[0, : int(num_dets[0])]
+        label = problem.scores[0][keep // candidates]
+        better = (label > problem.scores[0].flatten()[keep].unsqueeze(1)).sum(dim=1)
+        paths |= {
+            f"keeps of window {n}"
+            for n, first in ((2, RUN), (3, 4 * RUN), (4, 16 * RUN))
+            if (better > first).any()
+        }
     if labels > 32:
         paths.add("more labels than lanes")
     if (alive == 0).any() and candidates > 0:
