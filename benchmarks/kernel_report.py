@@ -37,6 +37,8 @@ DESIGNS = {
     r"carafe_strips<.*, 2, 8>": "strips_2x8",
 }
 DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
+#: Share of multiply-adds from which a loop is a kernel's hot one.
+HOT = 0.25
 #: Lanes of a multiprocessor: multiply-adds a cycle.
 LANES = 128
 
@@ -105,7 +107,7 @@ def static(library: Path, cases: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "instructions": kernel.counts.total(),
             **{kind: kernel.accesses(kind) for kind in ("LDG", "STG", "LDS", "STS")},
         }
-        if hot is not None:
+        if hot is not None and hot.ffma_share >= HOT:
             entry["hot_loop"] = {
                 "instructions": hot.size,
                 "FFMA": hot.counts["FFMA"],

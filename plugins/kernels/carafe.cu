@@ -1,20 +1,75 @@
-// CARAFE on CUDA. Designs, the first that fits a call runs:
+// CARAFE on CUDA. Designs; launch_carafe() takes the first of row_pairs, strips_2x8, channels_last
+// and any that fits (choose() below), the others run where a measurement asks for them:
 //
-//   channels_last  k = 5, s = 2; weights in shared memory, taps by 16-byte loads
-//   planes         k = 5, s = 2; NCHW, weights in registers, features staged in shared memory
 //   any            every k, s, layout, pitch and alignment; each thread reads what it needs
+//   planes         NCHW 1: a pixel a thread, weights in registers, features staged in shared memory
+//   row_pairs      NCHW 2: two pixels and one row of their outputs a thread. Same weights in
+//                  registers, but 15 8-byte loads in place of 25 4-byte ones for 100 multiply-adds,
+//                  and 16-byte stores (8 for half types). Also one channel of any layout
+//   channels_last  NHWC 1: a pixel and 16 bytes of channels a thread, weights in shared memory
+//   strips_4x4     NHWC 2: 4 pixels x 4 channels: a pixel of features serves up to 4 kernels
+//   strips_2x8     NHWC 3: 2 pixels x 8 channels: a load of weights serves 8 channels, too
 //
-// Traffic beyond the caches' own reuse, for chunks of c channels and one group of C:
+// All but `any` are for k = 5 and s = 2, read the encoder's raw output (pixel shuffle and softmax
+// cost no pass of their own) and compute the four outputs of a pixel together (row_pairs: two).
 //
-//   design         features          weights   result   shared memory   registers sm_75 / sm_90
-//   channels_last  2.25 x            C / c x   once     25 KB           98-112 / 94-107
-//   planes         1.9 x             C / c x   once     9 KB            167-168 / 168
-//   any            k^2 x             C / 8 x   once     none            78-80 / 92-94
+// The neck's largest call, 256 x 104 x 168 with G = 1, as `make kernel-report` counts it
+// (benchmarks/results/kernel_traffic.json and kernel_static.json):
 //
-// The features' factor is a tile with its border over the tile; c is at most 64 in planes, 64 in
-// channels_last for float32 and 128 for half types, less on small maps. `any` counts a read for
-// every output. Registers are those of float32, float16 and bfloat16; nothing spills. Speed: not
-// measured yet.
+//                          MB, L1 from L2     MB    L1     FFMA   registers    warps
+//   design         type     features  masks  result cycles  share  75  90 120   on 90  GB/s
+//   planes         float32    51.1    28.0    71.6   1.94   70 %  167 168 162   12    not measured
+//   row_pairs      float32    51.1    28.0    71.6   1.49   81 %  165 158 168   12    not measured
+//   channels_last  float32    38.6    28.0    71.6   1.64   41 %  108 107  96   16    not measured
+//   strips_4x4     float32    51.8    28.0    71.6   1.36   78 %  165 167 161   12    not measured
+//   strips_2x8     float32    51.8    14.0    71.6   1.15   74 %  166 167 159   12    not measured
+//   planes         float16    32.4    21.3    35.8   1.84   69 %  168 168 162   12    not measured
+//   row_pairs      float16    32.4    21.3    35.8   1.40   79 %  156 152 160   12    not measured
+//   channels_last  float16    19.3     7.3    35.8   0.84   46 %  110  96 104   16    not measured
+//   strips_4x4     float16    25.9    14.5    35.8   1.09   72 %  154 168 154   12    not measured
+//   strips_2x8     float16    25.9     7.3    35.8   0.78   73 %  148 154 144   12    not measured
+//
+// Warps are those that a multiprocessor holds (of 64). Megabytes are sectors that an L1 which keeps
+// a block's reuse asks of the L2; 96.4 must move in float32, 48.4 in float16. L1 cycles are
+// wavefronts of loads and stores, global and shared, over the cycles of the multiply-adds alone
+// (128 a cycle): above 1 the L1 is busy longer than they are. The share of FFMA is that of the
+// innermost loop on sm_90: 1 / 0.74 = 1.36 cycles of issue for one of arithmetic, and about 1.55
+// with weights, addresses and stores. Nothing uses local memory.
+//
+// So channels_last waits for instructions, 2.4 for an FFMA (and on sm_75 and sm_90 the compiler
+// splits its stores into 4 bytes); the strips need half as many. strips_4x4 saves 6 % of them over
+// strips_2x8 in float32 and costs the L1 more; if a broadcast LDS.128 takes 4 cycles to return
+// rather than the 1 counted here, shared loads are 1.0 against 0.5 cycles: hence strips_2x8, until
+// `make gpu-check` says otherwise. channels_last stays for few channels (32 and fewer a group),
+// where strips would leave threads idle. Weights are read by a thread an output, which touches 8
+// lines a request (masks: 0.25 of the cycles above); staging them by 16-byte copies would take 0.16
+// off the L1, which is not the limit, and add 2.5 % of instructions, which are.
+//
+// For the neck's four calls the multiply-adds take 20 us on an H200, the bytes 30 us in float32 and
+// 15 us in float16, so float32 should come near its memory, and half types near 1.55 x 20 us.
+// Small maps do not fill a GPU: 13 x 21 is 78 blocks of 64 threads.
+//
+// Masks of 100 RoIs, one channel, 14 x 14: 8.2 MB move, nearly all weights, in 200 blocks that are
+// resident at once; each loads and normalises 100 weights a thread and then sums 25 taps. In HWC8
+// (float16, pitch 8) channels_last runs: 6.1 MB, 800 blocks. Either is far below 25 us in bytes.
+//
+// Tensor cores, not built. A pixel is [4 x 25] x [25 x C]. As D = A B with A = features^T (m16:
+// channels, read by ldmatrix.trans from staged pixels, k: 25 taps padded to 32 with a zero pixel)
+// and B = weights (n8: 4 outputs, twice: the weights rounded to half, and what the rounding lost),
+// mma.m16n8k16 does 4096 multiply-adds for 1600 wanted (39 %) and keeps the weights' float32, as
+// the contract asks; weights rounded once would not (2^-12 in float16, 2^-9 in bfloat16). At 1024 a
+// cycle that is 4 cycles against 12.5, with about 16 instructions a warp against 70; two
+// ldmatrix.x4 are 8 wavefronts, 0.64 of the FFMA's cycles. So half types could drop from issue
+// (1.55) to the L1 (about 0.85), close to their 15 us of memory; float32 gains nothing, since TF32
+// would need its features split as well (16 cycles). Several pixels in one product would save
+// ldmatrix (a window of 40 taps for 4 pixels) but multiplies features by zeros of kernels that do
+// not hold them: a NaN would spread. It needs sm_80, and ldmatrix and mma in the emulator: worth it
+// once a GPU shows half types above their memory.
+//
+// Not done either: cp.async (features by shared memory take the L1 as many wavefronts as hits do,
+// and 12 loads in flight in each of 12 warps, 73 KB, cover the latency); 16-byte stores of half
+// types on planes (four pixels' weights are 200 registers); adding the lateral map (TensorRT adds
+// it in the lateral convolution: 285 MB move in float32 whichever of the two kernels adds).
 #include <initializer_list>
 #include <type_traits>
 

@@ -199,7 +199,8 @@ def _in_order(problem: Any, order: Any) -> Check:
 def checks_by_source() -> dict[str, list[Check]]:
     """Most of what the emulator runs in tests/plugins; quick and random ones first."""
     lists: dict[str, list[Any]] = {
-        "carafe.cu": [problems.random_carafe(seed) for seed in range(400)]
+        "carafe.cu": problems.DESIGN_CHOICES
+        + [problems.random_carafe(seed) for seed in range(400)]
         + [problems.random_designs(seed) for seed in range(500)]
         + problems.carafe_problems(),
         "roi_align.cu": [problems.random_roi_align(seed) for seed in range(150)]

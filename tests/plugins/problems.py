@@ -288,6 +288,34 @@ def random_carafe(seed: int, dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) ->
     )
 
 
+@dataclass(frozen=True, eq=False)
+class ChoiceProblem:
+    """A call with ``channels`` in ``groups`` and the design that it takes."""
+
+    place: Place
+    channels: int
+    groups: int
+    expected: str
+    kernel_size: int = 5
+    scale: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.place}-{self.channels}-{self.groups}-{self.kernel_size}-{self.expected}"
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+    def check(self, library: EmulatedLibrary) -> None:
+        """The library names the expected design."""
+        masks = self.groups * self.kernel_size**2 * self.scale**2
+        features, weights = (torch.zeros(1, c, 3, 4) for c in (self.channels, masks))
+        sizes = self.kernel_size, self.groups, self.scale
+        call = CarafeProblem("", MaskSource.ENCODED, features, weights, *sizes, self.place)
+        params, *buffers = call.lay_out()
+        assert library.design(params, *(buffer.address for buffer in buffers)) == self.expected
+
+
 def random_designs(seed: int) -> DesignsProblem:
     """k = 5 and s = 2, what the designs are for: sizes odd to any tile, strip and chunk."""
     choose = random.Random(seed)
@@ -568,7 +596,30 @@ def long_nms(candidates: int) -> NmsProblem:
 
 # --- lists ---------------------------------------------------------------------------------------
 
-Problem = CarafeProblem | DesignsProblem | RoiAlignProblem | NmsProblem
+Problem = CarafeProblem | DesignsProblem | ChoiceProblem | RoiAlignProblem | NmsProblem
+
+#: Strips want more than 32 channels a group, packs of 16 bytes groups that begin at them.
+DESIGN_CHOICES = [
+    ChoiceProblem(NCHW, 256, 1, "row_pairs"),
+    ChoiceProblem(NCHW, 1, 1, "row_pairs"),
+    ChoiceProblem(NCHW, 8, 1, "any", kernel_size=3),
+    ChoiceProblem(NCHW, 8, 1, "any", scale=3),
+    ChoiceProblem(Place(Layout.NCHW, offsets=(1, 1, 0)), 8, 1, "row_pairs"),
+    ChoiceProblem(Place(Layout.NCHW, offsets=(0, 0, 1)), 8, 1, "any"),
+    ChoiceProblem(NHWC, 256, 1, "strips_2x8"),
+    ChoiceProblem(NHWC, 36, 1, "strips_2x8"),
+    ChoiceProblem(NHWC, 32, 1, "channels_last"),
+    ChoiceProblem(NHWC, 72, 2, "strips_2x8"),
+    ChoiceProblem(NHWC, 64, 2, "channels_last"),
+    ChoiceProblem(NHWC, 76, 2, "any"),
+    ChoiceProblem(NHWC, 34, 1, "any"),
+    ChoiceProblem(NHWC, 1, 1, "row_pairs"),
+    ChoiceProblem(Place(Layout.NHWC, (3, 0, 3)), 1, 1, "channels_last"),
+    ChoiceProblem(Place(Layout.NHWC, (0, 0, 3)), 1, 1, "any"),
+    ChoiceProblem(NHWC, 256, 1, "any", kernel_size=3),
+    ChoiceProblem(Place(Layout.NHWC, offsets=(2, 0, 0)), 256, 1, "any"),
+    ChoiceProblem(Place(Layout.NHWC, offsets=(0, 0, 2)), 256, 1, "any"),
+]
 
 
 def carafe_problems(dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> list[CarafeProblem]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-import torch
 
 from carafe_deploy.ops._library import MaskSource
 from tests.plugins import problems
@@ -84,29 +83,9 @@ def test_carafe_designs_are_all_tried(library: EmulatedLibrary) -> None:
     assert min(chosen.values()) >= 25, chosen
 
 
-@pytest.mark.parametrize(
-    ("place", "channels", "size", "expected"),
-    [
-        (problems.NCHW, 256, (52, 84), "row_pairs"),
-        (problems.NHWC, 256, (13, 21), "strips_2x8"),
-        (problems.NHWC, 8, (52, 84), "channels_last"),
-        (problems.NHWC, 1, (14, 14), "row_pairs"),
-        (problems.NHWC, 3, (14, 14), "any"),
-    ],
-    ids=str,
-)
-def test_design_of_a_detectors_call(
-    library: EmulatedLibrary,
-    place: problems.Place,
-    channels: int,
-    size: tuple[int, int],
-    expected: str,
-) -> None:
-    call = problems.CarafeProblem(
-        "", MaskSource.ENCODED, *(torch.zeros(1, c, *size) for c in (channels, 100)), 5, 1, 2, place
-    )
-    params, *buffers = call.lay_out()
-    assert library.design(params, *(buffer.address for buffer in buffers)) == expected
+@pytest.mark.parametrize("problem", problems.DESIGN_CHOICES, ids=str)
+def test_design_of_a_call(library: EmulatedLibrary, problem: Problem) -> None:
+    check(library, problem, FORWARD)
 
 
 @pytest.mark.parametrize("seed", range(150))

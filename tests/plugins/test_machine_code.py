@@ -73,7 +73,8 @@ def test_most_of_a_hot_loop_is_arithmetic(kernels: list) -> None:
     least = {"carafe_strips": 0.66, "carafe_row_pairs": 0.75}
     for kernel in kernels:
         share = least.get(kernel.name.partition("<")[0])
-        if share is not None:
+        rounds_in_software = kernel.architecture < 80 and "bfloat16" in kernel.name
+        if share is not None and not rounds_in_software:
             assert max(loop.ffma_share for loop in kernel.loops) >= share, (
                 kernel.architecture,
                 kernel.name,
