@@ -221,6 +221,14 @@ def varied_nms(seed: int) -> NmsProblem:
     )
 
 
+def neighbours_nms() -> NmsProblem:
+    """A label keeps all it may; the next, one box of its first 64 and then the other's last."""
+    first, last = [0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 29.0, 29.0]
+    boxes = torch.tensor([[first, last] + [first] * 64, [first] * 65 + [last]]).unsqueeze(0)
+    scores = torch.linspace(1, 0.1, 66) * torch.tensor([[[0.05], [1.0]]])
+    return NmsProblem("neighbours", boxes, scores, 0.5, 0.0, 2)
+
+
 def nms_paths(problem: NmsProblem, num_dets: Tensor, indices: Tensor) -> set[str]:
     """Which paths the problem takes; the result tells."""
     _, labels, candidates = problem.scores.shape
