@@ -40,7 +40,12 @@ import torch  # noqa: E402
 
 from tests.plugins import problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
-from tests.plugins.varied import Twins, varied_nms, varied_roi_align  # noqa: E402
+from tests.plugins.varied import (  # noqa: E402
+    Twins,
+    neighbours_nms,
+    varied_nms,
+    varied_roi_align,
+)
 
 KERNELS = ROOT / "plugins/kernels"
 KNOWN = Path(__file__).with_name("known_mutants.json")
@@ -211,7 +216,10 @@ def checks_by_source() -> dict[str, list[Check]]:
     }
     twins: dict[str, list[Twins]] = {
         "roi_align.cu": [Twins(varied_roi_align(seed)) for seed in range(250)],
-        "nms.cu": [Twins(varied_nms(seed)) for seed in range(250)],
+        "nms.cu": [
+            Twins(neighbours_nms()),
+            *(Twins(varied_nms(seed)) for seed in range(250)),
+        ],
     }
     checks: dict[str, list[Check]] = {}
     for source, entries in lists.items():

@@ -13,6 +13,7 @@ from carafe_deploy.ops._library import Device
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, Order, at_random
 from tests.plugins.varied import (
     Twins,
+    neighbours_nms,
     nms_paths,
     roi_align_paths,
     varied_nms,
@@ -36,6 +37,12 @@ def test_roi_align(library: EmulatedLibrary, seed: int) -> None:
 def test_nms(library: EmulatedLibrary, seed: int) -> None:
     library.set_order(order_of(seed))
     Twins(varied_nms(seed)).check(library)
+
+
+def test_nms_of_neighbouring_labels(library: EmulatedLibrary) -> None:
+    problem = neighbours_nms()
+    assert problem.expected[1].tolist() == [[66, 131]]
+    problem.check(library)
 
 
 def test_roi_align_takes_every_path() -> None:

@@ -178,8 +178,8 @@ def varied_nms(seed: int) -> NmsProblem:
         batch, labels, candidates = choose.choice(
             ((1, 1, 4097), (2, 1, 4200), (1, 5, 4100), (3, 1, 4500), (1, 1, 5121), (1, 1, 6000))
         )
-    elif seed == 3:  # merged twice
-        batch, labels, candidates = 1, 1, 17500
+    elif seed == 3:  # merged twice, the second time with a run that was alone
+        batch, labels, candidates = 1, 1, 17400
     shape = (batch, labels, candidates)
     image, least, most = choose.choice((6, 20, 60, 200, 600)), 0, choose.choice((4, 12, 40))
     steps = choose.choice((1, 3, 20, 1 << 20))
@@ -219,6 +219,14 @@ def varied_nms(seed: int) -> NmsProblem:
         max_output,
         Place(Layout.NCHW, offsets=(choose.randint(0, 3), choose.randint(0, 3), 0)),
     )
+
+
+def neighbours_nms() -> NmsProblem:
+    """A label keeps all it may; the next, one box of its first 64 and then the other's last."""
+    first, last = [0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 29.0, 29.0]
+    boxes = torch.tensor([[first, last] + [first] * 64, [first] * 65 + [last]]).unsqueeze(0)
+    scores = torch.linspace(1, 0.1, 66) * torch.tensor([[[0.05], [1.0]]])
+    return NmsProblem("neighbours", boxes, scores, 0.5, 0.0, 2)
 
 
 def nms_paths(problem: NmsProblem, num_dets: Tensor, indices: Tensor) -> set[str]:
