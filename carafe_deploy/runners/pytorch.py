@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
-from carafe_deploy.ops._kernels import kernel_library
+from carafe_deploy.ops._kernels import ENVIRONMENT_VARIABLE, kernel_library
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.types import ModelInfo
 
@@ -77,7 +77,11 @@ class PyTorchRunner(TorchRunner):
 def _need_kernels() -> None:
     library = kernel_library()
     if library is None or not library.has_cuda:
-        found = "there is none" if library is None else f"{library.path} is for CPUs only"
+        found = (
+            f"there is none, or {ENVIRONMENT_VARIABLE} switches it off"
+            if library is None
+            else f"{library.path} is for CPUs only"
+        )
         raise BackendUnavailableError(
             f"mode cuda-graph needs libcarafe_kernels.so with CUDA kernels, {found}: build it with "
             "`make plugins`, or choose mode eager"

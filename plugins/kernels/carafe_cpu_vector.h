@@ -157,6 +157,11 @@ inline Vector<float, N> load(Half const* from) {
 #endif
 #if defined(__F16C__)
     if constexpr (N == 8) return bits_of<Vector<float, N>>(_mm256_cvtph_ps(read<__m128i>(from)));
+    if constexpr (N == 4) {
+        __m128i const low = _mm_loadl_epi64(reinterpret_cast<__m128i const*>(from));
+        return bits_of<Vector<float, N>>(_mm_cvtph_ps(low));
+    }
+    if constexpr (N == 1) return Vector<float, N>{_cvtsh_ss(from->bits)};
 #endif
     auto const bits = read<Vector<std::uint16_t, N>>(from);
     return widen<N>(__builtin_convertvector(bits, Vector<std::uint32_t, N>));
