@@ -9,6 +9,21 @@
 //      (channels-last, carafe_cpu_pixels.h).
 // A row of elements that no number of whole vectors fills ends with a vector that overlaps the one
 // before it. Rows shorter than a vector take shorter vectors.
+//
+// Versions, CarafeEncoded in float32, NCHW, k = 5, s = 2, two cores of Zen 4, milliseconds
+// (benchmarks/results/operators_cpu.json, v1 in an earlier state of that file):
+//
+//                                                   v1     v2  floor
+//   256 x 52 x 84                                  2.55   2.64   1.09
+//   256 x 104 x 168                                30.4   9.84   4.34
+//   1 x 14 x 14, 100 maps                          2.81   1.49   0.05
+//
+//   v1  vectors along the result's rows: source rows staged with every pixel repeated, weights
+//       shuffled into the result's order. 8 multiply-adds took 6 loads.
+//   v2  vectors along the source's rows: nothing is repeated or shuffled but the results. With AVX2,
+//       12 multiply-adds take 7 loads and all 16 registers (3 channels x 4 outputs, 3 features, one
+//       weight). Results of 32 MiB and more lie in huge pages: page faults were the longer part of
+//       the 72 MB of the second line.
 #pragma once
 
 #include "carafe_cpu_pixels.h"
