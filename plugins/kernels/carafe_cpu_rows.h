@@ -20,10 +20,13 @@
 //
 //   v1  vectors along the result's rows: source rows staged with every pixel repeated, weights
 //       shuffled into the result's order. 8 multiply-adds took 6 loads.
-//   v2  vectors along the source's rows: nothing is repeated or shuffled but the results. With AVX2,
-//       12 multiply-adds take 7 loads and all 16 registers (3 channels x 4 outputs, 3 features, one
-//       weight). Results of 32 MiB and more lie in huge pages: page faults were the longer part of
-//       the 72 MB of the second line.
+//   v2  vectors along the source's rows: nothing is repeated or shuffled but the results. With
+//       AVX2, 12 multiply-adds take 7 loads and all 16 registers (3 channels x 4 outputs, 3
+//       features, one weight). One thread, memory at hand: 3.8 to 3.6 ms on the first line.
+//
+// Most of the second line's gain is no arithmetic: faulting in the 72 MB of its result took longer
+// than computing it. They now lie in huge pages (huge_pages.h), and v2 was measured in a process
+// that keeps freed memory.
 #pragma once
 
 #include "carafe_cpu_pixels.h"
