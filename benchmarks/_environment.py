@@ -18,6 +18,8 @@ from carafe_deploy.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
 
+#: Pathspec of everything but results.
+SOURCES = (":/", ":(top,exclude)benchmarks/results", ":(top,exclude)plugins/tests/results")
 _PACKAGES = (
     "numpy",
     "opencv-python-headless",
@@ -42,7 +44,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        # Results that were just written are no change of what is measured.
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", *SOURCES)),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _gpu_tables as gpu
 from _performance_tables import cpu_targets, designs
 
 from carafe_deploy.types import ARCHITECTURES
@@ -209,10 +210,18 @@ BLOCKS = (
     Block(("bench_mask_r50", "bench_faster_r50"), shares, _read_result),
     Block(("bench_faster_shapes", "bench_mask_shapes"), bench, _read_result),
     Block(("operators_cpu",), operators, _read_result),
+    Block(("h100/detectors", "h100/compiled"), gpu.detectors),
+    Block(("h100/peer",), gpu.carafe),
+    Block(("h100/operators_gpu",), gpu.others, _read_result),
+    Block(("h100/onnxruntime",), gpu.tf32),
 )
 PERFORMANCE = (
     Block(("operators_cpu", "bench_mask_r50"), cpu_targets, _read_result),
     Block(("kernel_traffic", "kernel_static"), designs),
+    Block(("h100/detectors",), gpu.shares),
+    Block(("h100/designs",), gpu.designs),
+    Block(("h100/ncu",), gpu.counters),
+    Block(("h100/onnxruntime",), gpu.onnxruntime),
 )
 DOCUMENTS = {README: BLOCKS, DOCS / "performance.md": PERFORMANCE}
 PICTURES = (
@@ -237,7 +246,7 @@ def rendered(text: str, results: Path = RESULTS, blocks: Sequence[Block] = BLOCK
         ValueError: one of them is missing, or a marker is of no block.
     """
     known = {block.marker for block in blocks}
-    for marker in re.findall(r"<!-- /?((?:\w+\.json ?)+) -->", text):
+    for marker in re.findall(r"<!-- /?((?:[\w/]+\.json ?)+) -->", text):
         if marker not in known:
             raise ValueError(f"there is the marker {marker!r}, which is of no block")
     for block in blocks:

@@ -59,7 +59,10 @@ def _commit() -> str:
     folder = Path(__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return "none (not run from a checkout)"
-    changed = " with uncommitted changes" if _git(folder, "status", "--porcelain") else ""
+    # Results that were just written are no change of what is measured.
+    sources = (":/", ":(top,exclude)benchmarks/results")
+    status = _git(folder, "status", "--porcelain", "--", *sources)
+    changed = " with uncommitted changes" if status else ""
     return f"{_git(folder, 'rev-parse', 'HEAD')}{changed}"
 
 
