@@ -1,4 +1,4 @@
-"""libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h); needs ctypes only.
+"""libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h), by ctypes.
 
 Memory is handed over as addresses, so NumPy arrays, torch tensors and raw allocations all serve.
 The structures mirror those of plugins/kernels/{carafe,roi_align,nms}.h field by field.

@@ -47,7 +47,7 @@ def num_bytes(items: Any) -> int:
 
 
 def test_the_neck_moves_128_megabytes() -> None:
-    """DESIGN.md, section 4: features, encoder output and result; 0.59 G multiply-adds."""
+    """What must move: features, encoder output and result; 0.59 G multiply-adds."""
     neck = named("neck, all four")
     parts = [sum(call.elements[i] for call in neck.calls) * 4 / 1e6 for i in range(3)]
     assert parts == pytest.approx([23.8, 9.3, 95.0], abs=0.06)
