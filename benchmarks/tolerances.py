@@ -1,4 +1,4 @@
-"""The errors that carafe_deploy/tolerances.py calls "seen": measured between artefacts that are right.
+"""The errors that carafe_deploy/tolerances.py calls "seen", between artefacts that are right.
 
     python benchmarks/tolerances.py [--images N]
 
