@@ -235,12 +235,25 @@ def _registers(operand: str) -> list[str]:
     return re.findall(r"%[\w.$]+", operand)
 
 
+@functools.cache
 def _integer(operand: str) -> int | None:
     digits = operand.removesuffix("U")
     if not re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|\d+)", digits):
         return None
     octal = re.fullmatch(r"(-?)0(\d+)", digits)
     return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
+
+
+@functools.cache
+def _sources(instruction: Instruction) -> list[str]:
+    """Operands that its result depends on, where it is followed."""
+    name, *kinds = instruction.parts
+    if name not in _FOLLOWED or any(map(_NOT_FOLLOWED.fullmatch, kinds)):
+        return []
+    sources = instruction.operands[1:]
+    if name == "mov" and sources[0].startswith("{"):
+        return [sources[0].strip("{}").partition(",")[0]]  # the low part
+    return sources[:2] if name in _JOINING else sources
 
 
 class Values:
@@ -261,12 +274,13 @@ class Values:
             if register not in needed:
                 needed.add(register)
                 for instruction in self.assignments.get(register, ()):
-                    for source in self._sources(instruction):
+                    for source in _sources(instruction):
                         queue += _registers(source)
+        in_order = [register for register in self.assignments if register in needed]
         changed = True
         while changed:
             changed = False
-            for register in needed & self.assignments.keys():
+            for register in in_order:
                 before = self.known.get(register)
                 after = before
                 for instruction in self.assignments[register]:
@@ -296,23 +310,12 @@ class Values:
             total = add(total, negative(value) if sign == "-" else value)
         return total
 
-    @staticmethod
-    def _sources(instruction: Instruction) -> list[str]:
-        """Operands that its result depends on, where it is followed."""
-        name, *kinds = instruction.parts
-        if name not in _FOLLOWED or any(map(_NOT_FOLLOWED.fullmatch, kinds)):
-            return []
-        sources = instruction.operands[1:]
-        if name == "mov" and sources[0].startswith("{"):
-            return [sources[0].strip("{}").partition(",")[0]]  # the low part
-        return sources[:2] if name in _JOINING else sources
-
     def assigned(self, instruction: Instruction, register: str) -> Known | None:
         """What it makes of a register; None where nothing has reached its operands yet."""
         name, *kinds = instruction.parts
         if name == "ld" and "param" in kinds:
             return ARGUMENT
-        sources = self._sources(instruction)
+        sources = _sources(instruction)
         if not sources:
             return UNKNOWN
         if instruction.results[0] != register:  # the high part, a predicate
@@ -425,7 +428,7 @@ def _cause(values: Values, operand: str, size: int) -> str:
             lines = ", ".join(str(instruction.line) for instruction in assigned)
             return f"{register}, assigned in lines {lines}, is {' or '.join(sorted(joined))}"
         for instruction in assigned:
-            sources = values._sources(instruction)
+            sources = _sources(instruction)
             before = [register for source in sources for register in _registers(source)]
             sides = {str(values.operand(source)) for source in sources}
             if sources and instruction.parts[0] in _JOINING and len(sides) > 1:
