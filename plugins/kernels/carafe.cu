@@ -155,7 +155,7 @@ constexpr Preference kPreferences[] = {
     {CarafeDesign::kStrips4x4, Layout::kNHWC, 33, kAnyNumber, 0, 8192, true},
     {CarafeDesign::kStrips2x8, Layout::kNHWC, 33, kAnyNumber, 0, kAnySize, false},
     {CarafeDesign::kStrips4x4, Layout::kNHWC, 33, kAnyNumber, 0, kAnySize, false},
-    {CarafeDesign::kChannelsLast, Layout::kNHWC, 1, 32, 0, kAnySize, false},
+    {CarafeDesign::kChannelsLast, Layout::kNHWC, 2, 32, 0, kAnySize, false},
     {CarafeDesign::kPlanes, Layout::kNCHW, 2, kAnyNumber, 2048, kAnySize, false},
     {CarafeDesign::kPlanes, Layout::kNCHW, 2, kAnyNumber, 0, 512, true},
     {CarafeDesign::kRowPairs, Layout::kNCHW, 1, kAnyNumber, 0, kAnySize, false},

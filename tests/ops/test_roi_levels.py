@@ -16,7 +16,7 @@ from carafe_deploy.ops._library import Device
 from carafe_deploy.ops.roi_align import assign_levels, multilevel_roi_align_reference
 from tests.ops import faces
 from tests.plugins import problems
-from tests.plugins.emulated import FORWARD, built_emulator
+from tests.plugins.emulated import FORWARD, EmulatedLibrary, built_emulator
 
 
 def squares(sides: Sequence[float]) -> Tensor:
@@ -70,12 +70,14 @@ def maps() -> list[Tensor]:
     return [torch.full((1, 1, 16, 16), float(level)) for level in range(4)]
 
 
-def by_kernels(device: Device, place: problems.Place, rois: Tensor) -> Tensor:
+def by_kernels(
+    device: Device, place: problems.Place, rois: Tensor, library: EmulatedLibrary | None = None
+) -> Tensor:
     size, ratio, strides, finest = ATTRIBUTES.values()
     problem = problems.RoiAlignProblem(
         "levels", rois, tuple(maps()), size, ratio, tuple(strides), finest, place
     )
-    library = built_emulator()
+    library = library or built_emulator()
     library.set_order(FORWARD)
     return problem.run(library, device)
 
