@@ -39,7 +39,7 @@ setup: $(STAMP) ## Install the package and all tools into .venv
 
 plugins: $(STAMP) ## Build kernels, TensorRT plugins and libtorch operators
 	$(CMAKE) -B $(BUILD) "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
-	  -DCARAFE_TORCH=ON -DCARAFE_SAMPLES=ON -DCARAFE_HARNESS=ON
+	  -DCARAFE_TORCH=ON -DCARAFE_SAMPLES=ON -DCARAFE_HARNESS=ON -DCARAFE_KEEP_PTX=ON
 	$(BIN)/cmake --build $(BUILD)
 	$(BIN)/cmake --install $(BUILD) --prefix . >/dev/null
 
@@ -82,9 +82,9 @@ bench: plugins ## Measure again what benchmarks/results/ and README report (abou
 
 release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies
 	$(BIN)/python -m pip install --quiet -c constraints.txt nvidia-cuda-cuobjdump
-	$(CMAKE) -B build/release -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=ON
+	$(CMAKE) -B build/release -DCARAFE_CUDA=ON -DCARAFE_TENSORRT=ON -DCARAFE_KEEP_PTX=ON
 	$(BIN)/cmake --build build/release
-	$(BIN)/python plugins/tests/release_check.py build/release/lib
+	$(BIN)/python plugins/tests/release_check.py build/release
 
 kernel-report: $(STAMP) ## What the CUDA kernels move and compile to, counted without a GPU (3 minutes)
 	$(BIN)/python -m pip install --quiet -c constraints.txt \

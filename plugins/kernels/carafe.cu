@@ -1,5 +1,5 @@
-// CARAFE on CUDA. Designs; launch_carafe() takes the first of row_pairs, strips_2x8, channels_last
-// and any that fits (choose() below), the others run where a measurement asks for them:
+// CARAFE on CUDA. Designs; launch_carafe() takes the one that an H100 showed to be the fastest for
+// such a call (kPreferences below), the others run where a measurement asks for them:
 //
 //   any            every k, s, layout, pitch and alignment; each thread reads what it needs
 //   planes         NCHW 1: a pixel a thread, weights in registers, features staged in shared memory
@@ -13,21 +13,22 @@
 // All but `any` are for k = 5 and s = 2, read the encoder's raw output (pixel shuffle and softmax
 // cost no pass of their own) and compute the four outputs of a pixel together (row_pairs: two).
 //
-// The neck's largest call, 256 x 104 x 168 with G = 1, as `make kernel-report` counts it
-// (benchmarks/results/kernel_traffic.json and kernel_static.json):
+// The neck's largest call, 256 x 104 x 168 with G = 1: what `make kernel-report` counts
+// (benchmarks/results/kernel_traffic.json and kernel_static.json), and what an H100 took, caches
+// cold (benchmarks/results/h100/designs.json):
 //
-//                          MB, L1 from L2     MB    L1     FFMA   registers    warps
-//   design         type     features  masks  result cycles  share  75  90 120   on 90  GB/s
-//   planes         float32    51.1    28.0    71.6   1.94   70 %  167 168 162   12    not measured
-//   row_pairs      float32    51.1    28.0    71.6   1.49   81 %  165 158 168   12    not measured
-//   channels_last  float32    38.6    28.0    71.6   1.64   41 %  108 107  96   16    not measured
-//   strips_4x4     float32    51.8    28.0    71.6   1.36   78 %  165 167 161   12    not measured
-//   strips_2x8     float32    51.8    14.0    71.6   1.15   74 %  166 167 159   12    not measured
-//   planes         float16    32.4    21.3    35.8   1.84   69 %  168 168 162   12    not measured
-//   row_pairs      float16    32.4    21.3    35.8   1.40   79 %  156 152 160   12    not measured
-//   channels_last  float16    19.3     7.3    35.8   0.84   46 %  110  96 104   16    not measured
-//   strips_4x4     float16    25.9    14.5    35.8   1.09   72 %  154 168 154   12    not measured
-//   strips_2x8     float16    25.9     7.3    35.8   0.78   73 %  148 154 144   12    not measured
+//                          MB, L1 from L2     MB    L1     FFMA   registers    warps     H100
+//   design         type     features  masks  result cycles  share  75  90 120   on 90     us   GB/s
+//   planes         float32    51.1    28.0    71.6   1.94   70 %  167 168 162   12    114.0    846
+//   row_pairs      float32    51.1    28.0    71.6   1.49   81 %  165 158 168   12    145.5    663
+//   channels_last  float32    38.6    28.0    71.6   1.64   41 %  108 107  96   16     96.6    999
+//   strips_4x4     float32    51.8    28.0    71.6   1.36   78 %  165 167 161   12     55.7   1730
+//   strips_2x8     float32    51.8    14.0    71.6   1.15   74 %  166 167 159   12     48.5   1987
+//   planes         float16    32.4    21.3    35.8   1.84   69 %  168 168 162   12    106.8    451
+//   row_pairs      float16    32.4    21.3    35.8   1.40   79 %  156 152 160   12    129.2    373
+//   channels_last  float16    19.3     7.3    35.8   0.84   46 %  110  96 104   16     91.5    529
+//   strips_4x4     float16    25.9    14.5    35.8   1.09   72 %  154 168 154   12     50.5    958
+//   strips_2x8     float16    25.9     7.3    35.8   0.78   73 %  148 154 144   12     43.8   1105
 //
 // Warps are those that a multiprocessor holds (of 64). Megabytes are sectors that an L1 which keeps
 // a block's reuse asks of the L2; 96.4 must move in float32, 48.4 in float16. L1 cycles are
@@ -36,41 +37,35 @@
 // innermost loop on sm_90: 1 / 0.74 = 1.36 cycles of issue for one of arithmetic, and about 1.55
 // with weights, addresses and stores. Nothing uses local memory.
 //
-// So channels_last waits for instructions, 2.4 for an FFMA (and on sm_75 and sm_90 the compiler
-// splits its stores into 4 bytes); the strips need half as many. strips_4x4 saves 6 % of them over
-// strips_2x8 in float32 and costs the L1 more; if a broadcast LDS.128 takes 4 cycles to return
-// rather than the 1 counted here, shared loads are 1.0 against 0.5 cycles: hence strips_2x8, until
-// `make gpu-check` says otherwise. channels_last stays for few channels (32 and fewer a group),
-// where strips would leave threads idle. Weights are read by a thread an output, which touches 8
-// lines a request (masks: 0.25 of the cycles above); staging them by 16-byte copies would take 0.16
-// off the L1, which is not the limit, and add 2.5 % of instructions, which are.
+// What the H100 says (benchmarks/results/h100/ncu.json, Nsight Compute; a copy moves 2,960 GB/s):
+// nothing is at a limit. strips_2x8 keeps the memory 43 % busy in float32 and 16 % in float16, and
+// issues in 54 and 56 % of the cycles: its registers leave 12 warps a multiprocessor, of which 1.2
+// a scheduler are ready. row_pairs issues in 22 and 25 % of them, with 15 and 6 % of the memory and
+// 0.3 ready warps: it waits for its loads. So the counts above tell what moves, not what is fast:
+// L1 cycles and the FFMA's share rank row_pairs before planes, which is the faster on wide maps,
+// and had promised half types 31 us where strips_2x8 takes 43.8. More warps, or more loads in
+// flight in each, is what to try next.
 //
-// For the neck's four calls the multiply-adds take 20 us on an H200, the bytes 30 us in float32 and
-// 15 us in float16, so float32 should come near its memory, and half types near 1.55 x 20 us.
-// Small maps do not fill a GPU: 13 x 21 is 78 blocks of 64 threads.
-//
-// Masks of 100 RoIs, one channel, 14 x 14: 8.2 MB move, nearly all weights, in 200 blocks that are
-// resident at once; each loads and normalises 100 weights a thread and then sums 25 taps. In HWC8
-// (float16, pitch 8) channels_last runs: 6.1 MB, 800 blocks. Either is far below 25 us in bytes.
+// Small maps do not fill a GPU: 13 x 21 is 78 blocks of 64 threads, and about 6 us in a CUDA graph
+// whatever the type (benchmarks/results/h100/peer.json). Masks of 100 RoIs, one channel, 14 x 14,
+// are 8.2 MB in float32, nearly all weights: 10.9 us as NCHW, where a copy of them takes 2.8. In
+// HWC8 (float16, pitch 8) strips_4x4 takes 22.9 us, channels_last 33.7.
 //
 // Tensor cores, not built. A pixel is [4 x 25] x [25 x C]. As D = A B with A = features^T (m16:
 // channels, read by ldmatrix.trans from staged pixels, k: 25 taps padded to 32 with a zero pixel)
 // and B = weights (n8: 4 outputs, twice: the weights rounded to half, and what the rounding lost),
 // mma.m16n8k16 does 4096 multiply-adds for 1600 wanted (39 %) and keeps the weights' float32, as
-// the contract asks; weights rounded once would not (2^-12 in float16, 2^-9 in bfloat16). At 1024 a
-// cycle that is 4 cycles against 12.5, with about 16 instructions a warp against 70; two
-// ldmatrix.x4 are 8 wavefronts, 0.64 of the FFMA's cycles. So half types could drop from issue
-// (1.55) to the L1 (about 0.85), close to their 15 us of memory; float32 gains nothing, since TF32
-// would need its features split as well (16 cycles). Several pixels in one product would save
-// ldmatrix (a window of 40 taps for 4 pixels) but multiplies features by zeros of kernels that do
-// not hold them: a NaN would spread. It needs sm_80, and ldmatrix and mma in the emulator: worth it
-// once a GPU shows half types above their memory.
+// the contract asks; weights rounded once would not (2^-12 in float16, 2^-9 in bfloat16). Several
+// pixels in one product would save ldmatrix (a window of 40 taps for 4 pixels) but multiplies
+// features by zeros of kernels that do not hold them: a NaN would spread. It needs sm_80, and
+// ldmatrix and mma in the emulator. In a CUDA graph half types take 41.7 us, 2.1 times what their
+// bytes need (peer.json), so there is something to gain; float32, 1.2 times, would need its
+// features split.
 //
-// Not done either: cp.async (features by shared memory take the L1 as many wavefronts as hits do,
-// and 12 loads in flight in each of 12 warps, 73 KB, cover the latency); 16-byte stores of half
-// types on planes (four pixels' weights are 200 registers); adding the lateral map (TensorRT adds
-// it in the lateral convolution: 285 MB move in float32 whichever of the two kernels adds).
-#include <initializer_list>
+// Not done either: cp.async; 16-byte stores of half types on planes (four pixels' weights are 200
+// registers); adding the lateral map (TensorRT adds it in the lateral convolution: 285 MB move in
+// float32 whichever of the two kernels adds).
+#include <limits>
 #include <type_traits>
 
 #include "carafe_designs.h"
@@ -118,15 +113,65 @@ bool fits(
     }
 }
 
-/// The first that fits; strips only where they keep a quarter of their threads busy.
+// Which design a call takes: the fastest of those that an H100 measured with k = 5, s = 2, G = 1
+// and the encoder's raw output (benchmarks/results/h100/designs.json; microseconds a call, caches
+// cold; half types in HWC8, so one channel has a pitch of 8):
+//
+//                           NHWC                                       NCHW
+//                                channels strips strips    row                     row
+//   map              type     any    last    4x4    2x8  pairs     any  planes   pairs
+//   256 x 13 x 21    float32  19.9    9.0    8.4    8.5      -    20.3    10.8    11.1
+//                    float16  23.6   12.4    8.6    8.6      -    21.7    10.7    10.6
+//   256 x 26 x 42    float32  44.5   18.5    9.9   10.1      -    45.9    19.6    17.1
+//                    float16  48.9   20.1    9.8    9.8      -    47.8    19.5    15.6
+//   256 x 52 x 84    float32 150.9   34.1   20.5   20.7      -   152.6    38.6    41.2
+//                    float16 164.2   35.2   18.4   18.2      -   158.6    36.8    37.7
+//   256 x 104 x 168  float32 572.1   96.6   55.7   48.5      -   574.8   114.0   145.5
+//                    float16 624.1   91.5   50.5   43.8      -   600.8   106.8   129.2
+//   100 of 14 x 14,  float32  30.3       -      -      -   11.8    29.1    11.9    10.9
+//     one channel    float16  29.8   33.7   22.9   31.6      -    28.7    11.0     9.7
+//
+// bfloat16 chooses as float16. Bounds lie half-way, by ratio, between the maps that differ. Not
+// measured: 2 to 32 channels, where channels_last stays because strips leave most threads idle, and
+// more than one image of 256 channels. `make gpu-check` prints where this table and a GPU disagree.
+
+/// A class of calls and the design for it.
+struct Preference {
+    CarafeDesign design;
+    Layout layout;
+    std::int32_t least_channels, most_channels;  ///< of a group
+    std::int64_t least_map;                      ///< source pixels of one map
+    std::int64_t most_call;                      ///< source pixels of all maps
+    bool single;                                 ///< float32 alone
+};
+
+constexpr std::int32_t kAnyNumber = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kAnySize = std::numeric_limits<std::int64_t>::max();
+
+/// The first whose class a call is in and whose design fits it; `any` otherwise.
+constexpr Preference kPreferences[] = {
+    {CarafeDesign::kRowPairs, Layout::kNHWC, 1, 1, 0, kAnySize, false},
+    {CarafeDesign::kStrips4x4, Layout::kNHWC, 1, 1, 0, kAnySize, false},
+    {CarafeDesign::kStrips4x4, Layout::kNHWC, 33, kAnyNumber, 0, 8192, true},
+    {CarafeDesign::kStrips2x8, Layout::kNHWC, 33, kAnyNumber, 0, kAnySize, false},
+    {CarafeDesign::kStrips4x4, Layout::kNHWC, 33, kAnyNumber, 0, kAnySize, false},
+    {CarafeDesign::kChannelsLast, Layout::kNHWC, 2, 32, 0, kAnySize, false},
+    {CarafeDesign::kPlanes, Layout::kNCHW, 2, kAnyNumber, 2048, kAnySize, false},
+    {CarafeDesign::kPlanes, Layout::kNCHW, 2, kAnyNumber, 0, 512, true},
+    {CarafeDesign::kRowPairs, Layout::kNCHW, 1, kAnyNumber, 0, kAnySize, false},
+};
+
 template <typename T>
 CarafeDesign choose(
     CarafeParams const& p, void const* features, void const* masks, void const* out) {
-    bool const narrow = p.channels / p.groups <= StripsTile::kLanes * 8 / 4;
-    for (CarafeDesign const design :
-         {CarafeDesign::kRowPairs, CarafeDesign::kStrips2x8, CarafeDesign::kChannelsLast}) {
-        if (design == CarafeDesign::kStrips2x8 && narrow) continue;
-        if (fits<T>(design, p, features, masks, out)) return design;
+    std::int32_t const channels = p.channels / p.groups;
+    std::int64_t const map = std::int64_t{p.height} * p.width;
+    for (Preference const& row : kPreferences) {
+        bool const meant = row.layout == p.layout && channels >= row.least_channels &&
+                           channels <= row.most_channels && map >= row.least_map &&
+                           p.batch * map <= row.most_call &&
+                           (!row.single || std::is_same_v<T, float>);
+        if (meant && fits<T>(row.design, p, features, masks, out)) return row.design;
     }
     return CarafeDesign::kAny;
 }

@@ -38,14 +38,16 @@
 // No local memory, no spills. A block reads 20 bytes a candidate at most: 0.1 MB for 5 x 1,000, 1.6
 // MB for 80 x 1,000: latency and comparisons take the time, not bytes.
 //
-// Expected on an H100 at 1.755 GHz, from instructions and latencies as above and from the tiles and
-// comparisons that the workloads of `carafe-deploy bench --op nms` need; not measured.
-//                                        v1                          v2
-//   RPN 5 x 1,000, keep 1,000            90 us: sort 5, 16 tiles 69  44 us: sort 2.5, 16 tiles 39
-//   box head 80 x 1,000, keep 100        30 us or more, mostly ranks 10 us: sort 1.5, 3 tiles 3
-//     with all scores above              40 us or more               12 us: sort 2.5, 5 tiles 6
-//   1 x 10,000, keep 100                 250 us: sort 245            20 us: 8 kernels, 2 tiles
-//   1 x 10,000, keep 1,000 (882)         1.2 ms: 157 tiles           75 us: 30 tiles, 10,000 struck
+// Microseconds on an H100: in a CUDA graph (benchmarks/results/h100/peer.json), what counting
+// instructions and latencies had promised, too little wherever few blocks work, and a loop of
+// torchvision's over the labels, by events (operators_gpu.json beside it):
+//                                         measured   promised   torchvision
+//   RPN 5 x 1,000, keep 1,000                  106         44         1,934
+//   box head 80 x 1,000, keep 100               20         10           817
+//     with all scores above                     37         12        26,275
+//   1 x 10,000, keep 100                        28         20         2,402
+// The RPN's 5 blocks leave 127 of 132 multiprocessors idle (suppress_labels issues in 2 % of all
+// cycles: ncu.json beside it), so its 16 tiles, one after the other, are what to shorten.
 #include "cuda_kernels.h"
 #include "launch.cuh"
 #include "nms_geometry.h"

@@ -26,7 +26,15 @@
 //     channels-last, single / NCHW           59, 61, 64 / 59, 55, 60   58, 58, 66 / 62, 62, 64
 //   threads an SM, channels-last / NCHW      768 / 1,024               768 to 1,024 / 1,024
 //   barriers, shared memory                  none                      2, 5.2 KB
-// No local memory, no spills in v2 (v1: 16 bytes of stack on sm_90). Speed: not measured.
+// No local memory, no spills in v2 (v1: 16 bytes of stack on sm_90).
+//
+// Microseconds on an H100 in a CUDA graph (benchmarks/results/h100/peer.json), and torchvision's
+// operator, float32, by events (operators_gpu.json beside it):
+//                                    NCHW    channels-last    torchvision, NCHW
+//   box head, float32 / float16   330 / 234      134 / 100              1,059
+//   mask head, float32 / float16    54 / 50        38 / 24                713
+// Channels-last waits for its loads (ncu.json beside it; box head, float16): memory 19 %, L1 23 %,
+// issue 37 % busy, 38 % of the warps there are. NCHW keeps the L1 61 to 68 % busy.
 #include <algorithm>
 
 #include "cuda_kernels.h"
@@ -57,9 +65,14 @@ struct Arguments {
     void* out;
 };
 
-/// A RoI on its level.
+/// Of the axes of a RoI and of what is made of them.
+enum Axis : std::int32_t { kRows = 0, kColumns = 1 };
+
+/// A RoI on its level. Its axes are an array, so that a thread which takes one of them indexes:
+/// nvcc 13.0, up to sm_90, copies a structure from an address that a condition chose as if it were
+/// aligned as the first of the two.
 struct PlacedRoi {
-    RoiAxis rows, columns;
+    RoiAxis axes[2];
     std::int32_t level;
     bool sampled;
 };
@@ -69,13 +82,13 @@ __device__ PlacedRoi place(float const* corners, RoiAlignParams const& p) {
     std::int32_t const level = level_of(roi, p);
     RoiAxis const columns = axis_of(roi[0], roi[2], p.strides[level], p.widths[level], p);
     RoiAxis const rows = axis_of(roi[1], roi[3], p.strides[level], p.heights[level], p);
-    return {rows, columns, level, has_samples(rows) && has_samples(columns)};
+    return {{rows, columns}, level, has_samples(rows) && has_samples(columns)};
 }
 
 /// Shared memory: the RoI, and the taps of all bins, as many for each as fit.
 struct SharedRoi {
     PlacedRoi roi;
-    Tap taps[2][kMostTaps];  ///< rows, columns
+    Tap taps[2][kMostTaps];  ///< of an Axis
     std::int32_t counts[2][kMostBins];
 };
 
@@ -91,7 +104,7 @@ __device__ bool share_taps(
         std::int32_t const which = thread / p.output_size;
         std::int32_t const bin = thread % p.output_size;
         Tap* const taps = shared.taps[which] + bin * room;
-        RoiAxis const axis = which == 0 ? shared.roi.rows : shared.roi.columns;
+        RoiAxis const axis = shared.roi.axes[which];
         TapWalk walk(axis, bin);
         std::int32_t count = 0;
         for (Tap tap{}; walk.next(tap); ++count) {
@@ -117,8 +130,8 @@ __global__ void __launch_bounds__(kThreads) roi_align_nchw(Arguments arguments) 
     std::uint32_t const bins = size * size;
     auto const channels = static_cast<std::uint32_t>(p.channels);
     std::uint32_t const items = (channels + kPlanes - 1) / kPlanes * bins;
-    std::int64_t const width = roi.columns.side;
-    std::int64_t const area = roi.rows.side * width;
+    std::int64_t const width = roi.axes[kColumns].side;
+    std::int64_t const area = roi.axes[kRows].side * width;
     T const* const image =
         static_cast<T const*>(arguments.maps[roi.level]) + index / p.rois * channels * area;
     T* const out = static_cast<T*>(arguments.out) + index * channels * bins;
@@ -148,16 +161,18 @@ __global__ void __launch_bounds__(kThreads) roi_align_nchw(Arguments arguments) 
 #pragma unroll
         for (std::uint32_t n = 0; n < kPlanes; ++n) column_sums[n] = 0.0f;
         if (stored) {
-            Tap const* const rows = shared.taps[0] + y * room;
-            Tap const* const columns = shared.taps[1] + x * room;
-            for (std::int32_t j = 0; j < shared.counts[1][x]; ++j) {
-                for (std::int32_t i = 0; i < shared.counts[0][y]; ++i) add_row(rows[i], columns[j]);
+            Tap const* const rows = shared.taps[kRows] + y * room;
+            Tap const* const columns = shared.taps[kColumns] + x * room;
+            for (std::int32_t j = 0; j < shared.counts[kColumns][x]; ++j) {
+                for (std::int32_t i = 0; i < shared.counts[kRows][y]; ++i) {
+                    add_row(rows[i], columns[j]);
+                }
                 add_column(columns[j]);
             }
         } else if (roi.sampled) {
-            TapWalk columns(roi.columns, x);
+            TapWalk columns(roi.axes[kColumns], x);
             for (Tap column{}; columns.next(column);) {
-                TapWalk rows(roi.rows, y);
+                TapWalk rows(roi.axes[kRows], y);
                 for (Tap row{}; rows.next(row);) add_row(row, column);
                 add_column(column);
             }
@@ -185,9 +200,9 @@ __global__ void __launch_bounds__(kThreads, 3)
     std::uint32_t const bins = size * size;
     auto const packs = static_cast<std::uint32_t>(p.out_pitch) / N;
     std::int64_t const pitch = p.feature_pitch;
-    std::int64_t const row_pitch = roi.columns.side * pitch;
+    std::int64_t const row_pitch = roi.axes[kColumns].side * pitch;
     T const* const image = static_cast<T const*>(arguments.maps[roi.level]) +
-                           index / p.rois * roi.rows.side * row_pitch;
+                           index / p.rois * roi.axes[kRows].side * row_pitch;
     std::uint32_t const groups = kThreads / lanes;
     for (std::uint32_t bin = blockIdx.y * groups + threadIdx.x / lanes; bin < bins;
          bin += gridDim.y * groups) {
@@ -207,16 +222,18 @@ __global__ void __launch_bounds__(kThreads, 3)
             if (channel >= p.channels || !roi.sampled) {
                 // Features beyond the last channel are padding of any content.
             } else if (stored) {
-                Tap const* const rows = shared.taps[0] + y * room;
-                Tap const* const columns = shared.taps[1] + x * room;
-                for (std::int32_t i = 0; i < shared.counts[0][y]; ++i) {
+                Tap const* const rows = shared.taps[kRows] + y * room;
+                Tap const* const columns = shared.taps[kColumns] + x * room;
+                for (std::int32_t i = 0; i < shared.counts[kRows][y]; ++i) {
 #pragma unroll(N == 1 ? 2 : 4)
-                    for (std::int32_t j = 0; j < shared.counts[1][x]; ++j) add(rows[i], columns[j]);
+                    for (std::int32_t j = 0; j < shared.counts[kColumns][x]; ++j) {
+                        add(rows[i], columns[j]);
+                    }
                 }
             } else {
-                TapWalk rows(roi.rows, y);
+                TapWalk rows(roi.axes[kRows], y);
                 for (Tap row{}; rows.next(row);) {
-                    TapWalk columns(roi.columns, x);
+                    TapWalk columns(roi.axes[kColumns], x);
                     for (Tap column{}; columns.next(column);) add(row, column);
                 }
             }

@@ -14,8 +14,9 @@
 namespace carafe {
 
 /// One axis of a RoI in the pixels of its level. All bins have equally many samples; `samples` is a
-/// whole number, in float because a RoI can be astronomically large.
-struct RoiAxis {
+/// whole number, in float because a RoI can be astronomically large. Aligned for the accesses of 16
+/// bytes that compilers make of its copies.
+struct alignas(16) RoiAxis {
     float start, bin, samples;
     std::int32_t side;  ///< of the map
     bool adaptive;      ///< samples are between half a pixel and a pixel apart
@@ -95,8 +96,8 @@ CARAFE_HD inline Sample sample_at(RoiAxis const& axis, std::int32_t bin, std::in
     return {low, low + 1, at - static_cast<float>(low), true};
 }
 
-/// A row or column of the map and its share of a bin's mean.
-struct Tap {
+/// A row or column of the map and its share of a bin's mean; it moves as one access.
+struct alignas(8) Tap {
     std::int32_t at;
     float weight;
 };

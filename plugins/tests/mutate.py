@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
 import json
 import multiprocessing
 import os
@@ -38,6 +39,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from carafe_deploy.ops._library import Device  # noqa: E402
+from tests.ops import test_roi_levels as levels  # noqa: E402
 from tests.plugins import problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
 from tests.plugins.varied import (  # noqa: E402
@@ -54,7 +57,10 @@ SOURCES = ("carafe.cu", "roi_align.cu", "nms.cu")
 #: Computes the workspace's size from a header of the kernels.
 HOST_SOURCE = "nms_params.cpp"
 #: What a kernel includes but shares with the interface, the build or the CPU twins' callers.
-NOT_MUTATED = ("types.h", "carafe.h", "roi_align.h", "nms.h", "cuda_kernels.h", "host_device.h")
+NOT_MUTATED = (
+    *("types.h", "carafe.h", "roi_align.h", "nms.h", "cuda_kernels.h", "host_device.h"),
+    "carafe_designs.h",
+)
 SEED = 20190501
 #: Seconds; the slowest problem list takes a fraction of it.
 TIMEOUT = 60
@@ -159,6 +165,12 @@ def mutated_files() -> list[str]:
     return sorted(set().union(*map(included, SOURCES)) - set(NOT_MUTATED))
 
 
+def code_hash(file: str) -> str:
+    """SHA-256 of a file without comments and blank lines, which no mutant changes."""
+    lines = (line.partition("//")[0].rstrip() for line in (KERNELS / file).read_text().splitlines())
+    return hashlib.sha256("\n".join(filter(None, lines)).encode()).hexdigest()
+
+
 def known_mutants() -> dict[tuple[str, str, str], dict[str, Any]]:
     """What is known of survivors, by :attr:`Mutant.key`."""
     entries = json.loads(KNOWN.read_text())
@@ -201,6 +213,13 @@ def _in_order(problem: Any, order: Any) -> Check:
     return check
 
 
+def check_levels(library: EmulatedLibrary) -> None:
+    """Both sides of the boundaries between pyramid levels."""
+    rois = levels.squares(list(levels.BOUNDARIES)).unsqueeze(0)
+    found = levels.by_kernels(Device.CUDA, problems.NCHW, rois, library)
+    assert found.flatten().round().tolist() == list(levels.BOUNDARIES.values())
+
+
 def checks_by_source() -> dict[str, list[Check]]:
     """Most of what the emulator runs in tests/plugins; quick and random ones first."""
     lists: dict[str, list[Any]] = {
@@ -233,6 +252,7 @@ def checks_by_source() -> dict[str, list[Check]]:
             if not problem.reason.startswith("random"):
                 orders = [FORWARD, BACKWARD, at_random(1)]
             checks[source] += [_in_order(problem, order) for order in orders]
+    checks["roi_align.cu"].append(check_levels)
     return checks
 
 
@@ -380,6 +400,7 @@ def summary(outcomes: Sequence[tuple[Mutant, str, float]]) -> dict[str, Any]:
         "commit": head(),
         "compiler": _build.compiler,
         "seed": SEED,
+        "code": {file: code_hash(file) for file in mutated_files()},
         "mutants": len(valid),
         "killed": len(valid) - drawn["survived"],
         "share": round(1 - drawn["survived"] / max(1, len(valid)), 4),

@@ -1,8 +1,9 @@
-"""Check built libraries as they would be shipped. Usage: python release_check.py FOLDER [OUT.json]
+"""Check built libraries as they would be shipped. Usage: python release_check.py BUILD [OUT.json]
 
 Machine code and PTX for every architecture of a release, no dependency beyond the C library,
-and no exported symbol beyond the documented ones. Needs binutils and cuobjdump (CUDA toolkit, or
-PyPI: nvidia-cuda-cuobjdump).
+no exported symbol beyond the documented ones, and no access of a kernel that need not be aligned,
+on any architecture (ptx_alignment.py; the build keeps its PTX by CARAFE_KEEP_PTX). Needs binutils
+and cuobjdump (CUDA toolkit, or PyPI: nvidia-cuda-cuobjdump).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+import ptx_alignment
 
 EXPORTS = {
     "libcarafe_kernels.so": re.compile(r"carafe_\w+"),
@@ -80,14 +83,27 @@ def check(folder: Path) -> tuple[dict[str, object], list[str]]:
     return report, problems
 
 
+def check_alignment(build: Path) -> tuple[list[str], list[str]]:
+    """A line a kernel source and architecture, and what is wrong."""
+    found = ptx_alignment.of_build(build)
+    lines, problems = ptx_alignment.report(found.values())
+    architectures = sorted({architecture for _, architecture in found})
+    if architectures != MACHINE_CODE:
+        problems.append(f"PTX was kept for {architectures}, expected {MACHINE_CODE}")
+    return lines, problems
+
+
 def main(arguments: Iterable[str]) -> int:
-    folder, *output = arguments
-    report, problems = check(Path(folder))
+    build, *output = arguments
+    report, problems = check(Path(build) / "lib")
+    lines, misaligned = check_alignment(Path(build))
+    problems += misaligned
     for name, found in report.items():
         print(f"{name}: {found['bytes'] / 1e6:.1f} MB")
         for key in ("machine_code", "ptx", "needed"):
             print(f"  {key}: {' '.join(map(str, found[key]))}")
         print(f"  {len(found['exports'])} exported: {' '.join(found['exports'])}")
+    print("\n".join(lines))
     for path in output:
         Path(path).write_text(json.dumps(report, indent=2) + "\n")
     for problem in problems:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def built(path: str) -> Path:
-    """A file of the build's library folder; the test fails where it is missing.
+def build_folder() -> Path:
+    """``build/dev``, or what ``CARAFE_DEPLOY_BUILD`` names."""
+    return Path(os.environ.get("CARAFE_DEPLOY_BUILD", ROOT / "build/dev")).absolute()
 
-    ``CARAFE_DEPLOY_BUILD`` names another build than ``build/dev``.
-    """
-    build = Path(os.environ.get("CARAFE_DEPLOY_BUILD", ROOT / "build/dev"))
-    library = build.absolute() / "lib" / path
+
+def built(path: str) -> Path:
+    """A file of the build's library folder; the test fails where it is missing."""
+    library = build_folder() / "lib" / path
     if not library.is_file():
         pytest.fail(f"{library} does not exist: build it with `make plugins`", pytrace=False)
     return library
+
+
+def script(name: str) -> ModuleType:
+    """A program of ``plugins/tests``, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "plugins/tests" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from carafe_deploy.ops._library import CarafeParams, KernelLibrary
 
@@ -78,3 +81,12 @@ class EmulatedLibrary(KernelLibrary):
         self._library.carafe_emulator_set_order(
             ctypes.c_int32(order.number), ctypes.c_uint64(order.seed)
         )
+
+
+@functools.cache
+def built_emulator() -> EmulatedLibrary:
+    """Kernels that cannot be run are a failure, not something to skip."""
+    path = library_path()
+    if not path.exists():
+        pytest.fail(f"{path} does not exist: build it with `make test-cpp`", pytrace=False)
+    return EmulatedLibrary(path)

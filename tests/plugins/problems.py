@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,7 +290,7 @@ def random_carafe(seed: int, dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) ->
 
 @dataclass(frozen=True, eq=False)
 class ChoiceProblem:
-    """A call with ``channels`` in ``groups`` and the design that it takes."""
+    """Sizes of a call, ``channels`` in ``groups``, and the design that it takes; nothing runs."""
 
     place: Place
     channels: int
@@ -298,22 +298,58 @@ class ChoiceProblem:
     expected: str
     kernel_size: int = 5
     scale: int = 2
+    batch: int = 1
+    height: int = 3
+    width: int = 4
+    dtype: torch.dtype = torch.float32
+    source: MaskSource = MaskSource.ENCODED
 
     def __str__(self) -> str:
-        return f"{self.place}-{self.channels}-{self.groups}-{self.kernel_size}-{self.expected}"
+        shape = f"{self.batch}x{self.channels}x{self.height}x{self.width}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        sizes = f"{self.groups}-{self.kernel_size}-{self.scale}-{self.source.name.lower()}"
+        return f"{self.place}-{dtype}-{shape}-{sizes}-{self.expected}"
 
     @property
     def reason(self) -> str:
         return str(self)
 
+    def chosen(self, library: EmulatedLibrary) -> str:
+        taps = self.groups * self.kernel_size**2
+        masks = taps if self.source == MaskSource.NORMALIZED else taps * self.scale**2
+        channels_last = self.place.layout == Layout.NHWC
+        pitches = (
+            [
+                size + extra
+                for size, extra in zip(
+                    (self.channels, masks, self.channels), self.place.padding, strict=True
+                )
+            ]
+            if channels_last
+            else [0, 0, 0]
+        )
+        params = CarafeParams(
+            dtype=DTYPES[self.dtype],
+            layout=self.place.layout,
+            source=self.source,
+            batch=self.batch,
+            channels=self.channels,
+            height=self.height,
+            width=self.width,
+            kernel_size=self.kernel_size,
+            groups=self.groups,
+            scale=self.scale,
+            feature_pitch=pitches[FEATURES],
+            mask_pitch=pitches[WEIGHTS],
+            out_pitch=pitches[RESULT],
+        )
+        # The design depends on what an address is a multiple of, not on what lies there.
+        addresses = [4096 + offset * self.dtype.itemsize for offset in self.place.offsets]
+        return library.design(params, *addresses)
+
     def check(self, library: EmulatedLibrary) -> None:
         """The library names the expected design."""
-        masks = self.groups * self.kernel_size**2 * self.scale**2
-        features, weights = (torch.zeros(1, c, 3, 4) for c in (self.channels, masks))
-        sizes = self.kernel_size, self.groups, self.scale
-        call = CarafeProblem("", MaskSource.ENCODED, features, weights, *sizes, self.place)
-        params, *buffers = call.lay_out()
-        assert library.design(params, *(buffer.address for buffer in buffers)) == self.expected
+        assert self.chosen(library) == self.expected
 
 
 def random_designs(seed: int) -> DesignsProblem:
@@ -598,28 +634,69 @@ def long_nms(candidates: int) -> NmsProblem:
 
 Problem = CarafeProblem | DesignsProblem | ChoiceProblem | RoiAlignProblem | NmsProblem
 
+
 #: Strips want more than 32 channels a group, packs of 16 bytes groups that begin at them.
-DESIGN_CHOICES = [
-    ChoiceProblem(NCHW, 256, 1, "row_pairs"),
-    ChoiceProblem(NCHW, 1, 1, "row_pairs"),
-    ChoiceProblem(NCHW, 8, 1, "any", kernel_size=3),
-    ChoiceProblem(NCHW, 8, 1, "any", scale=3),
-    ChoiceProblem(Place(Layout.NCHW, offsets=(1, 1, 0)), 8, 1, "row_pairs"),
-    ChoiceProblem(Place(Layout.NCHW, offsets=(0, 0, 1)), 8, 1, "any"),
-    ChoiceProblem(NHWC, 256, 1, "strips_2x8"),
-    ChoiceProblem(NHWC, 36, 1, "strips_2x8"),
-    ChoiceProblem(NHWC, 32, 1, "channels_last"),
-    ChoiceProblem(NHWC, 72, 2, "strips_2x8"),
-    ChoiceProblem(NHWC, 64, 2, "channels_last"),
-    ChoiceProblem(NHWC, 76, 2, "any"),
-    ChoiceProblem(NHWC, 34, 1, "any"),
-    ChoiceProblem(NHWC, 1, 1, "row_pairs"),
-    ChoiceProblem(Place(Layout.NHWC, (3, 0, 3)), 1, 1, "channels_last"),
-    ChoiceProblem(Place(Layout.NHWC, (0, 0, 3)), 1, 1, "any"),
-    ChoiceProblem(NHWC, 256, 1, "any", kernel_size=3),
-    ChoiceProblem(Place(Layout.NHWC, offsets=(2, 0, 0)), 256, 1, "any"),
-    ChoiceProblem(Place(Layout.NHWC, offsets=(0, 0, 2)), 256, 1, "any"),
-]
+def _choices() -> Iterator[ChoiceProblem]:
+    """Both sides of every bound of ``kPreferences`` (carafe.cu), and what does not fit."""
+    half = torch.float16
+    # Channels-last: from 33 channels a group on, and up to 8,192 pixels in float32.
+    for channels, groups, expected in (
+        (256, 1, "strips_4x4"),
+        (36, 1, "strips_4x4"),
+        (32, 1, "channels_last"),
+        (72, 2, "strips_4x4"),
+        (64, 2, "channels_last"),
+        (80, 2, "strips_4x4"),
+        (76, 2, "any"),
+        (34, 1, "any"),
+        (2, 1, "any"),
+    ):
+        yield ChoiceProblem(NHWC, channels, groups, expected)
+    for channels, expected in ((256, "strips_2x8"), (32, "channels_last"), (36, "strips_4x4")):
+        yield ChoiceProblem(NHWC, channels, 1, expected, dtype=half)
+        yield ChoiceProblem(NHWC, channels, 1, expected, dtype=torch.bfloat16)
+    for batch, height, expected in (
+        (1, 64, "strips_4x4"),
+        (1, 65, "strips_2x8"),
+        (2, 32, "strips_4x4"),
+        (2, 33, "strips_2x8"),
+    ):
+        yield ChoiceProblem(NHWC, 256, 1, expected, batch=batch, height=height, width=128)
+    # One channel is a plane, unless pixels are padded.
+    for dtype in (torch.float32, half):
+        yield ChoiceProblem(NHWC, 1, 1, "row_pairs", dtype=dtype)
+        yield ChoiceProblem(Place(Layout.NHWC, (3, 0, 3)), 1, 1, "strips_4x4", dtype=dtype)
+        yield ChoiceProblem(Place(Layout.NHWC, (7, 4, 7)), 1, 1, "strips_4x4", dtype=dtype)
+    yield ChoiceProblem(Place(Layout.NHWC, (0, 0, 3)), 1, 1, "any")
+    # Planes: from 2,048 pixels of a map on, and up to 512 in all in float32; never one channel.
+    for batch, height, width, single, other in (
+        (1, 16, 32, "planes", "row_pairs"),
+        (1, 27, 19, "row_pairs", "row_pairs"),
+        (2, 16, 16, "planes", "row_pairs"),
+        (2, 16, 17, "row_pairs", "row_pairs"),
+        (1, 32, 64, "planes", "planes"),
+        (1, 23, 89, "row_pairs", "row_pairs"),
+        (100, 14, 14, "row_pairs", "row_pairs"),
+    ):
+        shape = {"batch": batch, "height": height, "width": width}
+        yield ChoiceProblem(NCHW, 256, 1, single, **shape)
+        yield ChoiceProblem(NCHW, 4, 2, single, **shape)
+        yield ChoiceProblem(NCHW, 256, 1, other, dtype=half, **shape)
+        yield ChoiceProblem(NCHW, 1, 1, "row_pairs", **shape)
+    # What does not fit.
+    yield ChoiceProblem(NCHW, 8, 1, "any", kernel_size=3)
+    yield ChoiceProblem(NCHW, 8, 1, "any", scale=3)
+    yield ChoiceProblem(Place(Layout.NCHW, offsets=(1, 1, 0)), 8, 1, "planes")
+    yield ChoiceProblem(Place(Layout.NCHW, offsets=(0, 0, 1)), 8, 1, "any")
+    offset_masks = Place(Layout.NCHW, offsets=(0, 1, 0))
+    yield ChoiceProblem(offset_masks, 8, 1, "row_pairs", source=MaskSource.NORMALIZED)
+    yield ChoiceProblem(NHWC, 256, 1, "any", kernel_size=3)
+    yield ChoiceProblem(Place(Layout.NHWC, offsets=(2, 0, 0)), 256, 1, "any")
+    yield ChoiceProblem(Place(Layout.NHWC, offsets=(0, 0, 2)), 256, 1, "any")
+    yield ChoiceProblem(Place(Layout.NHWC, offsets=(4, 0, 4)), 256, 1, "strips_4x4", dtype=half)
+
+
+DESIGN_CHOICES = list(_choices())
 
 
 def carafe_problems(dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> list[CarafeProblem]:

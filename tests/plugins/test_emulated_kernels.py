@@ -79,8 +79,8 @@ def test_carafe_designs_are_all_tried(library: EmulatedLibrary) -> None:
     assert {name for name, *_ in tried} == names
     assert len(tried) == len(names) * len(MaskSource) * len(problems.HALF_AND_SINGLE)
     assert min(tried.values()) >= 10, tried
-    assert set(chosen) == {"any", "row_pairs", "channels_last", "strips_2x8"}
-    assert min(chosen.values()) >= 25, chosen
+    assert set(chosen) == names
+    assert min(chosen.values()) >= 10, chosen
 
 
 @pytest.mark.parametrize("problem", problems.DESIGN_CHOICES, ids=str)

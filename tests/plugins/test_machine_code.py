@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from types import ModuleType
 
 import pytest
 
-from tests.plugins.built import ROOT, built
+from tests.plugins.built import built, script
 
 
 @pytest.fixture(scope="module")
 def machine_code() -> ModuleType:
-    path = ROOT / "plugins/tests/machine_code.py"
-    spec = importlib.util.spec_from_file_location("machine_code", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["machine_code"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return script("machine_code")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,503 @@
+"""Find accesses of CUDA kernels at addresses that are no multiple of their size, without a GPU.
+
+Usage: python ptx_alignment.py FILE.ptx ...
+
+Compilers join accesses: four neighbouring words become one of 16 bytes where the compiler believes
+that the address allows it. Where it is wrong, a GPU stops with "misaligned address" and nothing
+else shows it. nvcc 13.0 is wrong, up to compute capability 9.0, where a structure is copied through
+an address that a condition chose: the chosen address gets the alignment of the first candidate.
+
+So every integer register is followed through its kernel as a remainder: "r modulo m", m a power of
+two. Additions, products, shifts, masks and conversions keep what is known of them; where a `selp`,
+`min` or `max`, or several assignments (PTX has no phi) join values, what they have in common
+remains. Each load and store of shared, global, local and generic memory, vectors and single values
+alike, must then have an address that is a multiple of its size. Arguments of kernels, and products
+with them, count as multiples of whatever is needed: the host checks pointers and pitches before a
+launch. Whatever is loaded from memory, and what a thread asks of the hardware, counts as unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Of the kernels, without suffix.
+SOURCES = sorted(path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
+#: Remainders are known modulo this at most; no access is wider.
+MOST = 64
+
+
+@dataclass(frozen=True)
+class Known:
+    """``remainder`` modulo ``modulus``, a power of two up to :data:`MOST`.
+
+    Attributes:
+        argument: it holds an argument of the kernel, which counts as a multiple of everything.
+    """
+
+    modulus: int
+    remainder: int
+    argument: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.remainder} modulo {self.modulus}" if self.modulus > 1 else "unknown"
+
+    def is_multiple_of(self, size: int) -> bool:
+        return self.modulus >= size and self.remainder % size == 0
+
+
+UNKNOWN = Known(1, 0)
+ARGUMENT = Known(MOST, 0, argument=True)
+
+
+def constant(value: int) -> Known:
+    return Known(MOST, value % MOST)
+
+
+def add(first: Known, second: Known) -> Known:
+    modulus = min(first.modulus, second.modulus)
+    remainder = (first.remainder + second.remainder) % modulus
+    return Known(modulus, remainder, first.argument or second.argument)
+
+
+def multiply(first: Known, second: Known) -> Known:
+    modulus = math.gcd(
+        MOST,
+        first.modulus * second.modulus,
+        first.remainder * second.modulus,
+        second.remainder * first.modulus,
+    )
+    remainder = first.remainder * second.remainder % modulus
+    return Known(modulus, remainder, first.argument or second.argument)
+
+
+def negative(value: Known) -> Known:
+    return Known(value.modulus, -value.remainder % value.modulus, value.argument)
+
+
+def join(first: Known, second: Known) -> Known:
+    """What holds of both."""
+    modulus = math.gcd(first.modulus, second.modulus, first.remainder - second.remainder)
+    return Known(modulus, first.remainder % modulus, first.argument or second.argument)
+
+
+def _bits(value: Known, *, of_arguments: bool) -> tuple[int, int]:
+    """The low bits that are known, as a mask, and their values."""
+    if value.argument and not of_arguments:
+        return 0, 0
+    return value.modulus - 1, value.remainder
+
+
+def _from_bits(known: int, ones: int, argument: bool) -> Known:
+    modulus = 1
+    while modulus < MOST and known & modulus:
+        modulus *= 2
+    return Known(modulus, ones % modulus, argument)
+
+
+def bit_and(first: Known, second: Known) -> Known:
+    for value, mask in ((first, second), (second, first)):
+        if not mask.argument and mask == constant(-1):
+            return value
+    (known1, ones1), (known2, ones2) = (
+        _bits(value, of_arguments=False) for value in (first, second)
+    )
+    zeros = known1 & ~ones1 | known2 & ~ones2
+    return _from_bits(zeros | known1 & known2, ones1 & ones2, argument=False)
+
+
+def bit_or(first: Known, second: Known, *, exclusive: bool = False) -> Known:
+    (known1, ones1), (known2, ones2) = (
+        _bits(value, of_arguments=True) for value in (first, second)
+    )
+    known, ones = known1 & known2, ones1 ^ ones2 if exclusive else ones1 | ones2
+    if not exclusive:
+        known |= ones1 | ones2
+    return _from_bits(known, ones, first.argument or second.argument)
+
+
+def shift_left(value: Known, count: Known, by: int | None) -> Known:
+    if by is not None:
+        return multiply(value, constant(1 << min(by, MOST)))
+    factor = math.gcd(value.modulus, value.remainder)
+    return Known(factor, 0, value.argument or count.argument)
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """``line`` counts from 1; ``text`` has neither predicate nor semicolon."""
+
+    line: int
+    text: str
+
+    @functools.cached_property
+    def parts(self) -> list[str]:
+        """``["ld", "shared", "v4", "u32"]``."""
+        return self.text.partition(" ")[0].split(".")
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        """Without blanks: ``["{%r1,%r2}", "[%rd4+8]"]``."""
+        return _OPERAND.findall(self.text.partition(" ")[2].replace(" ", ""))
+
+    @functools.cached_property
+    def results(self) -> list[str]:
+        """Registers that it assigns."""
+        if self.parts[0] in _WITHOUT_RESULT or not self.operands:
+            return []
+        return re.findall(r"%[\w.$]+", self.operands[0])
+
+
+@dataclass
+class Kernel:
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+    #: Alignment by declaration, of parameters and variables.
+    symbols: dict[str, int] = field(default_factory=dict)
+
+
+_DECLARED = re.compile(
+    r"\.(?:shared|global|const|local|param)\s+(?:\.align\s+(\d+)\s+)?"
+    r"\.(?:pred|[a-z]+(\d+))\s+(?:\.ptr\s+(?:\.[a-z]+\s+)?(?:\.align\s+\d+\s+)?)?([\w$.%]+)"
+)
+_ENTRY = re.compile(r"\.(?:entry|func)\b(?:\s*\([^()]*\))?\s+([\w$]+)")
+_STATEMENT = re.compile(
+    r"(?:[\w$]+:\s*)*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)*(?:\s.*)?)$", re.DOTALL
+)
+_OPERAND = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|[^,]+")
+_WITHOUT_RESULT = (
+    *("st", "red", "bra", "brx", "ret", "exit", "trap", "bar", "barrier", "membar", "fence"),
+    *("prefetch", "prefetchu", "call", "cp", "pragma", "nanosleep", "discard"),
+)
+
+
+def kernels(text: str) -> list[Kernel]:
+    """All kernels and functions of a PTX module."""
+    text = re.sub(r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
+    text = re.sub(r"//[^\n]*", "", text)
+    everywhere: dict[str, int] = {}
+    found: list[Kernel] = []
+    heads = list(_ENTRY.finditer(text))
+    ends = [head.start() for head in heads] + [len(text)]
+    for name, align in _declarations(text[: ends[0]]):
+        everywhere[name] = align
+    for head, end in zip(heads, ends[1:], strict=True):
+        body = text[head.start() : end]
+        kernel = Kernel(head[1], symbols=dict(everywhere) | dict(_declarations(body)))
+        found.append(kernel)
+        number = text.count("\n", 0, head.start()) + 1
+        kernel.instructions = list(_instructions(body, number))
+    return found
+
+
+def _declarations(text: str) -> Iterator[tuple[str, int]]:
+    for match in _DECLARED.finditer(text):
+        yield match[3], int(match[1] or int(match[2] or 8) // 8)
+
+
+def _instructions(body: str, line: int) -> Iterator[Instruction]:
+    """Of a kernel's text, which begins on ``line``."""
+    start = body.find("{")
+    line += body.count("\n", 0, start)
+    for statement in body[start + 1 :].split(";"):
+        # A brace before an opcode opens or closes a block; those of vectors come later.
+        stripped = statement.lstrip("{} \t\n")
+        line_of = line + statement.count("\n", 0, len(statement) - len(stripped))
+        line += statement.count("\n")
+        if match := _STATEMENT.match(stripped):
+            before = stripped.count("\n", 0, match.start(1))
+            yield Instruction(line_of + before, " ".join(match[1].split()))
+
+
+# --- values --------------------------------------------------------------------------------------
+
+_JOINING = ("selp", "min", "max")
+#: Instructions that _computed() knows.
+_FOLLOWED = (
+    *("mov", "cvta", "cvt", "shfl", "add", "sub", "neg", "mul", "mul24", "mad", "mad24", "shl"),
+    *("and", "or", "xor", "not", "div", *_JOINING),
+)
+#: Floating point, or bits that are not the low ones.
+_NOT_FOLLOWED = re.compile(r"f\d+|bf\d+|f16x2|sat|hi|cc|pred")
+
+
+def _registers(operand: str) -> list[str]:
+    return re.findall(r"%[\w.$]+", operand)
+
+
+@functools.cache
+def _integer(operand: str) -> int | None:
+    digits = operand.removesuffix("U")
+    if not re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|\d+)", digits):
+        return None
+    octal = re.fullmatch(r"(-?)0(\d+)", digits)
+    return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
+
+
+@functools.cache
+def _sources(instruction: Instruction) -> list[str]:
+    """Operands that its result depends on, where it is followed."""
+    name, *kinds = instruction.parts
+    if name not in _FOLLOWED or any(map(_NOT_FOLLOWED.fullmatch, kinds)):
+        return []
+    sources = instruction.operands[1:]
+    if name == "mov" and sources[0].startswith("{"):
+        return [sources[0].strip("{}").partition(",")[0]]  # the low part
+    return sources[:2] if name in _JOINING else sources
+
+
+class Values:
+    """What is known of a kernel's registers over all their assignments, of those that addresses
+    need."""
+
+    def __init__(self, kernel: Kernel, addresses: Iterable[str]) -> None:
+        self.kernel = kernel
+        self.known: dict[str, Known] = {}
+        self.assignments: dict[str, list[Instruction]] = {}
+        for instruction in kernel.instructions:
+            for register in instruction.results:
+                self.assignments.setdefault(register, []).append(instruction)
+        queue = [register for operand in addresses for register in _registers(operand)]
+        needed: set[str] = set()
+        while queue:
+            register = queue.pop()
+            if register not in needed:
+                needed.add(register)
+                for instruction in self.assignments.get(register, ()):
+                    for source in _sources(instruction):
+                        queue += _registers(source)
+        in_order = [register for register in self.assignments if register in needed]
+        changed = True
+        while changed:
+            changed = False
+            for register in in_order:
+                before = self.known.get(register)
+                after = before
+                for instruction in self.assignments[register]:
+                    value = self.assigned(instruction, register)
+                    if value is not None:
+                        after = value if after is None else join(after, value)
+                if after is not None and after != before:
+                    changed = True
+                    self.known[register] = after
+
+    def operand(self, text: str) -> Known | None:
+        """None of a register that nothing has reached yet."""
+        number = _integer(text)
+        if number is not None:
+            return constant(number)
+        if text in self.kernel.symbols:
+            return Known(min(self.kernel.symbols[text], MOST), 0)
+        if text in self.assignments:
+            return self.known.get(text)
+        return UNKNOWN  # of the hardware
+
+    def address(self, operand: str) -> Known:
+        """Of ``[register]``, ``[symbol+4]`` and the like."""
+        total = constant(0)
+        for sign, term in re.findall(r"([+-]?)([^+\-\[\]]+)", operand):
+            value = self.operand(term) or UNKNOWN
+            total = add(total, negative(value) if sign == "-" else value)
+        return total
+
+    def assigned(self, instruction: Instruction, register: str) -> Known | None:
+        """What it makes of a register; None where nothing has reached its operands yet."""
+        name, *kinds = instruction.parts
+        if name == "ld" and "param" in kinds:
+            return ARGUMENT
+        sources = _sources(instruction)
+        if not sources:
+            return UNKNOWN
+        if instruction.results[0] != register:  # the high part, a predicate
+            return UNKNOWN
+        values = [self.operand(source) for source in sources]
+        present = [value for value in values if value is not None]
+        if name in _JOINING:  # starts from what is known: a loop may end in it
+            return functools.reduce(join, present) if present else None
+        return _computed(name, present, sources) if len(present) == len(values) else None
+
+
+def _computed(name: str, values: Sequence[Known], sources: Sequence[str]) -> Known:
+    match name:
+        case "mov" | "cvta" | "cvt" | "shfl":
+            return values[0]
+        case "add":
+            return add(values[0], values[1])
+        case "sub":
+            return add(values[0], negative(values[1]))
+        case "neg":
+            return negative(values[0])
+        case "not":
+            return add(negative(values[0]), constant(-1))
+        case "mul" | "mul24":
+            return multiply(values[0], values[1])
+        case "mad" | "mad24":
+            return add(multiply(values[0], values[1]), values[2])
+        case "shl":
+            return shift_left(values[0], values[1], _integer(sources[1]))
+        case "and":
+            return bit_and(values[0], values[1])
+        case "or" | "xor":
+            return bit_or(values[0], values[1], exclusive=name == "xor")
+        case "div" if values == [ARGUMENT, ARGUMENT]:
+            return ARGUMENT  # channels a group
+        case _:
+            return UNKNOWN
+
+
+# --- accesses ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Access:
+    """A load or store.
+
+    Attributes:
+        size: bytes.
+        cause: the instruction that joined addresses, or lost track of them; "" where it is aligned.
+    """
+
+    kernel: str
+    instruction: Instruction
+    size: int
+    vector: bool
+    address: Known
+    cause: str = ""
+
+    @property
+    def aligned(self) -> bool:
+        return self.address.is_multiple_of(self.size)
+
+    def __str__(self) -> str:
+        return (
+            f"{demangled(self.kernel)}, line {self.instruction.line}: {self.instruction.text}: "
+            f"{self.size} bytes at an address that is {self.address}: {self.cause}"
+        )
+
+
+def _size(parts: Sequence[str]) -> int:
+    sizes = [int(match[1]) for part in parts if (match := re.fullmatch(r"[busf]f?(\d+)", part))]
+    vectors = [int(match[1]) for part in parts if (match := re.fullmatch(r"v(\d)", part))]
+    return sizes[-1] // 8 * (vectors[0] if vectors else 1)
+
+
+def accesses(text: str) -> Iterator[Access]:
+    """All loads and stores of a PTX module but those of parameters."""
+    for kernel in kernels(text):
+        found = [
+            (instruction, next(text for text in instruction.operands if text.startswith("[")))
+            for instruction in kernel.instructions
+            if instruction.parts[0] in ("ld", "ldu", "st", "atom", "red")
+            and "param" not in instruction.parts
+        ]
+        values = Values(kernel, (operand for _, operand in found))
+        for instruction, operand in found:
+            size, address = _size(instruction.parts), values.address(operand)
+            vector = any(re.fullmatch(r"v\d", part) for part in instruction.parts)
+            cause = "" if address.is_multiple_of(size) else _cause(values, operand, size)
+            yield Access(kernel.name, instruction, size, vector, address, cause)
+
+
+def misaligned(text: str) -> list[Access]:
+    """Those whose address need not be a multiple of their size."""
+    return [access for access in accesses(text) if not access.aligned]
+
+
+def _cause(values: Values, operand: str, size: int) -> str:
+    """Goes back from an address to where alignment is lost."""
+    seen: set[str] = set()
+    registers = _registers(operand)
+    while registers:
+        register = registers.pop(0)
+        if register in seen or values.known.get(register, UNKNOWN).is_multiple_of(size):
+            continue
+        seen.add(register)
+        assigned = values.assignments.get(register, [])
+        joined = {str(values.assigned(instruction, register)) for instruction in assigned}
+        if len(joined) > 1:
+            lines = ", ".join(str(instruction.line) for instruction in assigned)
+            return f"{register}, assigned in lines {lines}, is {' or '.join(sorted(joined))}"
+        for instruction in assigned:
+            sources = _sources(instruction)
+            before = [register for source in sources for register in _registers(source)]
+            sides = {str(values.operand(source)) for source in sources}
+            if sources and instruction.parts[0] in _JOINING and len(sides) > 1:
+                joins = " and ".join(sorted(sides))
+                return f"line {instruction.line} has {instruction.text}, which joins {joins}"
+            lost = [
+                source
+                for source in before
+                if source in values.assignments
+                and not values.known.get(source, UNKNOWN).is_multiple_of(size)
+            ]
+            if not lost:
+                return f"line {instruction.line} has {instruction.text}"
+            registers += lost
+    return "its own offset"
+
+
+def demangled(name: str) -> str:
+    if shutil.which("c++filt") is None:
+        return name
+    done = subprocess.run(["c++filt", name], check=True, capture_output=True, text=True)
+    return done.stdout.strip().replace("(anonymous namespace)::", "").partition("(")[0]
+
+
+def of_build(build: Path) -> dict[tuple[str, int], Path]:
+    """PTX by source and architecture (compute capability without the point), all that a build made.
+
+    Raises:
+        FileNotFoundError: some is missing: the build was configured without ``CARAFE_KEEP_PTX``.
+    """
+    cache = (build / "CMakeCache.txt").read_text()
+    listed = re.search(r"^CMAKE_CUDA_ARCHITECTURES:\w+=(.*)", cache, re.MULTILINE)
+    if listed and listed[1] == "native":
+        listed = re.search(r"^CMAKE_CUDA_ARCHITECTURES_NATIVE:\w+=(.*)", cache, re.MULTILINE)
+    architectures = sorted(set(map(int, re.findall(r"\d+", listed[1] if listed else ""))))
+    found = {}
+    for source in SOURCES:
+        for architecture in architectures:
+            # Of a single architecture nvcc leaves the number out.
+            name = f".compute_{architecture}" if len(architectures) > 1 else ""
+            path = build / "ptx" / f"{source}{name}.ptx"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing: configure with -DCARAFE_KEEP_PTX=ON")
+            found[source, architecture] = path
+    return found
+
+
+def report(paths: Iterable[Path]) -> tuple[list[str], list[str]]:
+    """A line a file, and a line a misaligned access."""
+    lines, problems = [], []
+    for path in paths:
+        found = list(accesses(path.read_text()))
+        vectors = sum(access.vector for access in found)
+        wrong = [access for access in found if not access.aligned]
+        counts = f"{len(found)} accesses, {vectors} of them vectors, {len(wrong)} misaligned"
+        lines.append(f"{path.name}: {counts}")
+        problems += [f"{path.name}: {access}" for access in wrong]
+    return lines, problems
+
+
+def main(arguments: Sequence[str]) -> int:
+    lines, problems = report(map(Path, arguments))
+    print("\n".join(lines))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))
