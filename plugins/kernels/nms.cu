@@ -39,8 +39,8 @@
 // MB for 80 x 1,000: latency and comparisons take the time, not bytes.
 //
 // Microseconds on an H100: in a CUDA graph (benchmarks/results/h100/peer.json), what counting
-// instructions and latencies had promised, too little wherever few blocks work, and a loop of
-// torchvision's over the labels, by events (operators_gpu.json beside it):
+// instructions and latencies had promised, too little wherever few blocks work, and torchvision's
+// batched_nms, by events (operators_gpu.json beside it):
 //                                         measured   promised   torchvision
 //   RPN 5 x 1,000, keep 1,000                  106         44         1,934
 //   box head 80 x 1,000, keep 100               20         10           817

@@ -22,8 +22,8 @@
 //   loaded from L1 and L2, box head float32  1.7 GB                    0.64 GB (halves: 0.32)
 //   from and to memory, box head float32     145 MB                    145 MB (halves: 73)
 //   registers sm_75, sm_90, sm_120
-//     channels-last, 16 bytes                80, 80, 80                70, 64, 80
-//     channels-last, single / NCHW           59, 61, 64 / 59, 55, 60   58, 58, 66 / 62, 62, 64
+//     channels-last, 16 bytes                80, 80, 80                71, 64, 72
+//     channels-last, single / NCHW           59, 61, 64 / 59, 55, 60   58, 58, 62 / 62, 62, 61
 //   threads an SM, channels-last / NCHW      768 / 1,024               768 to 1,024 / 1,024
 //   barriers, shared memory                  none                      2, 5.2 KB
 // No local memory, no spills in v2 (v1: 16 bytes of stack on sm_90).

@@ -4,16 +4,17 @@ Usage: python ptx_alignment.py FILE.ptx ...
 
 Compilers join accesses: four neighbouring words become one of 16 bytes where the compiler believes
 that the address allows it. Where it is wrong, a GPU stops with "misaligned address" and nothing
-else shows it. nvcc 13.0 is wrong, up to compute capability 9.0, where a structure is copied through
-an address that a condition chose: the chosen address gets the alignment of the first candidate.
+else shows it. nvcc 13.0 and 13.2 are wrong, up to compute capability 9.0, where a structure is
+copied through an address that a condition chose: it gets the alignment of the first candidate.
 
-So every integer register is followed through its kernel as a remainder: "r modulo m", m a power of
-two. Additions, products, shifts, masks and conversions keep what is known of them; where a `selp`,
-`min` or `max`, or several assignments (PTX has no phi) join values, what they have in common
-remains. Each load and store of shared, global, local and generic memory, vectors and single values
-alike, must then have an address that is a multiple of its size. Arguments of kernels, and products
-with them, count as multiples of whatever is needed: the host checks pointers and pitches before a
-launch. Whatever is loaded from memory, and what a thread asks of the hardware, counts as unknown.
+So every integer register is followed through its kernel as a remainder, "r modulo m", m a power of
+two, plus multiples of unknown registers. Additions, products, shifts, masks and conversions keep
+what is known of them; where a `selp`, `min` or `max`, or several assignments (PTX has no phi) join
+values, what they have in common remains. Each load and store of shared, global, local and generic
+memory, vectors and single values alike, must then have an address that is a multiple of its size.
+Arguments of kernels, and products with them, count as multiples of whatever is needed: the host
+checks pointers and pitches before a launch. Whatever is loaded from memory, and what a thread asks
+of the hardware, counts as unknown.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from ptx_text import Instruction, Kernel, kernels
 
 #: Of the kernels, without suffix.
 SOURCES = sorted(path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
@@ -36,21 +39,36 @@ MOST = 64
 
 @dataclass(frozen=True)
 class Known:
-    """``remainder`` modulo ``modulus``, a power of two up to :data:`MOST`.
+    """``remainder`` modulo ``modulus``, a power of two up to :data:`MOST`, plus ``terms``.
 
     Attributes:
         argument: it holds an argument of the kernel, which counts as a multiple of everything.
+        terms: registers of unknown value, each with its factor modulo :data:`MOST`.
     """
 
     modulus: int
     remainder: int
     argument: bool = False
+    terms: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.remainder} modulo {self.modulus}" if self.modulus > 1 else "unknown"
+        flat = self.flat()
+        return f"{flat.remainder} modulo {flat.modulus}" if flat.modulus > 1 else "unknown"
+
+    def flat(self) -> Known:
+        """The same without terms, of which their factors remain."""
+        if not self.terms:
+            return self
+        modulus = math.gcd(self.modulus, *(factor for _, factor in self.terms))
+        return Known(modulus, self.remainder % modulus, self.argument)
 
     def is_multiple_of(self, size: int) -> bool:
-        return self.modulus >= size and self.remainder % size == 0
+        flat = self.flat()
+        return flat.modulus >= size and flat.remainder % size == 0
+
+    @property
+    def is_constant(self) -> bool:
+        return self.modulus == MOST and not self.argument and not self.terms
 
 
 UNKNOWN = Known(1, 0)
@@ -61,38 +79,58 @@ def constant(value: int) -> Known:
     return Known(MOST, value % MOST)
 
 
+def unknown(register: str) -> Known:
+    """What is in a register, whatever it is."""
+    return Known(MOST, 0, terms=((register, 1),))
+
+
 def add(first: Known, second: Known) -> Known:
     modulus = min(first.modulus, second.modulus)
     remainder = (first.remainder + second.remainder) % modulus
-    return Known(modulus, remainder, first.argument or second.argument)
+    terms = dict(first.terms)
+    for register, factor in second.terms:
+        terms[register] = (terms.get(register, 0) + factor) % MOST
+    return Known(
+        modulus,
+        remainder,
+        first.argument or second.argument,
+        tuple(sorted((register, factor) for register, factor in terms.items() if factor)),
+    )
 
 
 def multiply(first: Known, second: Known) -> Known:
-    modulus = math.gcd(
-        MOST,
-        first.modulus * second.modulus,
-        first.remainder * second.modulus,
-        second.remainder * first.modulus,
-    )
+    if second.is_constant:
+        first, second = second, first
+    if not first.is_constant:
+        first, second = first.flat(), second.flat()
+    factors = first.remainder * second.modulus, second.remainder * first.modulus
+    modulus = math.gcd(MOST, first.modulus * second.modulus, *factors)
     remainder = first.remainder * second.remainder % modulus
-    return Known(modulus, remainder, first.argument or second.argument)
+    terms = tuple(
+        (register, factor * first.remainder % MOST)
+        for register, factor in second.terms
+        if factor * first.remainder % MOST
+    )
+    return Known(modulus, remainder, first.argument or second.argument, terms)
 
 
 def negative(value: Known) -> Known:
-    return Known(value.modulus, -value.remainder % value.modulus, value.argument)
+    return multiply(constant(-1), value)
 
 
 def join(first: Known, second: Known) -> Known:
     """What holds of both."""
+    if first == second:
+        return first
+    first, second = first.flat(), second.flat()
     modulus = math.gcd(first.modulus, second.modulus, first.remainder - second.remainder)
     return Known(modulus, first.remainder % modulus, first.argument or second.argument)
 
 
 def _bits(value: Known, *, of_arguments: bool) -> tuple[int, int]:
     """The low bits that are known, as a mask, and their values."""
-    if value.argument and not of_arguments:
-        return 0, 0
-    return value.modulus - 1, value.remainder
+    flat = value.flat()
+    return (0, 0) if flat.argument and not of_arguments else (flat.modulus - 1, flat.remainder)
 
 
 def _from_bits(known: int, ones: int, argument: bool) -> Known:
@@ -126,97 +164,8 @@ def bit_or(first: Known, second: Known, *, exclusive: bool = False) -> Known:
 def shift_left(value: Known, count: Known, by: int | None) -> Known:
     if by is not None:
         return multiply(value, constant(1 << min(by, MOST)))
-    factor = math.gcd(value.modulus, value.remainder)
-    return Known(factor, 0, value.argument or count.argument)
-
-
-# --- text ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """``line`` counts from 1; ``text`` has neither predicate nor semicolon."""
-
-    line: int
-    text: str
-
-    @functools.cached_property
-    def parts(self) -> list[str]:
-        """``["ld", "shared", "v4", "u32"]``."""
-        return self.text.partition(" ")[0].split(".")
-
-    @functools.cached_property
-    def operands(self) -> list[str]:
-        """Without blanks: ``["{%r1,%r2}", "[%rd4+8]"]``."""
-        return _OPERAND.findall(self.text.partition(" ")[2].replace(" ", ""))
-
-    @functools.cached_property
-    def results(self) -> list[str]:
-        """Registers that it assigns."""
-        if self.parts[0] in _WITHOUT_RESULT or not self.operands:
-            return []
-        return re.findall(r"%[\w.$]+", self.operands[0])
-
-
-@dataclass
-class Kernel:
-    name: str
-    instructions: list[Instruction] = field(default_factory=list)
-    #: Alignment by declaration, of parameters and variables.
-    symbols: dict[str, int] = field(default_factory=dict)
-
-
-_DECLARED = re.compile(
-    r"\.(?:shared|global|const|local|param)\s+(?:\.align\s+(\d+)\s+)?"
-    r"\.(?:pred|[a-z]+(\d+))\s+(?:\.ptr\s+(?:\.[a-z]+\s+)?(?:\.align\s+\d+\s+)?)?([\w$.%]+)"
-)
-_ENTRY = re.compile(r"\.(?:entry|func)\b(?:\s*\([^()]*\))?\s+([\w$]+)")
-_STATEMENT = re.compile(
-    r"(?:[\w$]+:\s*)*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)*(?:\s.*)?)$", re.DOTALL
-)
-_OPERAND = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|[^,]+")
-_WITHOUT_RESULT = (
-    *("st", "red", "bra", "brx", "ret", "exit", "trap", "bar", "barrier", "membar", "fence"),
-    *("prefetch", "prefetchu", "call", "cp", "pragma", "nanosleep", "discard"),
-)
-
-
-def kernels(text: str) -> list[Kernel]:
-    """All kernels and functions of a PTX module."""
-    text = re.sub(r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
-    text = re.sub(r"//[^\n]*", "", text)
-    everywhere: dict[str, int] = {}
-    found: list[Kernel] = []
-    heads = list(_ENTRY.finditer(text))
-    ends = [head.start() for head in heads] + [len(text)]
-    for name, align in _declarations(text[: ends[0]]):
-        everywhere[name] = align
-    for head, end in zip(heads, ends[1:], strict=True):
-        body = text[head.start() : end]
-        kernel = Kernel(head[1], symbols=dict(everywhere) | dict(_declarations(body)))
-        found.append(kernel)
-        number = text.count("\n", 0, head.start()) + 1
-        kernel.instructions = list(_instructions(body, number))
-    return found
-
-
-def _declarations(text: str) -> Iterator[tuple[str, int]]:
-    for match in _DECLARED.finditer(text):
-        yield match[3], int(match[1] or int(match[2] or 8) // 8)
-
-
-def _instructions(body: str, line: int) -> Iterator[Instruction]:
-    """Of a kernel's text, which begins on ``line``."""
-    start = body.find("{")
-    line += body.count("\n", 0, start)
-    for statement in body[start + 1 :].split(";"):
-        # A brace before an opcode opens or closes a block; those of vectors come later.
-        stripped = statement.lstrip("{} \t\n")
-        line_of = line + statement.count("\n", 0, len(statement) - len(stripped))
-        line += statement.count("\n")
-        if match := _STATEMENT.match(stripped):
-            before = stripped.count("\n", 0, match.start(1))
-            yield Instruction(line_of + before, " ".join(match[1].split()))
+    flat = value.flat()
+    return Known(math.gcd(flat.modulus, flat.remainder), 0, value.argument or count.argument)
 
 
 # --- values --------------------------------------------------------------------------------------
@@ -282,14 +231,22 @@ class Values:
             changed = False
             for register in in_order:
                 before = self.known.get(register)
-                after = before
-                for instruction in self.assignments[register]:
-                    value = self.assigned(instruction, register)
-                    if value is not None:
-                        after = value if after is None else join(after, value)
+                after = self._merged(register, before)
                 if after is not None and after != before:
                     changed = True
                     self.known[register] = after
+
+    def _merged(self, register: str, before: Known | None) -> Known | None:
+        assignments = self.assignments[register]
+        if len(assignments) == 1:
+            value = self.assigned(assignments[0], register)
+            return unknown(register) if value == UNKNOWN else value
+        after = before
+        for instruction in assignments:
+            value = self.assigned(instruction, register)
+            if value is not None:
+                after = value if after is None else join(after, value)
+        return after
 
     def operand(self, text: str) -> Known | None:
         """None of a register that nothing has reached yet."""

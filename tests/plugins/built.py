@@ -29,7 +29,10 @@ def built(path: str) -> Path:
 
 def script(name: str) -> ModuleType:
     """A program of ``plugins/tests``, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "plugins/tests" / f"{name}.py")
+    folder = ROOT / "plugins/tests"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # they import one another
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

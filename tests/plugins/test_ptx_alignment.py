@@ -134,6 +134,16 @@ def kernel(*lines: str) -> str:
         ["shl.b32 %r3, %r2, 4;", "or.b32 %r4, %r3, 8;", "st.shared.v2.u32 [%r4], {0, 0};"],
         ["sub.s32 %r3, 64, 16;", "neg.s32 %r4, %r3;", "st.shared.v4.u32 [%r4], {0, 0, 0, 0};"],
         ["mul.lo.s32 %r3, %r2, %r2;", "shl.b32 %r4, %r3, 3;", "st.shared.u64 [%r4], %rd1;"],
+        # Sixteen times an unknown number, in two parts; none of it (nvcc 13.2 writes so).
+        [
+            "shr.u32 %r3, %r2, 5;",
+            "shl.b32 %r4, %r3, 2;",
+            "mov.b32 %r5, memory;",
+            "add.s32 %r6, %r5, %r4;",
+            "mad.lo.s32 %r7, %r3, 12, %r6;",
+            "ld.shared.v4.b32 {%r8, %r9, %r10, %r11}, [%r7+256];",
+        ],
+        ["shl.b32 %r3, %r2, 2;", "sub.s32 %r4, %r3, %r3;", "st.shared.v4.u32 [%r4], {0, 0, 0, 0};"],
         # Loops that advance by multiples of the size.
         [
             "mov.u32 %r3, memory;",
@@ -212,6 +222,17 @@ def test_aligned(ptx: ModuleType, lines: list[str]) -> None:
                 "ld.global.nc.v4.f32 {%f1, %f2, %f3, %f4}, [%rd4];",
             ],
             "line 9 has mov.u32 %r2, %tid.x",
+        ),
+        # Sixteen times in two parts, of two numbers.
+        (
+            [
+                "shr.u32 %r3, %r2, 5;",
+                "shr.u32 %r4, %r2, 4;",
+                "shl.b32 %r5, %r3, 2;",
+                "mad.lo.s32 %r6, %r4, 12, %r5;",
+                "st.shared.v4.u32 [%r6], {0, 0, 0, 0};",
+            ],
+            "line 11 has shr.u32 %r4, %r2, 4",
         ),
         # Values from memory, shifts to the right, quotients that are not of arguments, floats.
         (
