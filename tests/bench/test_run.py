@@ -108,8 +108,8 @@ def test_samples_and_agreement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert found[first.name].scores == (0.5,)
 
 
-#: Runs of a subject until its latency is measured: 2 x 2 to warm up, 2 to detect, 4 x 3.
-TIMED = 4 + 2 + 12
+#: Runs of a subject until its latency is measured: 2 x 2 to warm up, 2 to detect, 4 x (1 + 3).
+TIMED = 4 + 2 + 16
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
