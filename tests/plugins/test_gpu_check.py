@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -484,6 +485,23 @@ def test_designs_are_ranked_a_call() -> None:
         "float32 NHWC 1x256x13x21: strips_4x4 3.5 us (50%), strips_2x8* 4.0 us (50%),"
         " any 30.0 us (50%) WRONG",
         "float32 NCHW 1x256x13x21: any 9.0 us (50%)",
+    ]
+
+
+def test_where_choose_takes_another_design_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {"copy_gb_per_s": 2900.4, "calls": [entry("any", 9.0)]}
+
+    def disagreements(given: Any) -> list[str]:
+        assert given is measured
+        return ["1x256x13x21: takes any, planes is faster"]
+
+    choice = SimpleNamespace(disagreements=disagreements)
+    monkeypatch.setitem(sys.modules, "_design_choice", choice)
+    facts = _gpu_steps.design_facts(measured)
+    assert facts["disagreements"] == ["1x256x13x21: takes any, planes is faster"]
+    assert facts["lines"][-2:] == [
+        "float32 NHWC 1x256x13x21: any 9.0 us (50%)",
+        "choose() disagrees: 1x256x13x21: takes any, planes is faster",
     ]
 
 
