@@ -346,7 +346,7 @@ def _show(
         names = list(dict.fromkeys([*(subject.name for subject in failed), *names]))
         console.print(f"\n[bold red]FAIL[/bold red] {', '.join(names)}")
         if failed:
-            hint_debug(console)
+            hint_debug(console, "bench")
     elif output is not None and html is None:
         hint(console, shell("carafe-deploy", "report", str(output), "-o", "report.html"))
 

@@ -183,9 +183,9 @@ def hint(console: Console, *lines: str) -> None:
         line(console, f"  {text}", style="cyan")
 
 
-def hint_debug(console: Console) -> None:
+def hint_debug(console: Console, command: str) -> None:
     """Say how to see the rest of an error that a row gives the first line of."""
-    line(console, "carafe-deploy --debug COMMAND ... shows the tracebacks", style="dim")
+    line(console, f"carafe-deploy --debug {command} ... shows the tracebacks", style="dim")
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

@@ -59,7 +59,7 @@ def show_report(console: Console, report: ParityReport, images: str) -> None:
         failed += [plural(len(report.failed), "level")] * bool(report.failed)
         console.print(f"[bold red]FAIL[/bold red] {', '.join(failed)}")
     if report.failed:
-        hint_debug(console)
+        hint_debug(console, "parity")
 
 
 def _lines(rows: Sequence[ParityRow]) -> Iterator[tuple[str, ParityRow]]:

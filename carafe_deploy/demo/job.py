@@ -154,19 +154,18 @@ class Job:
         from carafe_deploy.graph.options import ExportOptions
 
         options = ExportOptions()
-        known = {"name": self._loaded.name, "source": self._loaded.source}
-        stem = self._output / self._loaded.name
+        name, source = self._loaded.name, self._loaded.source
         with self._attempt("export to TorchScript"):
             from carafe_deploy.graph.torchscript_export import export_torchscript
 
-            path = stem.with_name(f"{stem.name}.ts")
-            export_torchscript(self._detector, path, options, **known)
+            path = self._output / f"{name}.ts"
+            export_torchscript(self._detector, path, options, name=name, source=source)
             self._files["torchscript"] = path
         with self._attempt("export to ONNX"):
             from carafe_deploy.graph.onnx_export import export_onnx
 
-            path = stem.with_name(f"{stem.name}.onnx")
-            export_onnx(self._detector, path, options, **known)
+            path = self._output / f"{name}.onnx"
+            export_onnx(self._detector, path, options, name=name, source=source)
             self._files["onnxruntime"] = path
 
     def _build_engine(self, runners: dict[str, Runner]) -> EngineResult:

@@ -167,6 +167,77 @@ def test_parity(
     assert tracebacks(done) == (1 + both) * len(debug)
 
 
+@pytest.mark.parametrize("broken", ["open", "first run"])
+def test_parity_of_several(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    broken: str,
+    debug: tuple[str, ...],
+) -> None:
+    """Named files that do not open stand beside one that breaks and one that agrees."""
+    opened = parity_command.open_pair
+
+    def open_pair(reference: str, candidate: str, *arguments: Any) -> Any:
+        if candidate == "bad.ts" and broken == "open":
+            raise ERROR
+        if candidate == "gpu.engine":
+            raise BackendUnavailableError("there is no GPU: buy one")
+        if candidate == "none.onnx":
+            return opened(reference, candidate, *arguments)
+        first, second = opened(reference, reference, *arguments)
+        return first, Scripted(second, ERROR, run=1 if candidate == "bad.ts" else None)
+
+    monkeypatch.setattr(parity_command, "open_pair", open_pair)
+    candidates = ("bad.ts", "none.onnx", "gpu.engine", checkpoint)
+    levels = ("--levels", "detections", "-o", "p.json")
+    done = run(*debug, "parity", checkpoint, *candidates, images / "000001.png", *levels)
+    assert done.status == 1
+    rows = json.loads(Path("p.json").read_text())
+    reason = REASON if broken == "open" else f"detections: {REASON}"
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("failed", reason),
+        ("failed", "none.onnx does not exist"),
+        ("skipped", "there is no GPU: buy one"),
+        ("passed", ""),
+    ]
+    assert done.out.count("✗") == 2
+    assert "FAIL 2 of 4 candidates\n" in done.out
+    assert tracebacks(done) == 2 * len(debug)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "status"),
+    [
+        (("CHECKPOINT", "CHECKPOINT"), 0),
+        (("CHECKPOINT", "gpu.engine"), 0),
+        (("gpu.engine",) * 2, 1),
+    ],
+)
+def test_parity_of_several_passes_when_something_did(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    candidates: tuple[str, ...],
+    status: int,
+) -> None:
+    def open_pair(reference: str, candidate: str, *_: Any) -> Any:
+        if candidate == "gpu.engine":
+            raise BackendUnavailableError("there is no GPU: buy one")
+        return FakeRunner(), FakeRunner()
+
+    monkeypatch.setattr(parity_command, "open_pair", open_pair)
+    monkeypatch.setattr("carafe_deploy.parity.run_parity", lambda *_, **__: AGREES)
+    names = [checkpoint if name == "CHECKPOINT" else name for name in candidates]
+    done = run("parity", checkpoint, *names, "--json")
+    assert done.status == status
+    assert [row["status"] for row in done.json] == [
+        "skipped" if name == "gpu.engine" else "passed" for name in candidates
+    ]
+
+
 # --- demo ----------------------------------------------------------------------------------------
 
 
