@@ -32,7 +32,16 @@ Facts = Mapping[str, Any]
 
 
 class StepError(Exception):
-    """A step has not done what it should."""
+    """A step has not done what it should.
+
+    Args:
+        reason: in words.
+        facts: that it found all the same.
+    """
+
+    def __init__(self, reason: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.facts = facts or {}
 
 
 class LackingError(StepError):
@@ -194,19 +203,20 @@ def _row(one: _Running, status: str, reason: str) -> Row:
     lines = [line.rstrip() for line in one.log.read().splitlines() if line.strip()]
     one.log.close()
     row = Row(one.step.name, status, reason, round(seconds, 1), one.step.command, lines[-TAIL:])
-    if one.step.read is not None:
-        try:
-            row.facts = one.step.read()
-        except LackingError as error:
-            row.status, row.reason = "lacking", str(error)
-        except StepError as error:
-            row.status, row.reason = "failed", "; ".join(filter(None, (reason, str(error))))
-        except Exception as error:  # whatever a step that broke has left
-            if status == "passed":
-                row.status = "failed"
-                row.reason = f"its result cannot be read ({type(error).__name__}: {error})"
-    if row.status == "failed" and row.tail and "took longer" not in row.reason:
-        row.reason = f"{row.reason}: {row.tail[-1]}"[:_REASON]
+    try:
+        row.facts = one.step.read() if one.step.read is not None else {}
+    except LackingError as error:
+        row.status, row.reason = "lacking", str(error)
+    except StepError as error:
+        row.status, row.facts = "failed", error.facts
+        row.reason = "; ".join(filter(None, (reason, str(error))))
+    except Exception as error:  # whatever a step that broke has left
+        if status == "passed":
+            row.status = "failed"
+            row.reason = f"its result cannot be read ({type(error).__name__}: {error})"
+    if row.reason == _how(one.process.returncode) and row.tail and row.status == "failed":
+        row.reason += f": {row.tail[-1]}"
+    row.reason = row.reason[:_REASON]
     if row.status == "passed":
         row.tail = []  # the log has it
     return row

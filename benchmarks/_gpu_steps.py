@@ -159,13 +159,19 @@ def backends(report: Mapping[str, Any]) -> Facts:
     """What each backend on the GPU came to in the self check.
 
     Raises:
-        StepError: none ran on the GPU.
+        StepError: a check failed, or none ran on the GPU.
     """
+    failed = [check for check in report["checks"] if check["status"] == "failed"]
     found = {
         f"{check['detector'].partition('-')[0]}, {check['backend']}": check
         for check in report["checks"]
         if "cuda" in check["backend"] or check["backend"].startswith("TensorRT")
     }
+    texts = ((name, f"{check['status']} {check['reason']}") for name, check in found.items())
+    facts = {"lines": [f"{name}: {text}".strip() for name, text in texts]}
+    if failed:
+        named = (f"{check['backend']}: {check['reason']}" for check in failed)
+        raise StepError("; ".join(dict.fromkeys(named)), facts)
     if not any(check["status"] == "passed" for check in found.values()):
         reasons = dict.fromkeys(check["reason"] for check in found.values())
         raise StepError(f"no backend passed on the GPU: {'; '.join(reasons)}")
@@ -186,6 +192,9 @@ def peers(result: Mapping[str, Any]) -> Facts:
 
     A peer is timed as what takes the same inputs: mmcv's CARAFE with the shuffle and softmax before
     it. Ours is the faster layout.
+
+    Raises:
+        StepError: an implementation broke or is wrong.
     """
     rows = [row for row in result["rows"] if row["samples_us"]]
     compared, lines = [], []
@@ -208,13 +217,14 @@ def peers(result: Mapping[str, Any]) -> Facts:
         where = f"{row['operator']} {row['workload']} {row['dtype']}"
         compared.append({"call": where, "peer": peer, "peer_us": theirs, "ours_us": ours})
         lines.append(f"{where}: {best:.1f} us, {peer} {theirs:.1f} us, {theirs / best:.1f} times")
-    lacking = {
-        row["implementation"]: row["reason"]
-        for row in result["rows"]
-        if row["reason"] and not row["reason"].startswith(("wrong: ", "failed: "))
-    }
+    reasons = [(row["implementation"], row["reason"]) for row in result["rows"] if row["reason"]]
+    broken = [pair for pair in reasons if pair[1].startswith(("wrong: ", "failed: "))]
+    lacking = dict(pair for pair in reasons if pair not in broken)
     lines += [f"{name}: {reason}" for name, reason in lacking.items()]
-    return {"peers": compared, "lacking": lacking, "lines": lines}
+    facts = {"peers": compared, "lacking": lacking, "lines": lines}
+    if broken:
+        raise StepError(f"{len(broken)} rows, first {' '.join(broken[0])}", facts)
+    return facts
 
 
 def fastest_designs(measured: Mapping[str, Any]) -> list[str]:
@@ -235,12 +245,21 @@ def fastest_designs(measured: Mapping[str, Any]) -> list[str]:
 
 
 def design_facts(measured: Mapping[str, Any]) -> Facts:
-    """The designs ranked, and where choose() takes another than the fastest."""
+    """The designs ranked, and where choose() takes another than the fastest.
+
+    Raises:
+        StepError: a design differs from the CPU.
+    """
     from _design_choice import disagreements
 
     others = list(disagreements(measured))
     lines = [*fastest_designs(measured), *(f"choose() disagrees: {text}" for text in others)]
-    return {"disagreements": others, "lines": lines}
+    facts = {"disagreements": others, "lines": lines}
+    wrong = [call for call in measured["calls"] if not call["agrees"]]
+    if wrong:
+        names = dict.fromkeys(call["design"] for call in wrong)
+        raise StepError(f"{len(wrong)} results differ from the CPU: {', '.join(names)}", facts)
+    return facts
 
 
 def harness_facts(cases: Sequence[Mapping[str, Any]]) -> Facts:
@@ -252,19 +271,29 @@ def harness_facts(cases: Sequence[Mapping[str, Any]]) -> Facts:
 
 
 def detector_facts(result: Mapping[str, Any]) -> Facts:
-    """Median latency of each way to run the detector."""
+    """Median latency of each way to run the detector.
+
+    Raises:
+        StepError: one failed, or detects other than the first.
+    """
     medians = {
         subject["name"]: round(_median(subject["samples"]["total_ms"]), 2)
         for subject in result["subjects"]
         if subject["samples"]
     }
-    failed = [
-        f"{subject['name']} {subject['status']}: {subject['reason']}"
-        for subject in result["subjects"]
-        if subject["status"] != "measured"
-    ]
     lines = [f"{name}: {median} ms an image" for name, median in medians.items()]
-    return {"median_ms": medians, "lines": [*lines, *failed]}
+    failed = []
+    for subject in result["subjects"]:
+        if subject["status"] != "measured":
+            text = f"{subject['name']} {subject['status']}: {subject['reason']}"
+            (failed if subject["status"] == "failed" else lines).append(text)
+        elif subject["agreement"] and not subject["agreement"]["passed"]:
+            found = f"{subject['agreement']['matched']} of {subject['agreement']['total']}"
+            failed.append(f"{subject['name']} finds {found} detections")
+    facts = {"median_ms": medians, "lines": lines}
+    if failed:
+        raise StepError("; ".join(failed), facts)
+    return facts
 
 
 def kernel_facts(table: Path, output: Path) -> Facts:

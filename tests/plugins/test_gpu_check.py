@@ -426,8 +426,13 @@ def test_a_self_check_without_a_gpu_backend_is_not_passed() -> None:
     lacking = check("PyTorch, cuda", "skipped", "no CUDA"), check("TensorRT", "skipped", "no TRT")
     with pytest.raises(StepError, match="no backend passed on the GPU: no CUDA; no TRT"):
         _gpu_steps.backends({"checks": [cpu, *lacking]})
-    facts = _gpu_steps.backends({"checks": [cpu, check("PyTorch, cuda", "passed"), lacking[1]]})
-    assert facts["lines"] == ["m, PyTorch, cuda: passed", "m, TensorRT: skipped no TRT"]
+    lines = ["m, PyTorch, cuda: passed", "m, TensorRT: skipped no TRT"]
+    checks = [cpu, check("PyTorch, cuda", "passed"), lacking[1]]
+    assert _gpu_steps.backends({"checks": checks})["lines"] == lines
+    broken = check("TorchScript, cpu", "failed", "stages: off")
+    with pytest.raises(StepError, match=r"^TorchScript, cpu: stages: off$") as caught:
+        _gpu_steps.backends({"checks": [*checks, broken, broken]})
+    assert caught.value.facts["lines"] == lines
 
 
 def measured(implementation: str, layout: str, *samples: float, **facts: Any) -> dict[str, Any]:
@@ -457,7 +462,6 @@ def test_peers_are_set_beside_ours() -> None:
         measured("mmcv", "nchw", dtype="bfloat16", reason="mmcv's CARAFE has no bfloat16"),
         measured("CUDA kernel", "", 10.0, **nms),
         measured("torchvision", "", 817.0, **nms),
-        measured("PyTorch", "", **nms, reason="failed: RuntimeError: x"),
     ]
     facts = _gpu_steps.peers({"rows": rows})
     assert facts["peers"] == [
@@ -471,6 +475,10 @@ def test_peers_are_set_beside_ours() -> None:
     ]
     assert facts["lacking"] == {"mmcv": "mmcv's CARAFE has no bfloat16"}
     assert facts["lines"][0] == "carafe neck P3 float32: 21.0 us, mmcv 168.0 us, 8.0 times"
+    broken = measured("PyTorch", "", **nms, reason="failed: RuntimeError: x")
+    with pytest.raises(StepError, match=r"^1 rows, first PyTorch failed: RuntimeErr") as caught:
+        _gpu_steps.peers({"rows": [*rows, broken]})
+    assert caught.value.facts == facts
 
 
 def test_designs_are_ranked_a_call() -> None:
@@ -499,6 +507,9 @@ def test_where_choose_takes_another_design_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "_design_choice", choice)
     facts = _gpu_steps.design_facts(measured)
     assert facts["disagreements"] == ["1x256x13x21: takes any, planes is faster"]
+    measured["calls"].append(entry("planes", 8.0, agrees=False))
+    with pytest.raises(StepError, match=r"^1 results differ from the CPU: planes$"):
+        _gpu_steps.design_facts(measured)
     assert facts["lines"][-2:] == [
         "float32 NHWC 1x256x13x21: any 9.0 us (50%)",
         "choose() disagrees: 1x256x13x21: takes any, planes is faster",
@@ -522,12 +533,22 @@ def test_cases_of_the_harness(agrees: list[bool], message: str | None) -> None:
 
 
 def test_ways_to_run_a_detector() -> None:
-    subjects = [
-        {"name": "a", "status": "measured", "reason": "", "samples": {"total_ms": [4.0, 6.0]}},
-        {"name": "b", "status": "failed", "reason": "no luck", "samples": None},
-    ]
-    facts = _gpu_steps.detector_facts({"subjects": subjects})
-    assert facts["lines"] == ["a: 5.0 ms an image", "b failed: no luck"]
+    def subject(name: str, status: str, reason: str = "", **facts: Any) -> dict[str, Any]:
+        known = {"samples": None, "agreement": None}
+        return {"name": name, "status": status, "reason": reason, **known, **facts}
+
+    timed = {"samples": {"total_ms": [4.0, 6.0]}}
+    good = [subject("a", "measured", **timed), subject("b", "skipped", "no GPU")]
+    lines = ["a: 5.0 ms an image", "b skipped: no GPU"]
+    assert _gpu_steps.detector_facts({"subjects": good})["lines"] == lines
+    other = {"matched": 60, "total": 64, "passed": False}
+    for bad, message in (
+        (subject("c", "failed", "no luck"), "^c failed: no luck$"),
+        (subject("c", "measured", agreement=other), "^c finds 60 of 64 detections$"),
+    ):
+        with pytest.raises(StepError, match=message) as caught:
+            _gpu_steps.detector_facts({"subjects": [*good, bad]})
+        assert caught.value.facts["lines"] == lines
 
 
 TABLE = """==PROF== Connected to process 1
