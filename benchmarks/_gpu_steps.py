@@ -252,9 +252,11 @@ def design_facts(measured: Mapping[str, Any]) -> Facts:
     """
     from _design_choice import disagreements
 
-    others = list(disagreements(measured))
-    lines = [*fastest_designs(measured), *(f"choose() disagrees: {text}" for text in others)]
-    facts = {"disagreements": others, "lines": lines}
+    try:
+        told = disagreements(measured).splitlines()
+    except ValueError as error:  # a call without a right result, which is a failure below
+        told = [str(error)]
+    facts = {"choice": told, "lines": [*fastest_designs(measured), *told]}
     wrong = [call for call in measured["calls"] if not call["agrees"]]
     if wrong:
         names = dict.fromkeys(call["design"] for call in wrong)

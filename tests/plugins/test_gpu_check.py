@@ -496,24 +496,30 @@ def test_designs_are_ranked_a_call() -> None:
     ]
 
 
-def test_where_choose_takes_another_design_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("without_a_right_result", [False, True])
+def test_where_choose_takes_another_design_is_said(
+    monkeypatch: pytest.MonkeyPatch, without_a_right_result: bool
+) -> None:
     measured = {"copy_gb_per_s": 2900.4, "calls": [entry("any", 9.0)]}
 
-    def disagreements(given: Any) -> list[str]:
+    def disagreements(given: Any) -> str:
         assert given is measured
-        return ["1x256x13x21: takes any, planes is faster"]
+        if without_a_right_result:
+            raise ValueError("no result is right: measure again")
+        return "the fastest in 0 of 1 calls\n  1x256x13x21: takes any, planes is faster"
 
     choice = SimpleNamespace(disagreements=disagreements)
     monkeypatch.setitem(sys.modules, "_design_choice", choice)
+    told = ["the fastest in 0 of 1 calls", "  1x256x13x21: takes any, planes is faster"]
+    told = ["no result is right: measure again"] if without_a_right_result else told
     facts = _gpu_steps.design_facts(measured)
-    assert facts["disagreements"] == ["1x256x13x21: takes any, planes is faster"]
+    assert facts["choice"] == told
+    ranked = ["a copy moves 2900 GB/s", "float32 NHWC 1x256x13x21: any 9.0 us (50%)"]
+    assert facts["lines"] == [*ranked, *told]
     measured["calls"].append(entry("planes", 8.0, agrees=False))
-    with pytest.raises(StepError, match=r"^1 results differ from the CPU: planes$"):
+    with pytest.raises(StepError, match=r"^1 results differ from the CPU: planes$") as caught:
         _gpu_steps.design_facts(measured)
-    assert facts["lines"][-2:] == [
-        "float32 NHWC 1x256x13x21: any 9.0 us (50%)",
-        "choose() disagrees: 1x256x13x21: takes any, planes is faster",
-    ]
+    assert caught.value.facts["choice"] == told
 
 
 @pytest.mark.parametrize(
