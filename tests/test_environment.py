@@ -126,3 +126,16 @@ def test_a_folder_left_behind_is_not_installed(
 def test_versions_by_the_name_on_pypi() -> None:
     assert installed_version("numpy") == np.__version__
     assert installed_version("no-such-distribution") is None
+
+
+@pytest.mark.parametrize(("module", "fact"), [("torch", "torch"), ("onnxruntime", "ONNX Runtime")])
+def test_a_package_that_breaks_on_import_is_a_fact(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, fact: str
+) -> None:
+    """As where its CUDA libraries are missing: a bug report must come about all the same."""
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text("raise OSError('libcudart.so.13: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    found = describe_environment()[fact]
+    assert found.endswith("cannot be imported (OSError: libcudart.so.13: not found)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
+from carafe_deploy.cli.parity_several import artefacts_among, compare_several
 from carafe_deploy.cli.parity_tables import show_report, show_walk
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ CandidateArgument = Annotated[
 ]
 ImagesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGES", help="The same as --images.", show_default=False),
+    typer.Argument(
+        metavar="MORE",
+        help="More candidates, each of which is a row; or images, the same as --images.",
+        show_default=False,
+    ),
 ]
 ImagesOption = Annotated[
     list[str] | None,
@@ -119,8 +124,9 @@ def parity(
 
     Levels are operators, stages (intermediate tensors), detections, and AP
     on a COCO set. A checkpoint is run in PyTorch with the precision,
-    thresholds and sizes of the other artefact. The exit status is 1 if
-    anything differs by more than its tolerance.
+    thresholds and sizes of the other artefact. Several candidates are compared
+    one after the other; one that breaks is a failed row. The exit status is 1
+    if anything differs by more than its tolerance, or fails.
     """
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images, load_image
@@ -132,6 +138,42 @@ def parity(
             f"{'--stages' if stages else '--bisect'} looks at intermediate tensors alone, so "
             f"--levels {levels} contradicts it: drop one of them"
         )
+    settings: dict[str, Any] = {
+        "levels": None if levels is None else [name.strip() for name in levels.split(",")],
+        "batch_size": batch_size,
+        "annotations": annotations,
+        "image_dir": image_dir,
+        "limit": limit,
+    }
+    others = artefacts_among(more_images or ())
+    if others:
+        if walk_only:
+            raise UsageError(f"--{'stages' if stages else 'bisect'} takes one candidate: name one")
+        named = [*(images or ()), *(word for word in more_images or () if word not in others)]
+        with Steps() as steps:
+
+            def compare(name: str) -> ParityReport:
+                steps(name)
+                with ExitStack() as stack:
+                    first, second = open_pair(reference, name, device, config, stack)
+                    paths = find_images(named) if named else None
+                    paths = paths or default_images(first.info, annotations, image_dir)
+                    return run_parity(
+                        first,
+                        second,
+                        images=[load_image(path) for path in paths[:limit]],
+                        progress=lambda level, done, total: steps.update(f"{level} {done}/{total}"),
+                        **settings,
+                    )
+
+            compare_several(
+                [candidate, *others],
+                compare,
+                reference=reference,
+                output=output,
+                json_output=json_output,
+            )
+        return
     console = results_console(json_output)
     with ExitStack() as stack, Steps() as steps:
         steps("open")
@@ -163,12 +205,8 @@ def parity(
                 first,
                 second,
                 images=loaded,
-                levels=None if levels is None else [name.strip() for name in levels.split(",")],
-                batch_size=batch_size,
-                annotations=annotations,
-                image_dir=image_dir,
-                limit=limit,
                 progress=progress,
+                **settings,
             )
     text = found.to_json() + "\n"
     if output is not None:
@@ -246,6 +284,7 @@ COMMAND = Command(
     parity,
     examples(
         "carafe-deploy parity epoch_12.pth detector.onnx",
+        "carafe-deploy parity epoch_12.pth detector.onnx detector.ts detector.engine",
         "carafe-deploy parity detector.onnx detector.ts --images photos/*.jpg --levels detections",
         "carafe-deploy parity detector.onnx stages.engine --stages -o walk.json",
         "carafe-deploy parity fp32.onnx fp16.onnx --bisect",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from carafe_deploy.cli.common import line, plural
+from carafe_deploy.cli.common import hint_debug, line, plural
 
 if TYPE_CHECKING:
     from carafe_deploy.parity import ParityReport, ParityRow
@@ -49,12 +49,17 @@ def show_report(console: Console, report: ParityReport, images: str) -> None:
             line(console, f"{row.name}: {row.note}", style="dim")
     for level, reason in report.skipped.items():
         line(console, f"{level} not compared: {reason}", style="yellow")
+    for level, failure in report.failed.items():
+        line(console, f"{level} failed: {failure.reason}", style="red")
     _show_subject(console, report, images)
     if report.passed:
         console.print(f"[bold green]PASS[/bold green] all {len(report.rows)} rows")
     else:
-        failed = plural(len(report.failures), "row")
-        console.print(f"[bold red]FAIL[/bold red] {failed} of {len(report.rows)}")
+        failed = [f"{plural(len(report.failures), 'row')} of {len(report.rows)}"]
+        failed += [plural(len(report.failed), "level")] * bool(report.failed)
+        console.print(f"[bold red]FAIL[/bold red] {', '.join(failed)}")
+    if report.failed:
+        hint_debug(console, "parity")
 
 
 def _lines(rows: Sequence[ParityRow]) -> Iterator[tuple[str, ParityRow]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.failures import Failure
 from carafe_deploy.parity.strict_json import decoded, encoded
 
 __all__ = ["ParityReport", "ParityRow"]
@@ -57,6 +58,7 @@ class ParityReport:
         images: how many went through stages and detections.
         seed: of the operators' random inputs.
         skipped: why a level was left out, by its name.
+        failed: what an artefact raised in a level, which has no rows then, by the level's name.
     """
 
     rows: tuple[ParityRow, ...]
@@ -65,11 +67,12 @@ class ParityReport:
     images: int
     seed: int
     skipped: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Failure] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """No row failed, and there is at least one."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        """No row and no level failed, and there is at least one row."""
+        return bool(self.rows) and not self.failed and all(row.passed for row in self.rows)
 
     @property
     def failures(self) -> tuple[ParityRow, ...]:
@@ -92,6 +95,8 @@ class ParityReport:
             data = decoded(json.loads(text))
             del data["passed"]  # follows from the rows
             data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
+            failed = data.get("failed", {})  # not in files of earlier versions
+            data["failed"] = {level: Failure(**facts) for level, facts in failed.items()}
             return cls(**data)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(
