@@ -75,6 +75,19 @@ def test_table_counts_what_is_drawn(run: Run, ts_file: Path, images: Path) -> No
     assert f"out/detections.json has all {len(found)} with score > 0.05" in outcome.out
 
 
+def test_a_score_at_the_threshold_counts_and_is_drawn(
+    run: Run, ts_file: Path, images: Path
+) -> None:
+    image = images / "000001.png"
+    found = run("detect", ts_file, image, "--json").json["annotations"]
+    score = found[1]["score"]
+    assert found[0]["score"] > score > found[2]["score"]
+    outcome = run("detect", ts_file, image, "--score-threshold", repr(score), "-o", "at")
+    assert outcome.out.splitlines()[1].split()[2] == "2"
+    run("detect", ts_file, image, "--score-threshold", repr(found[0]["score"]), "-o", "above")
+    assert (load_image("at/000001.png") != load_image("above/000001.png")).any()
+
+
 def test_display_threshold_draws_less(run: Run, ts_file: Path, images: Path) -> None:
     run("detect", ts_file, images / "000001.png", "--score-threshold", "1", "-o", "none")
     assert (load_image("none/000001.png") == load_image(images / "000001.png")).all()
