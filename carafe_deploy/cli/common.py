@@ -47,6 +47,7 @@ __all__ = [
     "default_images",
     "examples",
     "facts",
+    "gpu_capability",
     "hint",
     "image_progress",
     "line",
@@ -180,6 +181,17 @@ def hint(console: Console, *lines: str) -> None:
     line(console, "\nnext", style="dim")
     for text in lines:
         line(console, f"  {text}", style="cyan")
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None where none can be opened."""
+    from carafe_deploy.engine.device import open_device
+
+    try:
+        with open_device() as device:
+            return device.capability()
+    except CarafeDeployError:
+        return None
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

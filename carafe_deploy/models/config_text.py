@@ -203,6 +203,12 @@ def _evaluate(text: str, source: str) -> dict[str, Any]:
             tree = ast.parse(text)
         return _Reader(source).module(tree)
     except SyntaxError as error:
+        if "unicodeescape" in str(error.msg):
+            raise ConfigError(
+                f"{source}, line {error.lineno}: a backslash in a string begins an escape, and "
+                f"this one is none ({error.msg}): write / in its place or r before the string, or use "
+                "the resolved config that mmdetection writes into its work_dirs folder"
+            ) from error
         raise ConfigError(
             f"{source}, line {error.lineno}: not valid Python ({error.msg}): {_REMEDY}"
         ) from error
