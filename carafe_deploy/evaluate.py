@@ -211,7 +211,8 @@ def _notes(
     if missing:
         notes.append(
             f"the annotations have {len(classes) - len(missing)} of the detector's "
-            f"{len(classes)} classes, AP is theirs; not annotated: {some(missing)}"
+            f"{len(classes)} classes, AP is theirs; not annotated, and left out of the results: "
+            f"{some(missing)}"
         )
     counting = set(category_names(annotations).values())
     notes += [

@@ -312,8 +312,8 @@ class TestWhatPeopleHave:
         }  # fmt: skip
         assert found.missing_classes == ("fox", "emu")
         assert found.notes == (
-            "the annotations have 2 of the detector's 4 classes, AP is theirs; not annotated: "
-            "'fox', 'emu'",
+            "the annotations have 2 of the detector's 4 classes, AP is theirs; not annotated, and "
+            "left out of the results: 'fox', 'emu'",
         )
 
     @pytest.mark.parametrize("root", [0, 99])

@@ -29,8 +29,13 @@ def test_rights_follow_the_umask_which_is_never_set(
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_text("before")
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
-        assert (temporary.parent, temporary.suffix) == (tmp_path, ".txt")
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            assert (temporary.parent, temporary.suffix) == (tmp_path, ".txt")
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "before"}

@@ -110,6 +110,8 @@ def evaluate(
     else:
         console = results_console(json_output)
         _show(console, result, output)
+        if result.skipped or not result.objects:
+            return  # parity could not compare AP on these
         data = ("--annotations", annotations, "--image-dir", images)
         hint(console, shell("carafe-deploy", "parity", "CHECKPOINT.pth", artefact, *data))
 

@@ -49,7 +49,9 @@ def read_engine(path: str | os.PathLike[str]) -> tuple[Sidecar, bytes]:
     path = Path(path)
     other = mistaken(path, "tensorrt")
     if other is not None:
-        raise ArtefactError(f"{other}, not an engine: open it with open_runner, which goes by the suffix")
+        raise ArtefactError(
+            f"{other}, not an engine: open it with open_runner, which goes by the suffix"
+        )
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: build it with `carafe-deploy build`")
     sidecar = read_sidecar(path)

@@ -206,8 +206,8 @@ def _evaluate(text: str, source: str) -> dict[str, Any]:
         if "unicodeescape" in str(error.msg):
             raise ConfigError(
                 f"{source}, line {error.lineno}: a backslash in a string begins an escape, and "
-                f"this one is none ({error.msg}): write / in its place or r before the string, or use "
-                "the resolved config that mmdetection writes into its work_dirs folder"
+                f"this one is none ({error.msg}): write / in its place or r before the string, or "
+                "use the resolved config that mmdetection writes into its work_dirs folder"
             ) from error
         raise ConfigError(
             f"{source}, line {error.lineno}: not valid Python ({error.msg}): {_REMEDY}"

@@ -14,8 +14,8 @@ from carafe_deploy.suffixes import mistaken
 __all__ = ["Reportable", "read"]
 
 _REMEDY = (
-    "write the JSON of one with `carafe-deploy bench ... -o FILE.json` or `carafe-deploy parity ... -o "
-    "FILE.json`"
+    "write the JSON of one with `carafe-deploy bench ... -o FILE.json` or "
+    "`carafe-deploy parity ... -o FILE.json`"
 )
 
 #: Whatever a report can show.

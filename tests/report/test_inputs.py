@@ -34,7 +34,10 @@ def test_parity(tmp_path: Path, passed: bool) -> None:
     ("content", "message"),
     [
         ("", r"is no JSON .*: measure again"),
-        ("[1, 2]", r"is neither a benchmark result nor a parity report: write the JSON of one with"),
+        (
+            "[1, 2]",
+            r"is neither a benchmark result nor a parity report: write the JSON of one with",
+        ),
         ("{}", r"`carafe-deploy bench \.\.\. -o FILE\.json` or `carafe-deploy parity"),
         ('{"passed": true, "detectors": []}', r"is neither"),
         ('{"kind": "poem", "schema": 1}', r"is no benchmark result"),
