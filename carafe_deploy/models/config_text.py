@@ -15,12 +15,12 @@ import ast
 import os
 import re
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import ConfigError
+from carafe_deploy.quiet import without_warnings
 
 __all__ = ["merge_configs", "parse_config", "read_config", "short"]
 
@@ -198,8 +198,7 @@ def _evaluate(text: str, source: str) -> dict[str, Any]:
                 f"{source}, line {number}: {found.group()} is a substitution; {_REMEDY}"
             )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes of Windows paths in dumped configs
+        with without_warnings():  # of invalid escapes of Windows paths in dumped configs
             tree = ast.parse(text)
         return _Reader(source).module(tree)
     except SyntaxError as error:
