@@ -11,22 +11,12 @@ from typing import TYPE_CHECKING
 
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError
 from carafe_deploy.runners.base import Runner
+from carafe_deploy.suffixes import SUFFIXES
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
 
 __all__ = ["SUFFIXES", "open_runner"]
-
-#: File name suffix -> backend.
-SUFFIXES = {
-    ".pth": "pytorch",
-    ".pt": "pytorch",
-    ".ts": "torchscript",
-    ".torchscript": "torchscript",
-    ".onnx": "onnxruntime",
-    ".engine": "tensorrt",
-    ".plan": "tensorrt",
-}
 
 
 def open_runner(

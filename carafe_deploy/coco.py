@@ -15,7 +15,16 @@ from carafe_deploy.errors import AnnotationError
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.types import Detections
 
-__all__ = ["category_ids", "from_results", "load_annotations", "to_results", "write_results"]
+__all__ = [
+    "category_ids",
+    "category_names",
+    "from_results",
+    "has_mask",
+    "load_annotations",
+    "some",
+    "to_results",
+    "write_results",
+]
 
 _ENTRIES = ("images", "annotations", "categories")
 _KEYS: dict[str, dict[str, Any]] = {
@@ -30,53 +39,51 @@ _KEYS: dict[str, dict[str, Any]] = {
     },
     "categories": {"id": int, "name": str},
 }
-# Polygons cannot be rasterised without the size of their image.
-_MASK_KEYS: dict[str, dict[str, Any]] = {
-    "images": {"height": int, "width": int},
-    "annotations": {"segmentation": (list, dict)},
-    "categories": {},
-}
+#: Polygons cannot be rasterised without the size of their image.
+_SIZE: dict[str, Any] = {"height": int, "width": int}
+#: What exporters write as ``supercategory`` of a category that has none.
+_NO_PARENT = (None, "", "none", "None")
 
 
 def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) -> dict[str, Any]:
     """Read a COCO annotation file and check what an evaluation relies on.
 
     Args:
-        path: JSON with ``images``, ``annotations`` and ``categories``.
-        with_masks: also require ``segmentation`` and the images' ``height`` and ``width``.
+        path: JSON with ``images``, ``categories`` and, unless it describes a test set,
+            ``annotations``.
+        with_masks: also check each ``segmentation`` that is there (see :func:`has_mask`) and, if
+            one is, the images' ``height`` and ``width``.
 
     Returns:
-        The file's content.
+        The file's content; ``annotations`` is empty where the file has none.
 
     Raises:
         AnnotationError: the file is missing or no JSON, lacks a key, has a value of another type,
-            uses an id or name twice, or an annotation refers to no image or no category.
+            uses an id twice, or a name (see :func:`category_names`), or an annotation refers to no
+            image or no category.
     """
     data = _read_json(path, "annotation file")
+    if isinstance(data, dict):
+        data = {"annotations": [], **data}
     if not isinstance(data, dict) or any(not isinstance(data.get(k), list) for k in _ENTRIES):
         raise AnnotationError(
             f"annotation file {path} lacks one of the lists {', '.join(_ENTRIES)}: "
             "give an annotation file in COCO's format (instances_*.json)"
         )
     for group in _ENTRIES:
-        keys = {**_KEYS[group], **(_MASK_KEYS[group] if with_masks else {})}
-        for index, entry in enumerate(data[group]):
-            for key, kind in keys.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                    raise AnnotationError(
-                        f"annotation file {path}: {group}[{index}] has no valid {key!r}: add it"
-                    )
+        _check_keys(path, data, group, _KEYS[group])
     for entry in data["annotations"]:
-        if len(entry["bbox"]) != 4 or (with_masks and not _is_shape(entry["segmentation"])):
+        if len(entry["bbox"]) != 4 or (with_masks and not _is_shape(entry.get("segmentation"))):
             raise AnnotationError(
                 f"annotation file {path}: annotation {entry['id']} has a malformed bbox or "
                 "segmentation: give x, y, width, height, and polygons or a run-length encoding"
             )
-    images = _unique(path, data, "images", "id")
+    if with_masks and any(map(has_mask, data["annotations"])):
+        _check_keys(path, data, "images", _SIZE)
+    images = _unique(path, data, "images")
     if not images:
         raise AnnotationError(f"annotation file {path} has no images: nothing to evaluate on")
-    _unique(path, data, "categories", "name")
-    categories = _unique(path, data, "categories", "id")
+    categories = _unique(path, data, "categories")
     for entry in data["annotations"]:
         for key, known in (("image_id", images), ("category_id", categories)):
             if entry[key] not in known:
@@ -84,15 +91,38 @@ def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) 
                     f"annotation file {path}: annotation {entry['id']} has {key} {entry[key]}, "
                     f"which is not in {'images' if known is images else 'categories'}: correct it"
                 )
+    try:
+        category_names(data)
+    except AnnotationError as error:
+        raise AnnotationError(f"annotation file {path}: {error}") from error
     return data
 
 
+def _check_keys(
+    path: str | os.PathLike[str], data: Mapping[str, Any], group: str, keys: Mapping[str, Any]
+) -> None:
+    for index, entry in enumerate(data[group]):
+        for key, kind in keys.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                raise AnnotationError(
+                    f"annotation file {path}: {group}[{index}] has no valid {key!r}: add it"
+                )
+
+
+def has_mask(annotation: Mapping[str, Any]) -> bool:
+    """An annotation says what its object covers, by run lengths or polygons of three points."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return True
+    return any(len(polygon) >= 6 for polygon in segmentation or ())
+
+
 def _is_shape(segmentation: Any) -> bool:
-    """A run-length encoding, or polygons of at least three points: what pycocotools accepts."""
+    """A run-length encoding, polygons, or nothing."""
     if isinstance(segmentation, dict):
         return "size" in segmentation and "counts" in segmentation
-    return bool(segmentation) and all(
-        isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation
+    return segmentation is None or (
+        isinstance(segmentation, list) and all(isinstance(entry, list) for entry in segmentation)
     )
 
 
@@ -109,50 +139,86 @@ def _read_json(path: str | os.PathLike[str], what: str) -> Any:
         ) from error
 
 
-def _unique(path: str | os.PathLike[str], data: dict[str, Any], group: str, key: str) -> set[Any]:
-    seen: set[Any] = set()
+def _unique(path: str | os.PathLike[str], data: dict[str, Any], group: str) -> set[int]:
+    seen: set[int] = set()
     for entry in data[group]:
-        if entry[key] in seen:
+        if entry["id"] in seen:
             raise AnnotationError(
-                f"annotation file {path}: {group} use {key} {entry[key]!r} twice: make it unique"
+                f"annotation file {path}: {group} use id {entry['id']!r} twice: make it unique"
             )
-        seen.add(entry[key])
+        seen.add(entry["id"])
     return seen
 
 
-def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...]:
+def category_names(annotations: Mapping[str, Any]) -> dict[str, int]:
+    """COCO category id of every name.
+
+    Some exporters add a root category that has the name of a class and that no annotation uses:
+    of two categories of one name, that which annotations use counts; where none is used, that
+    which has a ``supercategory``.
+
+    Raises:
+        AnnotationError: this leaves more than one.
+    """
+    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in annotations["categories"]:
+        by_name[entry["name"]].append(entry)
+    twice = any(len(entries) > 1 for entries in by_name.values())
+    used = {entry["category_id"] for entry in annotations["annotations"]} if twice else set()
+    return {name: _one_of(name, entries, used) for name, entries in by_name.items()}
+
+
+def _one_of(name: str, entries: Sequence[Mapping[str, Any]], used: set[int]) -> int:
+    left = [entry for entry in entries if len(entries) == 1 or entry["id"] in used]
+    if not left:
+        left = [entry for entry in entries if entry.get("supercategory") not in _NO_PARENT]
+    if len(left) != 1:
+        ids = " and ".join(str(entry["id"]) for entry in left or entries)
+        raise AnnotationError(
+            f"categories use name {name!r} twice (ids {ids}), and nothing tells which one counts: "
+            "make it unique"
+        )
+    found: int = left[0]["id"]
+    return found
+
+
+def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> tuple[int | None, ...]:
     """COCO category id of every label, matched by name as mmdetection 3.3's CocoDataset does.
 
     Ids in a file need be neither contiguous nor in the order of the labels. Categories that the
     detector does not know are left out.
 
+    Returns:
+        None for a class that has no category of its name.
+
     Raises:
-        AnnotationError: a class has no category of its name.
+        AnnotationError: no class has one; or see :func:`category_names`.
     """
-    by_name = {entry["name"]: entry["id"] for entry in annotations["categories"]}
-    missing = [name for name in classes if name not in by_name]
-    if missing:
+    by_name = category_names(annotations)
+    if not any(name in by_name for name in classes):
         raise AnnotationError(
-            f"the annotations lack {_some(missing)}, which the detector knows; they have "
-            f"{_some(list(by_name))}: evaluate on annotations of the detector's own classes"
+            f"the annotations have none of the detector's classes: they have "
+            f"{some(list(by_name))}, the detector knows {some(classes)}: evaluate on annotations "
+            "of the detector's own classes"
         )
-    return tuple(by_name[name] for name in classes)
+    return tuple(by_name.get(name) for name in classes)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, for messages."""
     shown = ", ".join(repr(name) for name in names[:5])
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown or "none"
 
 
 def to_results(
-    image_id: int, detections: Detections, category_ids: Sequence[int]
+    image_id: int, detections: Detections, category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
     """Turn detections of one image into entries of COCO's result format, best first.
 
     Args:
         image_id: of the annotation file.
         detections: boxes become x, y, width, height in pixels.
-        category_ids: by label, see :func:`category_ids`.
+        category_ids: by label, see :func:`category_ids`; detections without one are left out.
 
     Returns:
         One JSON-serialisable dict a detection; ``segmentation`` is there when masks are.
@@ -171,7 +237,7 @@ def to_results(
                 "size": list(mask["size"]),
                 "counts": mask["counts"].decode("ascii"),
             }
-    return results
+    return [result for result in results if result["category_id"] is not None]
 
 
 def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:
@@ -203,7 +269,11 @@ def from_results(
             no image or class.
     """
     results = _read_json(path, "result file")
-    labels = {category: label for label, category in enumerate(category_ids(annotations, classes))}
+    labels = {
+        category: label
+        for label, category in enumerate(category_ids(annotations, classes))
+        if category is not None
+    }
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     try:
         for result in results:

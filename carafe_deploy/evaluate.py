@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from carafe_deploy.coco import category_ids, load_annotations, to_results
-from carafe_deploy.errors import AnnotationError, BackendUnavailableError
+from carafe_deploy.coco import (
+    category_ids,
+    category_names,
+    has_mask,
+    load_annotations,
+    some,
+    to_results,
+)
+from carafe_deploy.cocoeval import run_cocoeval
+from carafe_deploy.errors import AnnotationError, CarafeDeployError, ImageError
+from carafe_deploy.images import load_image
 from carafe_deploy.pipeline import Pipeline, Progress
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import Detections
@@ -23,9 +29,8 @@ __all__ = ["COCO_MAX_DETS", "EvalResult", "evaluate", "evaluate_results", "evalu
 
 #: Detections an image that count, as in COCO's own table.
 COCO_MAX_DETS = (1, 10, 100)
-
-# Where pycocotools' `summarize` puts which number.
-_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+#: Threads that check images.
+_CHECKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,18 @@ class EvalResult:
 
     Attributes:
         numbers: by ``"bbox"`` and ``"segm"``: COCO's twelve, AP, AP50, AP75, APs, APm, APl, then
-            AR at each of ``max_dets``, ARs, ARm, ARl.
+            AR at each of ``max_dets``, ARs, ARm, ARl. Without ``"segm"`` where objects are
+            annotated, but none has a mask.
         per_class: by ``"bbox"`` and ``"segm"``: AP by class name.
         images: how many were evaluated.
         detections: how many were scored.
         max_dets: detections an image that count.
         ignored_categories: annotated categories that the detector does not know.
+        objects: annotated objects that were to be found, crowds left out.
+        missing_classes: the detector's classes that the annotations lack; they count as classes
+            without an object do, not at all.
+        skipped: what is wrong with each image that was left out.
+        notes: what else was left out or assumed, one sentence each.
     """
 
     numbers: Mapping[str, Mapping[str, float | None]]
@@ -48,6 +59,10 @@ class EvalResult:
     detections: int
     max_dets: tuple[int, int, int]
     ignored_categories: tuple[str, ...] = ()
+    objects: int = 0
+    missing_classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable content."""
@@ -106,14 +121,17 @@ def evaluate_results(
         annotations: as :func:`carafe_deploy.coco.load_annotations` returns them.
         classes: class names by label; only their categories are evaluated.
         iou_types: ``"bbox"``, ``"segm"`` or both. Sizes small, medium and large are those of the
-            boxes for the former and of the masks for the latter, as in mmdetection 3.3.
+            boxes for the former and of the masks for the latter, as in mmdetection 3.3. An object
+            without a mask counts for boxes; for masks, detections on it count neither as right
+            nor as wrong. Where no object has one, ``"segm"`` is left out.
         image_ids: evaluate on these images only; None for all.
         max_dets: detections an image that count, the last at least 100. AP is at 100; AP50 to APl
             and ARs to ARl are at the last one (mmdetection 3.3 uses 100, 300, 1000).
 
     Raises:
         AnnotationError: a result or one of ``image_ids`` refers to no annotated image, a result
-            lacks a mask, or a class has no category of its name.
+            lacks a mask, ``iou_types`` is ``"segm"`` alone and no object has a mask, or no class
+            has a category of its name.
         BackendUnavailableError: pycocotools is not installed.
         ValueError: ``iou_types`` or ``max_dets`` is not as above.
     """
@@ -130,99 +148,82 @@ def evaluate_results(
                 f"image_id {image_id} is not in the annotations: evaluate detections of the "
                 "annotated images"
             )
+    annotated = {category for category in ids if category is not None}
     scored = [
         result
         for result in results
-        if result["image_id"] in chosen and result["category_id"] in ids
+        if result["image_id"] in chosen and result["category_id"] in annotated
     ]
-    numbers: dict[str, dict[str, float | None]] = {}
-    per_class: dict[str, dict[str, float | None]] = {}
-    for kind in iou_types:
-        stats, precision = _run_cocoeval(scored, annotations, ids, sorted(chosen), kind, max_dets)
-        recalls = (*(f"AR{count}" for count in max_dets), "ARs", "ARm", "ARl")
-        numbers[kind] = dict(
-            zip((*_NUMBERS, *recalls), (_present(value) for value in stats), strict=True)
-        )
-        # pycocotools orders categories by id; [IoU, recall, category, size, max_dets]
-        order = sorted(ids)
-        per_class[kind] = {
-            name: _mean(precision[:, :, order.index(category), 0, -1])
-            for name, category in zip(classes, ids, strict=True)
-        }
+    objects = [
+        entry
+        for entry in annotations["annotations"]
+        if entry["image_id"] in chosen
+        and entry["category_id"] in annotated
+        and not entry["iscrowd"]
+    ]
+    missing = tuple(name for name, category in zip(classes, ids, strict=True) if category is None)
+    notes = _notes(annotations, classes, missing, objects)
+    kinds = list(iou_types)
+    if "segm" in kinds:
+        without = sum(not has_mask(entry) for entry in objects)
+        if 0 < without < len(objects):
+            notes.append(
+                f"{without} of {len(objects)} annotated objects have no mask: detections on them "
+                "count for boxes only"
+            )
+        elif without:
+            kinds.remove("segm")
+            notes.append("no annotated object has a mask: only boxes are evaluated")
+        if not kinds:
+            raise AnnotationError("no annotated object has a mask: evaluate boxes (bbox)")
+    scores = {
+        kind: run_cocoeval(scored, annotations, sorted(annotated), sorted(chosen), kind, max_dets)
+        for kind in kinds
+    }
     return EvalResult(
-        numbers=numbers,
-        per_class=per_class,
+        numbers={kind: found.numbers for kind, found in scores.items()},
+        per_class={
+            kind: {
+                name: None if category is None else found.by_category[category]
+                for name, category in zip(classes, ids, strict=True)
+            }
+            for kind, found in scores.items()
+        },
         images=len(chosen),
         detections=len(scored),
         max_dets=max_dets,
         ignored_categories=tuple(
-            entry["name"] for entry in annotations["categories"] if entry["id"] not in ids
+            name for name in category_names(annotations) if name not in classes
         ),
+        objects=len(objects),
+        missing_classes=missing,
+        notes=tuple(notes),
     )
 
 
-def _present(value: float) -> float | None:
-    # pycocotools says -1 where there is nothing to average over.
-    return None if value < 0 else float(value)
-
-
-def _mean(precision: npt.NDArray[np.float64]) -> float | None:
-    valid = precision[precision > -1]
-    return float(valid.mean()) if valid.size else None
-
-
-def _run_cocoeval(
-    results: Sequence[Mapping[str, Any]],
+def _notes(
     annotations: Mapping[str, Any],
-    ids: Sequence[int],
-    image_ids: Sequence[int],
-    kind: str,
-    max_dets: tuple[int, int, int],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The twelve numbers, and precision [IoU, recall, category, size, max_dets]."""
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"evaluation needs pycocotools ({error}): pip install 'carafe-deploy[eval]'"
-        ) from error
-
-    def index(entries: list[dict[str, Any]]) -> Any:
-        coco = COCO()
-        # Ids from 1, since pycocotools takes a match with annotation 0 for none.
-        numbered = [{**entry, "id": number} for number, entry in enumerate(entries, 1)]
-        coco.dataset = {**annotations, "annotations": numbered}
-        coco.createIndex()
-        return coco
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        # COCO.loadRes would do for the results, but fails on none.
-        truth = index(annotations["annotations"])
-        found = index([_scorable(result, kind) for result in results])
-        scorer = COCOeval(truth, found, kind)
-        scorer.params.imgIds = list(image_ids)
-        scorer.params.catIds = list(ids)
-        scorer.params.maxDets = list(max_dets)
-        scorer.evaluate()
-        scorer.accumulate()
-        scorer.summarize()
-    return scorer.stats, scorer.eval["precision"]
-
-
-def _scorable(result: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A result with the fields that pycocotools derives in ``COCO.loadRes``."""
-    from pycocotools import mask as coco_mask
-
-    if kind == "bbox":
-        area = result["bbox"][2] * result["bbox"][3]
-    elif "segmentation" in result:
-        area = float(coco_mask.area(result["segmentation"]))
-    else:
-        raise AnnotationError(
-            f"a result of image {result['image_id']} has no mask: evaluate boxes only (bbox)"
+    classes: Sequence[str],
+    missing: Sequence[str],
+    objects: Sequence[Any],
+) -> list[str]:
+    notes = []
+    if missing:
+        notes.append(
+            f"the annotations have {len(classes) - len(missing)} of the detector's "
+            f"{len(classes)} classes, AP is theirs; not annotated, and left out of the results: "
+            f"{some(missing)}"
         )
-    return {**result, "area": area, "iscrowd": 0}
+    counting = set(category_names(annotations).values())
+    notes += [
+        f"category {entry['id']} is ignored: no annotation uses it, and another one is called "
+        f"{entry['name']!r} too"
+        for entry in annotations["categories"]
+        if entry["id"] not in counting
+    ]
+    if not objects:
+        notes.append("no object of the detector's classes is annotated: there is no AP")
+    return notes
 
 
 def evaluate_runner(
@@ -233,17 +234,22 @@ def evaluate_runner(
     limit: int | None = None,
     batch_size: int = 1,
     max_dets: tuple[int, int, int] = COCO_MAX_DETS,
+    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> tuple[EvalResult, dict[int, Detections]]:
     """Detect in the annotated images and score boxes and, for Mask R-CNN, masks.
 
+    All images are read and checked before the first one is run.
+
     Args:
         runner: stays open.
-        ann_file: COCO annotations.
+        ann_file: COCO annotations; of a test set, which has none, there is no AP.
         image_dir: folder to which the annotations' ``file_name`` are relative.
         limit: evaluate on the first images of the file only.
         batch_size: images a run.
         max_dets: see :func:`evaluate_results`.
+        skip_broken: leave out images that are missing, cannot be read or have another size than
+            annotated, together with what is annotated in them.
         progress: called with images done and their total.
 
     Returns:
@@ -251,7 +257,8 @@ def evaluate_runner(
 
     Raises:
         AnnotationError: the annotations are broken, an annotated image is missing or has another
-            size than annotated, ``limit`` is below 1, or the classes differ.
+            size than annotated, ``limit`` is below 1, or no class is shared. With
+            ``skip_broken``: no image is left.
         ImageError: an image cannot be read.
     """
     if limit is not None and limit < 1:
@@ -259,21 +266,13 @@ def evaluate_runner(
     iou_types = ("bbox", "segm") if runner.info.has_masks else ("bbox",)
     annotations = load_annotations(ann_file, with_masks=runner.info.has_masks)
     ids = category_ids(annotations, runner.info.classes)
-    images = annotations["images"][:limit]
+    images, skipped = _usable(annotations["images"][:limit], Path(image_dir), skip_broken)
     paths = [Path(image_dir) / image["file_name"] for image in images]
-    # All at once and first: nobody wants to learn of it after an hour.
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise AnnotationError(
-            f"{len(missing)} of {len(paths)} annotated images are missing, {missing[0]} first: "
-            "check the image folder"
-        )
     detections: dict[int, Detections] = {}
     results: list[dict[str, Any]] = []
     found = Pipeline(runner, batch_size).detect_paths(paths, progress)
     with contextlib.closing(found):
-        for image, (path, detected) in zip(images, found, strict=True):
-            _check_size(path, detected.image_size, image)
+        for image, (_, detected) in zip(images, found, strict=True):
             detections[image["id"]] = detected
             results += to_results(image["id"], detected, ids)
     result = evaluate_results(
@@ -284,13 +283,45 @@ def evaluate_runner(
         image_ids=list(detections),
         max_dets=max_dets,
     )
-    return result, detections
+    return replace(result, skipped=skipped), detections
 
 
-def _check_size(path: Path, size: tuple[int, int], image: Mapping[str, Any]) -> None:
-    height, width = image.get("height", size[0]), image.get("width", size[1])
-    if size != (height, width):
+def _usable(
+    images: Sequence[Mapping[str, Any]], folder: Path, skip_broken: bool
+) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
+    """Images that can be evaluated, and what is wrong with the others.
+
+    All of them and first: nobody wants to learn of it after an hour.
+    """
+    paths = [folder / image["file_name"] for image in images]
+    missing = [path for path in paths if not path.is_file()]
+    remedy = "or leave such images out with skip_broken (--skip-broken)"
+    if missing and (len(missing) == len(paths) or not skip_broken):
         raise AnnotationError(
-            f"image {path} has {size[1]}x{size[0]} pixels, the annotations say {width}x{height}: "
-            "use the images that were annotated"
+            f"{len(missing)} of {len(paths)} annotated images are missing, {missing[0]} first: "
+            "check the image folder" + ("" if skip_broken else f", {remedy}")
         )
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        faults = list(pool.map(_fault, paths, images))
+    broken = [fault for fault in faults if fault is not None]
+    if broken and (len(broken) == len(faults) or not skip_broken):
+        raise type(broken[0])(
+            f"{len(broken)} of {len(faults)} annotated images cannot be evaluated: {broken[0]}"
+            + ("" if skip_broken else f", {remedy}")
+        )
+    usable = [image for image, fault in zip(images, faults, strict=True) if fault is None]
+    return usable, tuple(map(str, broken))
+
+
+def _fault(path: Path, image: Mapping[str, Any]) -> CarafeDeployError | None:
+    try:
+        height, width = load_image(path).shape[:2]
+    except ImageError as error:
+        return error
+    annotated = image.get("height", height), image.get("width", width)
+    if (height, width) == annotated:
+        return None
+    return AnnotationError(
+        f"image {path} has {width}x{height} pixels, the annotations say "
+        f"{annotated[1]}x{annotated[0]}: use the images that were annotated"
+    )

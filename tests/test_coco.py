@@ -10,7 +10,9 @@ import pytest
 
 from carafe_deploy.coco import (
     category_ids,
+    category_names,
     from_results,
+    has_mask,
     load_annotations,
     to_results,
     write_results,
@@ -102,22 +104,42 @@ class TestLoadAnnotations:
         with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}': add it"):
             load_annotations(write(tmp_path / "a.json", content))
 
-    @pytest.mark.parametrize(("group", "key"), [("images", "height"), ("annotations", "segm")])
-    def test_masks_need_more(self, tmp_path, group, key):
+    def test_masks_need_the_size_of_their_image(self, tmp_path):
         content = copy.deepcopy(ANNOTATIONS)
-        for name in [name for name in content[group][0] if name.startswith(key)]:
-            del content[group][0][name]
+        del content["images"][0]["height"]
         path = write(tmp_path / "a.json", content)
         load_annotations(path)
-        with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}"):
+        with pytest.raises(AnnotationError, match=r"images\[0\] has no valid 'height'"):
             load_annotations(path, with_masks=True)
+        del content["annotations"][0]["segmentation"]
+        load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+
+    @pytest.mark.parametrize(
+        ("segmentation", "expected"),
+        [
+            ([[1, 2, 4, 2, 4, 6]], True),
+            ([[1, 2], [1, 2, 4, 2, 4, 6]], True),
+            ({"size": [40, 50], "counts": "0"}, True),
+            ([], False),
+            (None, False),
+            ([[]], False),
+            ([[1, 2, 3, 4]], False),  # two points; pycocotools would take it for a box
+        ],
+    )
+    def test_what_is_a_mask(self, tmp_path, segmentation, expected):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["annotations"][0]["segmentation"] = segmentation
+        path = write(tmp_path / "a.json", content)
+        assert has_mask(load_annotations(path, with_masks=True)["annotations"][0]) == expected
+
+    def test_a_test_set_has_no_annotations(self, tmp_path):
+        content = {key: ANNOTATIONS[key] for key in ("images", "categories")}
+        assert load_annotations(write(tmp_path / "a.json", content))["annotations"] == []
 
     @pytest.mark.parametrize(
         ("key", "value"),
         [
             ("bbox", [1, 2, 3]),
-            ("segmentation", []),
-            ("segmentation", [[1, 2, 3, 4]]),
             ("segmentation", [1, 2, 3, 4, 5, 6]),
             ("segmentation", {"size": [40, 50]}),
         ],
@@ -137,13 +159,20 @@ class TestLoadAnnotations:
         with pytest.raises(AnnotationError, match=rf"annotation 1 has {key} 1234.* not in {where}"):
             load_annotations(write(tmp_path / "a.json", content))
 
-    @pytest.mark.parametrize(
-        ("group", "key"), [("images", "id"), ("categories", "id"), ("categories", "name")]
-    )
-    def test_used_twice(self, tmp_path, group, key):
+    @pytest.mark.parametrize("group", ["images", "categories"])
+    def test_used_twice(self, tmp_path, group):
         content = copy.deepcopy(ANNOTATIONS)
-        content[group][1][key] = content[group][0][key]
-        with pytest.raises(AnnotationError, match=rf"{group} use {key} .* twice: make it unique"):
+        content[group][1]["id"] = content[group][0]["id"]
+        with pytest.raises(AnnotationError, match=rf"{group} use id .* twice: make it unique"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    def test_two_used_categories_of_one_name(self, tmp_path):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["categories"][1]["name"] = "cat"
+        content["annotations"].append({**content["annotations"][0], "category_id": 5})
+        with pytest.raises(
+            AnnotationError, match=r"a\.json: categories use name 'cat' twice \(ids 90 and 5\)"
+        ):
             load_annotations(write(tmp_path / "a.json", content))
 
     def test_no_images(self, tmp_path):
@@ -156,15 +185,37 @@ class TestCategoryIds:
     def test_matched_by_name_in_order_of_the_labels(self):
         assert category_ids(ANNOTATIONS, ("dog", "cat")) == (5, 90)
 
-    def test_unknown_class(self):
+    def test_a_class_that_is_not_annotated_has_none(self):
+        assert category_ids(ANNOTATIONS, ("fox", "dog")) == (None, 5)
+
+    def test_no_shared_class(self):
         with pytest.raises(
-            AnnotationError, match="lack 'fox', which the detector knows; they have 'cat', 'dog'"
+            AnnotationError,
+            match=r"none of the detector's classes: they have 'cat', .*, the detector knows 'fox'",
         ):
-            category_ids(ANNOTATIONS, ("cat", "fox"))
+            category_ids(ANNOTATIONS, ("fox",))
 
     def test_long_lists_are_shortened(self):
-        with pytest.raises(AnnotationError, match=r"'class_0', .*'class_4' and 75 more, which"):
+        with pytest.raises(AnnotationError, match=r"'class_0', .*'class_4' and 75 more: eval"):
             category_ids(ANNOTATIONS, [f"class_{i}" for i in range(80)])
+
+
+ROOT = {"id": 0, "name": "cat", "supercategory": "none"}
+CHILD = {"id": 1, "name": "cat", "supercategory": "cat"}
+
+
+class TestCategoriesOfOneName:
+    @pytest.mark.parametrize("categories", [[ROOT, CHILD], [CHILD, ROOT]])
+    @pytest.mark.parametrize(("used", "expected"), [(0, 0), (1, 1), (None, 1)])
+    def test_the_used_one_counts_else_that_which_has_a_parent(self, categories, used, expected):
+        annotations = [] if used is None else [{"category_id": used}]
+        content = {"categories": categories, "annotations": annotations}
+        assert category_names(content) == {"cat": expected}
+
+    @pytest.mark.parametrize("categories", [[ROOT, {**ROOT, "id": 1}], [CHILD, {**CHILD, "id": 0}]])
+    def test_nothing_tells_unused_ones_apart(self, categories):
+        with pytest.raises(AnnotationError, match=r"use name 'cat' twice \(ids . and .\)"):
+            category_names({"categories": categories, "annotations": []})
 
 
 class TestResults:
@@ -179,6 +230,10 @@ class TestResults:
 
     def test_detector_without_masks(self):
         assert "segmentation" not in to_results(7, found(0, masks=False), (90, 5))[0]
+
+    def test_a_class_without_category_is_left_out(self):
+        entries = to_results(7, found(0, 1, 0), (None, 5))
+        assert [entry["category_id"] for entry in entries] == [5]
 
     def test_nothing_detected(self):
         assert to_results(7, found(), (90, 5)) == []

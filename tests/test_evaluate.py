@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from carafe_deploy.coco import from_results, load_annotations
-from carafe_deploy.errors import AnnotationError
+from carafe_deploy.errors import AnnotationError, ImageError
 from carafe_deploy.evaluate import evaluate, evaluate_results, evaluate_runner
 from carafe_deploy.images import save_image
 from carafe_deploy.preprocess import Preprocessor
@@ -69,6 +77,25 @@ class TestRecordedByMmdetection:
         assert found.per_class[kind] == pytest.approx(expected["per_class_AP"], abs=1e-9)
         assert found.detections == expected["n_dets"]
         assert found.images == 100
+
+    @pytest.mark.parametrize("kind", ["bbox", "segm"])
+    @pytest.mark.parametrize("max_dets", [(1, 10, 100), MMDETECTION_MAX_DETS, (3, 100, 200)])
+    def test_all_numbers_are_those_that_pycocotools_prints(self, shapes_dir, val, kind, max_dets):
+        path = shapes_dir / "shapes_mask_rcnn_carafe.val.segm.json"
+        results = json.loads(path.read_text())
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(shapes_dir / "val.json")
+            scorer = COCOeval(truth, truth.loadRes(str(path)), kind)
+            if kind == "segm":  # loadRes took the areas of the boxes where there are boxes
+                for entry in scorer.cocoDt.anns.values():
+                    entry["area"] = float(coco_mask.area(entry["segmentation"]))
+            scorer.params.maxDets = list(max_dets)
+            scorer.evaluate()
+            scorer.accumulate()
+            scorer.summarize()
+        found = evaluate_results(results, val, CLASSES, (kind,), max_dets=max_dets)
+        numbers = [-1 if value is None else value for value in found.numbers[kind].values()]
+        assert numbers == scorer.stats.tolist()  # to the last digit
 
     def test_detections_in_float32_give_the_same(self, shapes_dir, val):
         path = shapes_dir / "shapes_mask_rcnn_carafe.val.segm.json"
@@ -162,6 +189,34 @@ class TestNumbers:
         evaluate_results([result((10, 10, 50, 50))], annotations((10, 10, 50, 50)), ("cat",))
         assert capsys.readouterr() == ("", "")
 
+    def test_threads_leave_stdout_alone(self, capsys):
+        """What others print meanwhile arrives, and the stream is the same before and after."""
+        box = (10, 10, 50, 50)
+        before, done, seen = sys.stdout, threading.Event(), set()
+
+        def chatter() -> int:
+            count = 0
+            while not done.is_set():
+                seen.add(sys.stdout)
+                print("a line")
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(5) as pool:
+            talking = pool.submit(chatter)
+            try:
+                scores = pool.map(
+                    lambda _: evaluate_results([result(box)], annotations(box), ("cat",)),
+                    range(40),
+                )
+                values = [found.numbers["bbox"]["AP50"] for found in scores]
+            finally:
+                done.set()
+        assert values == [pytest.approx(1)] * 40
+        assert seen == {before}
+        assert sys.stdout is before
+        assert capsys.readouterr().out == "a line\n" * talking.result()
+
     def test_json(self):
         found = evaluate_results([], annotations((10, 10, 50, 50)), ("cat",))
         assert json.loads(json.dumps(found.to_dict()))["numbers"]["bbox"]["AP"] == 0
@@ -176,6 +231,112 @@ class TestNumbers:
         return path
 
 
+def filled(box, size=(200, 200)) -> dict:
+    """Encoding of a mask that fills a box."""
+    x, y, width, height = box
+    pixels = np.zeros(size, np.uint8, order="F")
+    pixels[y : y + height, x : x + width] = 1
+    encoding = coco_mask.encode(pixels)
+    return {**encoding, "counts": encoding["counts"].decode()}
+
+
+#: Three cats in a row, 40 by 40 pixels.
+BOXES = ((0, 0, 40, 40), (60, 0, 40, 40), (120, 0, 40, 40))
+
+
+class TestWhatPeopleHave:
+    """Annotations with gaps. The right numbers are worked out by hand."""
+
+    @staticmethod
+    def truth(*segmentations) -> dict:
+        content = annotations(*BOXES)
+        for entry, segmentation in zip(content["annotations"], segmentations, strict=True):
+            entry["segmentation"] = segmentation
+            if segmentation == "absent":
+                del entry["segmentation"]
+        return content
+
+    @staticmethod
+    def found(*scores) -> list[dict]:
+        """A cat's mask on each of the three boxes."""
+        return [
+            result(box, score, segmentation=filled(box))
+            for box, score in zip(BOXES, scores, strict=True)
+        ]
+
+    @pytest.mark.parametrize("empty", ["absent", None, [], [[]], [[0, 0, 40, 40]]])
+    def test_boxes_alone_where_there_are_no_masks(self, empty):
+        found = evaluate_results(
+            self.found(0.9, 0.8, 0.7), self.truth(empty, empty, empty), ("cat",), ("bbox", "segm")
+        )
+        assert list(found.numbers) == list(found.per_class) == ["bbox"]
+        assert found.numbers["bbox"]["AP"] == pytest.approx(1)
+        assert found.notes == ("no annotated object has a mask: only boxes are evaluated",)
+
+    @pytest.mark.parametrize("empty", ["absent", None, [], [[]], [[0, 0, 40, 40]]])
+    def test_masks_for_what_has_them(self, empty):
+        # The best detection is on the cat without a mask, the second misses by half a mask (IoU
+        # 0.5: right at the first of ten thresholds), the third fits.
+        content = self.truth(empty, filled(BOXES[1]), filled(BOXES[2]))
+        results = self.found(0.9, 0.8, 0.7)
+        results[1]["segmentation"] = filled((60, 0, 20, 40))
+        found = evaluate_results(results, content, ("cat",), ("bbox", "segm"))
+        assert found.numbers["bbox"]["AP"] == pytest.approx(1)
+        # At IoU 0.5 both are right: 1. Above it one false positive comes before the one that is
+        # right: recall ends at 1/2, precision is 1/2 up to there: 51 of 101 points with 1/2.
+        assert found.numbers["segm"]["AP50"] == pytest.approx(1)
+        assert found.numbers["segm"]["AP75"] == pytest.approx(51 / 101 / 2)
+        assert found.numbers["segm"]["AP"] == pytest.approx((1 + 9 * 51 / 101 / 2) / 10)
+        assert found.numbers["segm"]["AR100"] == pytest.approx((1 + 9 / 2) / 10)
+        assert found.objects == 3
+        assert found.notes == (
+            "1 of 3 annotated objects have no mask: detections on them count for boxes only",
+        )
+
+    def test_a_polygon_of_two_points_beside_others_has_no_part(self):
+        x, y, side = 0, 0, 40
+        square = [x, y, x + side, y, x + side, y + side, x, y + side]
+        content = self.truth([[0, 0, 90, 90], square], filled(BOXES[1]), filled(BOXES[2]))
+        found = evaluate_results(self.found(0.9, 0.8, 0.7), content, ("cat",), ("segm",))
+        assert (found.numbers["segm"]["AP"], found.notes) == (pytest.approx(1), ())
+
+    def test_shared_classes_alone_count(self):
+        # Of the annotated cats two of three are found; foxes are not annotated at all.
+        content = annotations(*BOXES)
+        found = evaluate_results(
+            [result(box) for box in BOXES[:2]], content, ("fox", "cat", "emu", "dog")
+        )
+        assert found.numbers["bbox"]["AP"] == pytest.approx(67 / 101)  # recall 0.00 to 0.66
+        assert found.per_class["bbox"] == {
+            "fox": None, "cat": pytest.approx(67 / 101), "emu": None, "dog": None
+        }  # fmt: skip
+        assert found.missing_classes == ("fox", "emu")
+        assert found.notes == (
+            "the annotations have 2 of the detector's 4 classes, AP is theirs; not annotated, and "
+            "left out of the results: 'fox', 'emu'",
+        )
+
+    @pytest.mark.parametrize("root", [0, 99])
+    def test_an_unused_category_of_the_same_name(self, root):
+        content = annotations(*BOXES)
+        content["categories"].insert(0, {"id": root, "name": "cat", "supercategory": "none"})
+        found = evaluate_results([result(box) for box in BOXES], content, ("cat", "dog"))
+        assert found.per_class["bbox"] == {"cat": pytest.approx(1), "dog": None}
+        assert found.ignored_categories == ()
+        assert found.notes == (
+            f"category {root} is ignored: no annotation uses it, and another one is called 'cat' "
+            "too",
+        )
+
+    def test_nothing_annotated(self):
+        found = evaluate_results(
+            self.found(0.9, 0.8, 0.7), annotations(), ("cat",), ("bbox", "segm")
+        )
+        assert set(found.numbers["bbox"].values()) == set(found.numbers["segm"].values()) == {None}
+        assert (found.objects, found.detections) == (0, 3)
+        assert found.notes == ("no object of the detector's classes is annotated: there is no AP",)
+
+
 class TestBadInput:
     def test_result_of_unknown_image(self):
         with pytest.raises(AnnotationError, match="image_id 99 is not in the annotations"):
@@ -185,13 +346,19 @@ class TestBadInput:
         with pytest.raises(AnnotationError, match="image_id 4 is not in the annotations"):
             evaluate_results([], annotations(), ("cat",), image_ids=[4])
 
-    def test_class_without_category(self):
-        with pytest.raises(AnnotationError, match="lack 'fox'"):
+    def test_no_class_with_a_category(self):
+        with pytest.raises(AnnotationError, match=r"none of the detector's classes: .*knows 'fox'"):
             evaluate_results([], annotations(), ("fox",))
 
     def test_masks_of_results_without(self):
         with pytest.raises(AnnotationError, match="a result of image 1 has no mask"):
             evaluate_results([result((1, 1, 5, 5))], annotations(), ("cat",), ("segm",))
+
+    def test_masks_alone_where_none_is_annotated(self):
+        content = annotations((10, 10, 50, 50))
+        del content["annotations"][0]["segmentation"]
+        with pytest.raises(AnnotationError, match=r"no annotated object has a mask: evaluate box"):
+            evaluate_results([], content, ("cat",), ("segm",))
 
     @pytest.mark.parametrize("kinds", [(), ("keypoints",)])
     def test_other_kinds(self, kinds):
@@ -284,7 +451,75 @@ class TestEvaluateRunner:
             evaluate_runner(ReplayRunner([empty], ("cat",)), tmp_path / "a.json", tmp_path)
 
     def test_classes_that_are_not_annotated(self, shapes_dir):
-        with pytest.raises(AnnotationError, match="lack 'fox'"):
+        with pytest.raises(AnnotationError, match="the detector knows 'fox'"):
+            evaluate_runner(ReplayRunner([], ("fox",)), shapes_dir / "val.json", shapes_dir / "val")
+
+    @pytest.fixture
+    def broken(self, shapes_dir, tmp_path):
+        """The validation set; its images 2, 3 and 5 are garbage, missing and of another size."""
+        for path in (shapes_dir / "val").iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        for name in ("000002.png", "000003.png", "000005.png"):
+            (tmp_path / name).unlink()
+        (tmp_path / "000002.png").write_bytes(b"no image")
+        save_image(tmp_path / "000005.png", np.zeros((7, 9, 3), np.uint8))
+        return tmp_path
+
+    def test_broken_images_are_found_before_anything_runs(self, shapes_dir, broken):
+        def evaluated():
+            return evaluate_runner(ReplayRunner([]), shapes_dir / "val.json", broken)
+
+        with pytest.raises(
+            AnnotationError, match=r"1 of 100 .* are missing, .*3\.png.*skip_broken"
+        ):
+            evaluated()
+        (broken / "000003.png").symlink_to(shapes_dir / "val" / "000003.png")
+        with pytest.raises(
+            ImageError, match=r"2 of 100 .* cannot be evaluated: cannot decode .*2\.png.*skip_brok"
+        ):
+            evaluated()
+        (broken / "000002.png").unlink()
+        (broken / "000002.png").symlink_to(shapes_dir / "val" / "000002.png")
+        with pytest.raises(
+            AnnotationError, match=r"1 of 100 .*5\.png has 9x7 pixels, the annotati"
+        ):
+            evaluated()
+
+    def test_broken_images_may_be_left_out(self, shapes_dir, broken, recorded, val):
+        left = [image["id"] for image in val["images"] if image["id"] not in (2, 3, 5)]
+        kept = [found for image, found in zip(val["images"], recorded, strict=True)
+                if image["id"] in left]  # fmt: skip
+        found, detections = evaluate_runner(
+            ReplayRunner(kept), shapes_dir / "val.json", broken, skip_broken=True
+        )
+        assert list(detections) == left
+        assert [reason.split("/")[-1][:10] for reason in found.skipped] == [
+            "000002.png", "000003.png", "000005.png"
+        ]  # fmt: skip
+        # The same images by another way: mmdetection's recorded results, scored on those ids.
+        path = shapes_dir / "shapes_faster_rcnn_carafe.val.bbox.json"
+        results = json.loads(path.read_text())
+        expected = evaluate_results(
+            [entry for entry in results if entry["image_id"] in left], val, CLASSES, image_ids=left
+        )
+        assert found.images == expected.images == 97
+        assert found.numbers["bbox"]["AP"] == pytest.approx(
+            expected.numbers["bbox"]["AP"], abs=1e-3
+        )
+
+    def test_nothing_is_left(self, shapes_dir, tmp_path):
+        for name in ("000001.png", "000002.png"):
+            (tmp_path / name).write_bytes(b"no image")
+        with pytest.raises(ImageError, match=r"2 of 2 annotated images cannot be evaluated: "):
             evaluate_runner(
-                ReplayRunner([], ("circle", "fox")), shapes_dir / "val.json", shapes_dir / "val"
+                ReplayRunner([]), shapes_dir / "val.json", tmp_path, limit=2, skip_broken=True
             )
+
+    def test_a_test_set_gives_detections_and_no_ap(self, shapes_dir, tmp_path, recorded, val):
+        content = {key: val[key] for key in ("images", "categories")}
+        path = tmp_path / "image_info.json"
+        path.write_text(json.dumps(content))
+        found, detections = evaluate_runner(ReplayRunner(recorded), path, shapes_dir / "val")
+        assert set(found.numbers["bbox"].values()) == {None}
+        assert found.objects == 0
+        assert found.detections == sum(map(len, recorded)) == sum(map(len, detections.values()))

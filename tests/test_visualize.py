@@ -93,6 +93,11 @@ def test_low_scores_are_left_out():
     assert drawn(found, score_threshold=0.29 - 1e-6).any()
 
 
+@pytest.mark.parametrize("score", [0.3, 0.5, 0.1])
+def test_a_score_at_the_threshold_is_drawn(score):
+    assert drawn(detections((50, 50, 100, 100), scores=[score]), score_threshold=score).any()
+
+
 def test_better_detections_lie_on_top():
     image = np.full((200, 300, 3), GREY, np.uint8)
     found = detections((50, 60, 150, 160), (50, 60, 150, 160))

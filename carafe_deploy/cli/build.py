@@ -19,6 +19,7 @@ from carafe_deploy.cli.common import (
     UsageError,
     examples,
     facts,
+    gpu_capability,
     hint,
     print_json,
     results_console,
@@ -205,7 +206,7 @@ def build(
     if json_output:
         print_json(result)
     else:
-        _show(results_console(json_output), result, model)
+        _show(results_console(json_output), result, model, runs_here(sidecar, gpu_capability()))
 
 
 def parse_shape(text: str, option: str) -> Size:
@@ -290,7 +291,22 @@ def _result(target: Path, sidecar: Sidecar) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, result: dict[str, Any], model: Path) -> None:
+def runs_here(sidecar: Sidecar, capability: tuple[int, int] | None) -> bool:
+    """The engine was built for the GPU of this machine, and what built it supports that.
+
+    Args:
+        sidecar: of the engine.
+        capability: of the GPU; None for none.
+    """
+    from carafe_deploy.engine.flavours import find_flavour
+
+    if capability is None or not sidecar.runs_on(capability):
+        return False
+    flavour = find_flavour(sidecar.flavour)
+    return not flavour.ahead_of_time or ".".join(map(str, capability)) in flavour.targets
+
+
+def _show(console: Console, result: dict[str, Any], model: Path, runnable: bool) -> None:
     sizes = [f"{name} {'×'.join(map(str, size))}" for name, size in result["profile"].items()]
     facts(
         console,
@@ -316,6 +332,7 @@ def _show(console: Console, result: dict[str, Any], model: Path) -> None:
     hint(
         console,
         shell("carafe-deploy", "inspect", file),
+        *(() if runnable else ("on a machine with a supported GPU:",)),
         shell("carafe-deploy", "detect", file, "IMAGES"),
         shell("carafe-deploy", "parity", model, file),
     )

@@ -47,6 +47,7 @@ __all__ = [
     "default_images",
     "examples",
     "facts",
+    "gpu_capability",
     "hint",
     "hint_debug",
     "image_progress",
@@ -186,6 +187,17 @@ def hint(console: Console, *lines: str) -> None:
 def hint_debug(console: Console, command: str) -> None:
     """Say how to see the rest of an error that a row gives the first line of."""
     line(console, f"carafe-deploy --debug {command} ... shows the tracebacks", style="dim")
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None where none can be opened."""
+    from carafe_deploy.engine.device import open_device
+
+    try:
+        with open_device() as device:
+            return device.capability()
+    except CarafeDeployError:
+        return None
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

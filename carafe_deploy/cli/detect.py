@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from carafe_deploy.images import Image
     from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = ["COMMAND", "detect", "picture_names"]
+__all__ = ["COMMAND", "detect", "earlier_pictures", "picture_names", "short_names"]
 
 #: Images listed in the table on a terminal.
 _ROWS = 20
+#: By which an earlier run's JSON is known.
+_DESCRIPTION = "carafe-deploy detect"
 #: Written pictures are JPEG where the image was lossy.
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
@@ -62,6 +64,14 @@ def detect(
         float,
         typer.Option(min=0.0, max=1.0, help="Draw and count detections with at least this score."),
     ] = 0.3,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Remove the pictures of earlier runs into the same folder, as its "
+            "detections.json lists them.",
+        ),
+    ] = False,
     batch_size: BatchSizeOption = 1,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
@@ -73,7 +83,7 @@ def detect(
 
     detections.json is in COCO's annotation format with a score each, and
     holds all detections, drawn or not. Its category ids are labels counted
-    from 1.
+    from 1. Pictures that earlier runs left in the folder are named.
     """
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images
@@ -81,6 +91,8 @@ def detect(
 
     paths = find_images(images)
     pictures = picture_names(paths, output)
+    json_path = output / "detections.json"
+    earlier = earlier_pictures(json_path, [*paths, *pictures.values()])
     with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size)
@@ -104,12 +116,23 @@ def detect(
             if len(paths) == 1
             else f"none of {len(paths)} images can be read, {unreadable[0]}"
         )
-    json_path = output / "detections.json"
+    if overwrite:
+        for picture in earlier:
+            picture.unlink(missing_ok=True)
+    else:
+        document.content["info"]["earlier_pictures"] = [picture.name for picture in earlier]
     atomic_write_text(json_path, json.dumps(document.content) + "\n")
+    console = results_console(json_output)
     if json_output:
         print_json(document.content)
     else:
-        _show(results_console(json_output), document, json_path, artefact)
+        _show(console, document, json_path, artefact)
+    if earlier and not overwrite:
+        line(
+            console,
+            f"note: {plural(len(earlier), 'picture')} of earlier runs left in {output}/, "
+            f"{earlier[0].name} first: --overwrite removes what they listed",
+        )
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "
@@ -142,6 +165,26 @@ def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return names
 
 
+def earlier_pictures(json_path: Path, kept: Sequence[Path]) -> list[Path]:
+    """Pictures that earlier runs drew into this folder, by what their JSON lists, and still there.
+
+    Args:
+        json_path: ``detections.json`` of an earlier run; there may be none, or another program's.
+        kept: files that are not to be named: images and pictures of this run.
+    """
+    try:
+        content = json.loads(json_path.read_text(encoding="utf-8"))
+        if content["info"]["description"] != _DESCRIPTION:
+            return []
+        drawn = [image["picture"] for image in content["images"]]
+        names = [Path(name).name for name in [*drawn, *content["info"].get("earlier_pictures", ())]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    ours = {path.resolve() for path in kept}
+    found = [json_path.parent / name for name in dict.fromkeys(names)]
+    return [path for path in found if path.is_file() and path.resolve() not in ours]
+
+
 def _readable(unreadable: list[str]) -> Callable[[Path], Image | None]:
     """Loads an image, or appends what is wrong with it to `unreadable`."""
     from carafe_deploy.images import load_image
@@ -167,6 +210,15 @@ def _draw(
     return found
 
 
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Paths without the folder that they share; as they are where they share none."""
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) or "." for path in paths])
+    except ValueError:  # absolute and relative ones, or several drives
+        return list(paths)
+    return [os.path.relpath(path, folder) for path in paths]
+
+
 class _Document:
     """COCO's annotation format, with a score for each annotation, and counts for the table."""
 
@@ -181,7 +233,7 @@ class _Document:
         self.rows: list[tuple[str, str, int, Counter[str]]] = []
         self.content: dict[str, Any] = {
             "info": {
-                "description": "carafe-deploy detect",
+                "description": _DESCRIPTION,
                 "model": info.name,
                 "source": dict(info.source),
                 "score_threshold": info.score_threshold,
@@ -233,9 +285,8 @@ def _show(console: Console, document: _Document, json_path: Path, artefact: str)
     table.add_column("size", no_wrap=True, style="dim")
     table.add_column("found", justify="right", no_wrap=True)
     table.add_column("classes", overflow="fold")
-    folder = os.path.commonpath([os.path.dirname(row[0]) or "." for row in document.rows])
-    for path, size, count, classes in document.rows[:_ROWS]:
-        name = os.path.relpath(path, folder)
+    names = short_names([row[0] for row in document.rows])
+    for name, (_, size, count, classes) in zip(names[:_ROWS], document.rows, strict=False):
         listed = ", ".join(f"{number} {label}" for label, number in classes.most_common())
         table.add_row(name, size, str(count), listed or "[dim]none[/dim]")
     console.print(table)

@@ -43,7 +43,11 @@ def evaluate(
     artefact: ArtefactArgument,
     annotations: Annotated[
         Path,
-        typer.Option(metavar="FILE.json", help="COCO annotations.", show_default=False),
+        typer.Option(
+            metavar="FILE.json",
+            help="COCO annotations; of a test set without any, results.json is for submission.",
+            show_default=False,
+        ),
     ],
     images: Annotated[
         Path,
@@ -56,6 +60,13 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate on the first so many images only.")
     ] = None,
+    skip_broken: Annotated[
+        bool,
+        typer.Option(
+            "--skip-broken",
+            help="Leave out images that are missing, unreadable or of another size than annotated.",
+        ),
+    ] = False,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
     ] = Path("out/eval"),
@@ -69,7 +80,8 @@ def evaluate(
     """Score an artefact: COCO's twelve numbers for boxes and masks.
 
     Writes metrics.json (the numbers, and AP by class) and results.json
-    (COCO's result format).
+    (COCO's result format, as for a submission). All images are checked
+    before the first one is run.
     """
     from carafe_deploy.coco import category_ids, load_annotations, to_results, write_results
     from carafe_deploy.evaluate import evaluate_runner
@@ -78,7 +90,13 @@ def evaluate(
     opened = open_artefact(artefact, device, config, mode=mode, layout=layout)
     with opened as runner, image_progress("eval") as progress:
         result, found = evaluate_runner(
-            runner, annotations, images, limit=limit, batch_size=batch_size, progress=progress
+            runner,
+            annotations,
+            images,
+            limit=limit,
+            batch_size=batch_size,
+            skip_broken=skip_broken,
+            progress=progress,
         )
         ids = category_ids(load_annotations(annotations), runner.info.classes)
     metrics = {"artefact": artefact, "annotations": str(annotations), **result.to_dict()}
@@ -92,11 +110,34 @@ def evaluate(
     else:
         console = results_console(json_output)
         _show(console, result, output)
+        if result.skipped or not result.objects:
+            return  # parity could not compare AP on these
         data = ("--annotations", annotations, "--image-dir", images)
         hint(console, shell("carafe-deploy", "parity", "CHECKPOINT.pth", artefact, *data))
 
 
 def _show(console: Console, result: EvalResult, output: Path) -> None:
+    if result.objects:
+        console.print(_table(result))
+    line(
+        console,
+        f"\n{plural(result.detections, 'detection')} in {plural(result.images, 'image')}; "
+        f"metrics.json and results.json are in {output}/",
+    )
+    for note in result.notes:
+        line(console, f"note: {note}")
+    if result.ignored_categories:
+        line(
+            console,
+            f"note: not a class of the detector: {', '.join(result.ignored_categories)}",
+        )
+    if result.skipped:
+        line(console, f"note: {plural(len(result.skipped), 'image')} left out:")
+        for reason in result.skipped:
+            line(console, f"  {reason}")
+
+
+def _table(result: EvalResult) -> Table:
     def cells(values: list[float | None]) -> list[str]:
         return ["–" if value is None else f"{value:.4f}" for value in values]
 
@@ -114,17 +155,7 @@ def _show(console: Console, result: EvalResult, output: Path) -> None:
         for name in names:
             values = cells([result.per_class[kind][name] for kind in kinds])
             table.add_row(f"AP {name}", *values, style="dim")
-    console.print(table)
-    line(
-        console,
-        f"\n{plural(result.detections, 'detection')} in {plural(result.images, 'image')}; "
-        f"metrics.json and results.json are in {output}/",
-    )
-    if result.ignored_categories:
-        line(
-            console,
-            f"note: not a class of the detector: {', '.join(result.ignored_categories)}",
-        )
+    return table
 
 
 COMMAND = Command(

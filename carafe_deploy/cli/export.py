@@ -21,11 +21,13 @@ from carafe_deploy.cli.common import (
     artefact_path,
     examples,
     facts,
+    gpu_capability,
     hint,
     print_json,
     results_console,
     shell,
 )
+from carafe_deploy.suffixes import SUFFIXES, mistaken
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -196,6 +198,7 @@ def export(
             "--format torchscript"
         )
     bounds = Bounds.parse(size, min_size, max_size, batch)
+    _check_kind(checkpoint)
     with Steps() as steps:
         path = artefact_path(checkpoint)
         steps("read checkpoint")
@@ -227,6 +230,19 @@ def export(
         print_json(result)
     else:
         _show(results_console(json_output), result, info, checkpoint, config)
+
+
+def _check_kind(checkpoint: str) -> None:
+    """By the suffix, before anything is read."""
+    other = mistaken(checkpoint, "pytorch")
+    if other is None:
+        return
+    further = (
+        f", or `carafe-deploy build {checkpoint}` to make an engine of it"
+        if SUFFIXES[Path(checkpoint).suffix.lower()] == "onnxruntime"
+        else ""
+    )
+    raise UsageError(f"{other}, which is exported already: give the .pth checkpoint{further}")
 
 
 def _choose_format(chosen: Format | None, output: Path | None) -> Format:
@@ -364,11 +380,13 @@ def _show(
             *(("note", note) for note in result["notes"]),
         ],
     )
-    device = ("--device", "cuda") if (info.precision, result["format"]) == ("bf16", "onnx") else ()
+    needs_gpu = (info.precision, result["format"]) == ("bf16", "onnx")
+    device = ("--device", "cuda") if needs_gpu else ()
     given = () if config is None else ("--config", config)
     file = result["file"]
     hint(
         console,
+        *(("on a machine with a GPU:",) if needs_gpu and gpu_capability() is None else ()),
         shell("carafe-deploy", "detect", file, "IMAGES", *device),
         shell("carafe-deploy", "parity", checkpoint, file, *given, *device),
         shell("carafe-deploy", "eval", file, "--annotations", "instances.json", "--images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +12,17 @@ from rich.table import Table
 
 from carafe_deploy.cli.common import (
     Command,
+    ConfigOption,
     JsonOption,
     UsageError,
     examples,
     facts,
+    hint,
     line,
     plural,
     print_json,
     results_console,
+    shell,
 )
 
 __all__ = ["COMMAND", "inspect"]
@@ -27,20 +31,25 @@ __all__ = ["COMMAND", "inspect"]
 _ALIKE = ("plugin_namespace", "plugin_version")
 
 FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="An .onnx or .engine file.", show_default=False)
+    Path,
+    typer.Argument(metavar="FILE", help="An .onnx, .engine, .ts or .pth file.", show_default=False),
 ]
 
 
-def inspect(file: FileArgument, json_output: JsonOption = False) -> None:
-    """Show inputs, outputs, layers, plugins and metadata of an ONNX file or engine.
+def inspect(
+    file: FileArgument, config: ConfigOption = None, json_output: JsonOption = False
+) -> None:
+    """Show what a file is: inputs, outputs, layers, plugins, metadata.
 
     Of an engine, the sidecar tells what it was built from and for; its
     fused layers can be read only where TensorRT and a GPU it was built for
-    are at hand.
+    are at hand. Of a checkpoint, its architecture, classes and settings.
     """
     from carafe_deploy.artefacts import SUFFIXES
 
     backend = SUFFIXES.get(file.suffix.lower())
+    if config is not None and backend != "pytorch":
+        raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {file}: drop it")
     if backend == "onnxruntime":
         from carafe_deploy.engine.inspect import inspect_onnx
 
@@ -49,8 +58,18 @@ def inspect(file: FileArgument, json_output: JsonOption = False) -> None:
         from carafe_deploy.engine.inspect import inspect_engine
 
         result = inspect_engine(file)
+    elif backend == "torchscript":
+        from carafe_deploy.describe import describe_torchscript
+
+        result = describe_torchscript(file)
+    elif backend == "pytorch":
+        from carafe_deploy.describe import describe_checkpoint
+
+        result = describe_checkpoint(file, config)
     else:
-        raise UsageError(f"{file} is neither an .onnx nor an .engine file")
+        raise UsageError(
+            f"{file} has the suffix {file.suffix!r}: give one of {', '.join(SUFFIXES)}"
+        )
     if json_output:
         print_json(result)
     else:
@@ -58,6 +77,16 @@ def inspect(file: FileArgument, json_output: JsonOption = False) -> None:
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
+    if result["kind"] == "checkpoint":
+        facts(console, _checkpoint_facts(result))
+        hint(console, shell("carafe-deploy", "export", result["file"]))
+        return
+    if result["kind"] == "torchscript":
+        rows = [*_file_facts(result), *_tensor_facts(result), *_model_facts(result["model"])]
+        facts(console, rows)
+        counts = Counter(call["name"] for call in result["operators"])
+        _counts(console, f"{plural(counts.total(), 'custom operator')}", dict(counts))
+        return
     facts(console, [*_file_facts(result), *_tensor_facts(result), *_model_facts(result["model"])])
     total = sum(result["layers"].values())
     _counts(console, f"{plural(total, 'layer')} by type", result["layers"])
@@ -68,6 +97,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
 def _file_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)")]
+    if result["kind"] == "torchscript":
+        return [*rows, ("format", "TorchScript")]
     if result["kind"] == "onnx":
         opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
         bodies = plural(result["functions"], "function")
@@ -85,6 +116,35 @@ def _file_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("plugins", "none" if library is None else f"{library['file']} of {library['version']}"),
         *(("sizes", text) for text in profiles),
         ("stages", "outputs, too" if result["stages"] else "inside"),
+    ]
+
+
+def _checkpoint_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    config = result["config"]
+    box, mask, data = config["box"], config["mask"], config["preprocessing"]
+    long, short = data["scale"]
+    return [
+        ("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)"),
+        ("format", f"checkpoint of mmdetection, SHA-256 {result['sha256'][:12]}…"),
+        ("model", f"{result['name']}: {result['architecture']}"),
+        (
+            "network",
+            f"ResNet-{config['backbone']['depth']}, FPN_CARAFE with "
+            f"{config['neck']['out_channels']} channels, {result['parameters'] / 1e6:.1f} M "
+            "parameters",
+        ),
+        ("classes", f"{len(result['classes'])}: {', '.join(result['classes'])}"),
+        (
+            "images",
+            f"resized to within {long}×{short}, padded to multiples of {data['pad_size_divisor']}",
+        ),
+        (
+            "keeps",
+            f"score > {box['score_threshold']:g}, NMS IoU {box['nms_iou_threshold']:g}, at most "
+            f"{box['max_detections']}"
+            + ("" if mask is None else f", masks at {mask['mask_threshold']:g}"),
+        ),
+        *(("note", note) for note in result["notes"]),
     ]
 
 
@@ -173,5 +233,6 @@ COMMAND = Command(
         "carafe-deploy inspect detector.onnx",
         "carafe-deploy inspect detector.engine",
         "carafe-deploy inspect detector.engine --json",
+        "carafe-deploy inspect epoch_12.pth",
     ),
 )

@@ -12,7 +12,7 @@ from carafe_deploy.engine.load import check_engine, deserialise, read_engine
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.types import ModelInfo, TensorSpec
 
-__all__ = ["inspect_engine", "inspect_onnx"]
+__all__ = ["described", "inspect_engine", "inspect_onnx", "tensor_spec"]
 
 
 def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
             for node in custom_nodes(model)
         ],
         "metadata": properties,
-        "model": None if text is None else _described(ModelInfo.from_json(text)),
+        "model": None if text is None else described(ModelInfo.from_json(text)),
     }
 
 
@@ -75,11 +75,11 @@ def inspect_engine(path: str | os.PathLike[str]) -> dict[str, Any]:
         "file": str(path),
         "kind": "engine",
         **data,
-        "inputs": [_spec(spec) for spec in sidecar.model.input_specs],
-        "outputs": [_spec(spec) for spec in sidecar.model.output_specs],
+        "inputs": [tensor_spec(spec) for spec in sidecar.model.input_specs],
+        "outputs": [tensor_spec(spec) for spec in sidecar.model.output_specs],
         "plugins": layers,
         "plugin_library": plugin,
-        "model": _described(sidecar.model),
+        "model": described(sidecar.model),
         "details": details,
         "why_no_details": reason,
     }
@@ -111,14 +111,15 @@ def _details(path: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, str |
     return details, None
 
 
-def _described(info: ModelInfo) -> dict[str, Any]:
+def described(info: ModelInfo) -> dict[str, Any]:
     """The metadata without the operator calls, which the plugins repeat."""
     data: dict[str, Any] = json.loads(info.to_json())
     del data["operators"], data["schema"]
     return data
 
 
-def _spec(spec: TensorSpec) -> dict[str, Any]:
+def tensor_spec(spec: TensorSpec) -> dict[str, Any]:
+    """Name, shape and dtype."""
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 

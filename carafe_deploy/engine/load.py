@@ -15,6 +15,7 @@ from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
+from carafe_deploy.suffixes import mistaken
 
 __all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise", "read_engine"]
 
@@ -46,6 +47,11 @@ def read_engine(path: str | os.PathLike[str]) -> tuple[Sidecar, bytes]:
         ArtefactError: the engine or its sidecar is missing, damaged, or belongs to another file.
     """
     path = Path(path)
+    other = mistaken(path, "tensorrt")
+    if other is not None:
+        raise ArtefactError(
+            f"{other}, not an engine: open it with open_runner, which goes by the suffix"
+        )
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: build it with `carafe-deploy build`")
     sidecar = read_sidecar(path)

@@ -14,6 +14,7 @@ from onnx import helper
 
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import sha256_of
+from carafe_deploy.suffixes import SUFFIXES, mistaken
 from carafe_deploy.types import ModelInfo
 
 __all__ = ["DOMAIN", "CustomNode", "SourceModel", "read_model", "read_onnx"]
@@ -66,9 +67,13 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read a file without external weights.
 
     Raises:
-        ArtefactError: the file is missing, truncated or no ONNX.
+        ArtefactError: the file is missing, truncated or no ONNX, or its suffix says that it is
+            something else.
     """
     path = Path(path)
+    other = mistaken(path, "onnxruntime")
+    if other is not None:
+        raise ArtefactError(f"{other}: {_remedy(path)}")
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: export it first")
     try:
@@ -81,6 +86,15 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:
         raise ArtefactError(f"{path} is truncated or no ONNX file: export it again")
     return model
+
+
+def _remedy(path: Path) -> str:
+    backend = SUFFIXES[path.suffix.lower()]
+    if backend == "pytorch":
+        return f"`carafe-deploy export {path}` first makes an ONNX file of it"
+    if backend == "tensorrt":
+        return "engines are built from ONNX files, give the one that it was built from"
+    return "engines are built from ONNX files, `carafe-deploy export CHECKPOINT.pth` makes one"
 
 
 def read_model(path: str | os.PathLike[str]) -> SourceModel:

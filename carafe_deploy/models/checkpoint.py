@@ -20,6 +20,7 @@ from carafe_deploy.models.config_text import parse_config, read_config
 from carafe_deploy.models.detector import Detector, build_detector
 from carafe_deploy.models.mmdet_config import detector_config
 from carafe_deploy.models.unpickle import load_weights_only
+from carafe_deploy.suffixes import mistaken
 
 __all__ = ["Checkpoint", "check_state_dict", "load_checkpoint", "load_detector"]
 
@@ -74,6 +75,11 @@ def load_checkpoint(
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the .pth file in it")
+    other = mistaken(path, "pytorch")
+    if other is not None:
+        raise CheckpointError(
+            f"{other}, which was made from a checkpoint: give that, mmdetection's .pth file"
+        )
     content = load_weights_only(path)
     sha256 = sha256_of(path)
     name = _check_published_hash(path, sha256)
@@ -241,9 +247,10 @@ def _settings(
 ) -> tuple[DetectorConfig, tuple[str, ...]]:
     classes = _stored_classes(meta)
     if config_path is not None:
-        return detector_config(read_config(config_path), shapes, classes)
+        folders = _folders(Path(config_path))
+        return detector_config(read_config(config_path), shapes, classes, folders)
     try:
-        return detector_config(_stored_config(path, meta), shapes, classes)
+        return detector_config(_stored_config(path, meta), shapes, classes, _folders(path))
     except ConfigError as error:
         # The model card says what these two are, whatever their metadata of 2020 looks like.
         entry = zoo.entry_of(path.name, sha256)
@@ -256,6 +263,15 @@ def _settings(
             *notes,
             f"the config inside published model {entry.name} is not used: {error}",
         )
+
+
+def _folders(path: Path) -> tuple[Path, ...]:
+    """Where a relative path in a config may lead.
+
+    mmdetection starts from the folder it is run in, its root as a rule, and keeps configs and
+    checkpoints below that.
+    """
+    return tuple(dict.fromkeys((Path.cwd(), *path.resolve().parents)))
 
 
 def _stored_config(path: Path, meta: Mapping[str, Any]) -> Mapping[str, Any] | None:

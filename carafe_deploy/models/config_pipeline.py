@@ -1,25 +1,18 @@
-"""Preprocessing and class names from mmdetection's configs."""
+"""Preprocessing from mmdetection's configs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from carafe_deploy.errors import CheckpointError, ConfigError
-from carafe_deploy.models.coco_classes import COCO_CLASSES
+from carafe_deploy.errors import ConfigError
+from carafe_deploy.models.class_names import DATASETS, config_value
 from carafe_deploy.models.config_section import Section
 from carafe_deploy.models.config_text import short
 from carafe_deploy.types import Preprocessing
 
-__all__ = ["class_names", "preprocessing"]
+__all__ = ["preprocessing"]
 
-#: Where a config describes the data it is tested on, first match first.
-_DATASETS = (
-    ("test_dataloader", "dataset"),
-    ("data", "test"),
-    ("val_dataloader", "dataset"),
-    ("data", "val"),
-)
 #: Steps that hand data on without changing the image.
 _NEUTRAL_STEPS = (
     "Collect",
@@ -74,70 +67,18 @@ def preprocessing(cfg: Mapping[str, Any], notes: list[str]) -> Preprocessing:
     return Preprocessing(scale, mean, std, bgr_to_rgb, steps.divisor or 1)
 
 
-def class_names(
-    cfg: Mapping[str, Any],
-    stored: Sequence[str] | None,
-    num_classes: int,
-    notes: list[str],
-) -> tuple[str, ...]:
-    """Names by label: the config's, else the checkpoint's, else COCO's 80, else ``class_0``...
-
-    Raises:
-        CheckpointError: there are names, but not as many as the weights have classes.
-    """
-    for names, origin in (*_configured_names(cfg), (stored, "the checkpoint's metadata")):
-        if names is None:
-            continue
-        if isinstance(names, str):
-            names = (names,)
-        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise ConfigError(f"{origin}={short(names)} is not a list of class names")
-        if len(names) != num_classes:
-            raise CheckpointError(
-                f"{origin} names {len(names)} classes ({short(tuple(names))}), but the "
-                f"checkpoint's weights have {num_classes}: give the config that it was trained with"
-            )
-        return tuple(names)
-    if num_classes == len(COCO_CLASSES):
-        notes.append("no class names: 80 classes are taken for COCO's")
-        return COCO_CLASSES
-    notes.append(f"no class names: classes are called class_0 to class_{num_classes - 1}")
-    return tuple(f"class_{i}" for i in range(num_classes))
-
-
-def _configured_names(cfg: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    for path in _DATASETS:
-        dataset = _at(cfg, path)
-        if isinstance(dataset, Mapping):
-            yield dataset.get("classes"), f"{'.'.join(path)}.classes"
-            yield from _metainfo(dataset, f"{'.'.join(path)}.")
-    yield from _metainfo(cfg, "")
-    yield cfg.get("classes"), "classes"
-
-
-def _metainfo(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[Any, str]]:
-    metainfo = values.get("metainfo")
-    if isinstance(metainfo, Mapping):
-        for key in ("classes", "CLASSES"):
-            yield metainfo.get(key), f"{prefix}metainfo.{key}"
-
-
-def _at(cfg: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = cfg
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def _find_pipeline(cfg: Mapping[str, Any]) -> tuple[Any, str]:
-    for path in _DATASETS:
-        dataset, name = _at(cfg, path), ".".join(path)
+    for path in DATASETS:
+        dataset, name = config_value(cfg, path), ".".join(path)
         for wrapper in ("dataset", "datasets"):  # RepeatDataset, ConcatDataset
             if isinstance(dataset, Mapping) and "pipeline" not in dataset:
                 dataset, name = dataset.get(wrapper, dataset), f"{name}.{wrapper}"
         if isinstance(dataset, (list, tuple)) and dataset:
             first = dataset[0]
-            if any(_at(other, ("pipeline",)) != _at(first, ("pipeline",)) for other in dataset):
+            if any(
+                config_value(other, ("pipeline",)) != config_value(first, ("pipeline",))
+                for other in dataset
+            ):
                 raise ConfigError(f"{name} has datasets with different pipelines: keep one")
             dataset, name = first, f"{name}[0]"
         if isinstance(dataset, Mapping) and dataset.get("pipeline") is not None:

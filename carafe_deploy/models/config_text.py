@@ -15,12 +15,12 @@ import ast
 import os
 import re
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import ConfigError
+from carafe_deploy.quiet import without_warnings
 
 __all__ = ["merge_configs", "parse_config", "read_config", "short"]
 
@@ -198,11 +198,16 @@ def _evaluate(text: str, source: str) -> dict[str, Any]:
                 f"{source}, line {number}: {found.group()} is a substitution; {_REMEDY}"
             )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes of Windows paths in dumped configs
+        with without_warnings():  # of invalid escapes of Windows paths in dumped configs
             tree = ast.parse(text)
         return _Reader(source).module(tree)
     except SyntaxError as error:
+        if "unicodeescape" in str(error.msg):
+            raise ConfigError(
+                f"{source}, line {error.lineno}: a backslash in a string begins an escape, and "
+                f"this one is none ({error.msg}): write / in its place or r before the string, or "
+                "use the resolved config that mmdetection writes into its work_dirs folder"
+            ) from error
         raise ConfigError(
             f"{source}, line {error.lineno}: not valid Python ({error.msg}): {_REMEDY}"
         ) from error

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import CheckpointError, ConfigError
+from carafe_deploy.models.class_names import class_names
 from carafe_deploy.models.config import (
     AnchorConfig,
     BackboneConfig,
@@ -24,7 +26,7 @@ from carafe_deploy.models.config import (
     RpnConfig,
     UpsampleConfig,
 )
-from carafe_deploy.models.config_pipeline import class_names, preprocessing
+from carafe_deploy.models.config_pipeline import preprocessing
 from carafe_deploy.models.config_section import Section
 from carafe_deploy.models.config_text import merge_configs
 from carafe_deploy.models.resnet import BLOCKS
@@ -41,6 +43,7 @@ def detector_config(
     cfg: Mapping[str, Any] | None,
     shapes: Mapping[str, tuple[int, ...]],
     classes: Sequence[str] | None = None,
+    folders: Sequence[Path] = (),
 ) -> tuple[DetectorConfig, tuple[str, ...]]:
     """Settings from a config; what it leaves out, from tensor shapes and mmdetection's defaults.
 
@@ -49,6 +52,7 @@ def detector_config(
             them; None to infer everything from the shapes.
         shapes: tensor shapes by state_dict key.
         classes: class names, if the checkpoint's metadata has them; a config's own come first.
+        folders: where a file of class names is looked for that a config names.
 
     Returns:
         The settings, and notes on what was assumed rather than read.
@@ -69,7 +73,7 @@ def detector_config(
     else:
         detector = _detector(cfg, inferred, notes)
         detector = dataclasses.replace(detector, preprocessing=preprocessing(cfg, notes))
-    names = class_names(cfg or {}, classes, detector.num_classes, notes)
+    names = class_names(cfg or {}, classes, detector.num_classes, notes, folders)
     return dataclasses.replace(detector, classes=names), tuple(notes)
 
 

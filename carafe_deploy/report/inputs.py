@@ -9,8 +9,14 @@ from pathlib import Path
 from carafe_deploy.bench.record import BenchResult, OperatorsResult, from_dict
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.parity import ParityReport
+from carafe_deploy.suffixes import mistaken
 
 __all__ = ["Reportable", "read"]
+
+_REMEDY = (
+    "write the JSON of one with `carafe-deploy bench ... -o FILE.json` or "
+    "`carafe-deploy parity ... -o FILE.json`"
+)
 
 #: Whatever a report can show.
 Reportable = BenchResult | OperatorsResult | ParityReport
@@ -23,6 +29,9 @@ def read(path: str | os.PathLike[str]) -> Reportable:
         ArtefactError: the file is missing, neither of the two, damaged, or of another schema
             version.
     """
+    other = mistaken(path, None)
+    if other is not None:
+        raise ArtefactError(f"{other}, which a report is not made of: {_REMEDY}")
     try:
         text = Path(path).read_text(encoding="utf-8")
         data = json.loads(text)
@@ -38,7 +47,4 @@ def read(path: str | os.PathLike[str]) -> Reportable:
             return ParityReport.from_json(text)
         except ArtefactError as error:
             raise ArtefactError(f"{path}: {error}") from error
-    raise ArtefactError(
-        f"{path} is neither a benchmark result nor a parity report: write one with "
-        "`carafe-deploy bench ... -o FILE.json` or `carafe-deploy parity ... -o FILE.json`"
-    )
+    raise ArtefactError(f"{path} is neither a benchmark result nor a parity report: {_REMEDY}")

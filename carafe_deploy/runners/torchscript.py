@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.quiet import without_warnings
 from carafe_deploy.runners._torch import TorchRunner, resolve_device
 from carafe_deploy.types import ModelInfo
 
@@ -37,8 +37,7 @@ class TorchScriptRunner(TorchRunner):
         target = resolve_device(device)
         extra_files: dict[str, Any] = {_METADATA_KEY: ""}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with without_warnings():
                 module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]

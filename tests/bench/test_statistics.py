@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,27 @@ def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         found = ratio((rounds, ours), (rounds, generator.lognormal(0, 0.1, 20)), seed=trial)
         hits += found.low <= 2.0 <= found.high
     assert 0.9 <= hits / 200 <= 0.995
+
+
+def test_the_interval_is_that_of_95_percent() -> None:
+    # Of 51 rounds with the ratios 1 to 51, a resample's median is at most k where at least 26 of
+    # its 51 draws are: a binomial distribution, so that the interval's ends are known exactly.
+    rounds, middle = 51, 26
+
+    def share(k: int) -> float:
+        hit = k / rounds
+        return sum(
+            math.comb(rounds, n) * hit**n * (1 - hit) ** (rounds - n)
+            for n in range(middle, rounds + 1)
+        )
+
+    low, high = (next(k for k in range(1, rounds) if share(k) >= q) for q in (0.025, 0.975))
+    narrow = [next(k for k in range(1, rounds) if share(k) >= q) for q in (0.05, 0.95)]
+    wide = [next(k for k in range(1, rounds) if share(k) >= q) for q in (0.005, 0.995)]
+    assert wide[0] < low < narrow[0] < middle < narrow[1] < high < wide[1]
+    numbers = np.arange(rounds)
+    found = ratio((numbers, numbers + 1.0), (numbers, np.ones(rounds)))
+    assert (found.low, found.value, found.high) == (low, middle, high)
 
 
 def test_only_rounds_that_both_have_count() -> None:

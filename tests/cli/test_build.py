@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from carafe_deploy.cli.build import runs_here
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, find_flavour
+from carafe_deploy.engine.sidecar import Sidecar
 from carafe_deploy.libraries import find_library
-from tests.engine.tiny import tiny_model
+from tests.engine.tiny import tiny_info, tiny_model
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,8 @@ def test_json_describes_the_engine(run: Run, model: Path) -> None:
 
 
 @needs_rtx
-def test_summary_and_next_steps(run: Run, model: Path) -> None:
+def test_summary_and_next_steps(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("carafe_deploy.cli.build.gpu_capability", lambda: None)
     outcome = run("build", model, "-o", "out/x", "--flavour", "tensorrt_rtx", "--stages")
     assert outcome.status == 0, outcome.err
     facts, _, following = outcome.out.partition("next")
@@ -58,11 +61,33 @@ def test_summary_and_next_steps(run: Run, model: Path) -> None:
     assert "faster_rcnn, 2 classes, fp32" in facts
     assert "min 1×64×64, opt 1×128×256, max 4×192×256" in facts
     assert "1 of them plugins" in facts
-    assert [line.strip() for line in following.split("\n")[1:4]] == [
+    assert [line.strip() for line in following.split("\n")[1:5]] == [
         "carafe-deploy inspect out/x.engine",
+        "on a machine with a supported GPU:",
         "carafe-deploy detect out/x.engine IMAGES",
         f"carafe-deploy parity {model} out/x.engine",
     ]
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        (None, False),
+        ((8, 9), True),
+        ((8, 6), False),  # not built for
+        ((9, 0), False),  # later than 8.9, which TensorRT-RTX does not support
+        ((12, 0), True),
+    ],
+)
+def test_whether_an_engine_runs_here(
+    run: Run, model: Path, capability: tuple[int, int] | None, expected: bool
+) -> None:
+    sidecar = Sidecar(
+        bytes=1, sha256="", flavour="tensorrt_rtx", version="1", compute_capabilities=("8.9+",),
+        plugin=None, source={}, profiles=(), stages=False, layers={}, build={}, model=tiny_info(),
+    )  # fmt: skip
+    assert runs_here(sidecar, capability) == expected
 
 
 @needs_rtx
@@ -112,6 +137,12 @@ def test_values_that_the_model_or_flavour_does_not_take(
     [
         ("model.json", "model.json is truncated, damaged or no ONNX file"),
         (".", ". is a folder: name an .onnx file"),
+        (
+            "epoch_12.pth",
+            "epoch_12.pth is a checkpoint: `carafe-deploy export epoch_12.pth` first makes an ONNX",
+        ),
+        ("x.ts", "x.ts is a TorchScript file: engines are built from ONNX files, `carafe-deploy "),
+        ("x.engine", "x.engine is an engine: engines are built from ONNX files, give the one"),
     ],
 )
 def test_a_model_that_is_none(run: Run, name: str, message: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from carafe_deploy.cli.common import UsageError
-from carafe_deploy.cli.detect import picture_names
+from carafe_deploy.cli.detect import earlier_pictures, picture_names, short_names
 from carafe_deploy.images import load_image
 
 Run = Callable[..., Any]
@@ -75,6 +75,19 @@ def test_table_counts_what_is_drawn(run: Run, ts_file: Path, images: Path) -> No
     assert f"out/detections.json has all {len(found)} with score > 0.05" in outcome.out
 
 
+def test_a_score_at_the_threshold_counts_and_is_drawn(
+    run: Run, ts_file: Path, images: Path
+) -> None:
+    image = images / "000001.png"
+    found = run("detect", ts_file, image, "--json").json["annotations"]
+    score = found[1]["score"]
+    assert found[0]["score"] > score > found[2]["score"]
+    outcome = run("detect", ts_file, image, "--score-threshold", repr(score), "-o", "at")
+    assert outcome.out.splitlines()[1].split()[2] == "2"
+    run("detect", ts_file, image, "--score-threshold", repr(found[0]["score"]), "-o", "above")
+    assert (load_image("at/000001.png") != load_image("above/000001.png")).any()
+
+
 def test_display_threshold_draws_less(run: Run, ts_file: Path, images: Path) -> None:
     run("detect", ts_file, images / "000001.png", "--score-threshold", "1", "-o", "none")
     assert (load_image("none/000001.png") == load_image(images / "000001.png")).all()
@@ -104,6 +117,92 @@ def test_globs_and_repeated_names(run: Run, ts_file: Path, images: Path) -> None
         "out/000001.png",
         "out/000001_2.png",
     ]
+
+
+def names_in(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_a_later_run_says_what_earlier_ones_left(run: Run, ts_file: Path, images: Path) -> None:
+    run("detect", ts_file, images / "000001.png", images / "000002.png")
+    for _ in range(2):  # a run more does not make it forget
+        outcome = run("detect", ts_file, images / "000003.png")
+        assert outcome.status == 0, outcome.err
+        assert (
+            "note: 2 pictures of earlier runs left in out/, 000001.png first: --overwrite"
+        ) in outcome.out
+    assert "note: 1 picture of earlier" in run("detect", ts_file, images / "000001.png", images /
+                                               "000003.png", "--json").err  # fmt: skip
+    assert names_in("out") == ["000001.png", "000002.png", "000003.png", "detections.json"]
+
+
+def test_overwrite_leaves_what_belongs_to_this_run(run: Run, ts_file: Path, images: Path) -> None:
+    run("detect", ts_file, images / "000001.png", images / "000002.png")
+    run("detect", ts_file, images / "000002.png")
+    Path("out/mine.png").write_bytes(b"mine")
+    outcome = run("detect", ts_file, images / "000003.png", "--overwrite")
+    assert "earlier" not in outcome.out
+    assert names_in("out") == ["000003.png", "detections.json", "mine.png"]
+    assert "earlier" not in run("detect", ts_file, images / "000003.png").out
+
+
+def test_a_failing_run_removes_nothing(run: Run, ts_file: Path, images: Path) -> None:
+    run("detect", ts_file, images / "000001.png")
+    (images / "000002.png").write_bytes(b"no image")
+    before = Path("out/detections.json").read_text()
+    assert run("detect", ts_file, images / "000002.png", "--overwrite").status == 2
+    assert names_in("out") == ["000001.png", "detections.json"]
+    assert Path("out/detections.json").read_text() == before
+
+
+LISTED = {"info": {"description": "carafe-deploy detect"}, "images": [{"picture": "out/a.png"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (LISTED, ["a.png"]),
+        ({**LISTED, "images": [{"picture": "../b.png"}, {"picture": "/etc/c.png"}]}, ["b.png"]),
+        ({**LISTED, "info": {"description": "another program"}}, []),
+        ({**LISTED, "images": [{"picture": "kept.png"}, {"picture": "gone.png"}]}, []),
+        ({**LISTED, "images": [{}]}, []),
+        ([], []),
+        ("{", []),
+    ],
+)
+def test_only_listed_files_of_the_folder_are_taken_for_earlier_pictures(
+    tmp_path: Path, content: Any, expected: list[str]
+) -> None:
+    for name in ("a.png", "b.png", "kept.png"):
+        (tmp_path / name).write_bytes(b"")
+    path = tmp_path / "detections.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    found = earlier_pictures(path, [tmp_path / "kept.png"])
+    assert found == [tmp_path / name for name in expected]
+
+
+def test_absolute_and_relative_paths_in_one_run(run: Run, ts_file: Path, images: Path) -> None:
+    shutil.copy(images / "000002.png", "b.png")
+    outcome = run("detect", ts_file, images / "000001.png", "b.png")
+    assert outcome.status == 0, outcome.err
+    # The first, in the folder of a test, is folded over several lines.
+    assert [line.split(" ")[0] for line in outcome.out.splitlines()].count("b.png") == 1
+    assert len(json.loads(Path("out/detections.json").read_text())["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/x.png", "a/b/y.png"], ["x.png", "b/y.png"]),
+        (["/a/x.png", "/b/y.png"], ["a/x.png", "b/y.png"]),
+        (["/a/x.png"], ["x.png"]),
+        (["/a/x.png", "y.png"], ["/a/x.png", "y.png"]),
+        (["x.png", "a/y.png"], ["x.png", "a/y.png"]),
+        (["../x.png", "y.png"], ["../x.png", "y.png"]),
+    ],
+)
+def test_short_names(paths: list[str], expected: list[str]) -> None:
+    assert short_names(paths) == expected
 
 
 def test_a_shrunk_image_is_noted(run: Run, checkpoint: Path, images: Path) -> None:

@@ -111,6 +111,31 @@ def test_contradictions_are_found_before_anything_is_read(
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "x.onnx",
+            "x.onnx is an ONNX file, which is exported already: give the .pth checkpoint, or "
+            "`carafe-deploy build x.onnx` to make an engine of it",
+        ),
+        ("x.TS", "x.TS is a TorchScript file, which is exported already: give the .pth checkpoint"),
+        ("a/x.engine", "a/x.engine is an engine, which is exported already: give the .pth"),
+    ],
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_is_no_checkpoint_by_its_suffix(
+    run: Run, name: str, message: str, exists: bool
+) -> None:
+    if exists:
+        Path("a").mkdir()
+        Path(name).write_bytes(b"\x08\x0a")
+    outcome = run("export", name)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert f"error: {message}" in outcome.err
+    assert "again" not in outcome.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--size", "100x128"], "height 100 is not a multiple of 64: use 128"),
@@ -130,11 +155,17 @@ def test_values_that_the_detector_does_not_take(
     assert list(Path().iterdir()) == []
 
 
-def test_bfloat16_comes_with_a_note(run: Run, checkpoint: Path) -> None:
+def test_bfloat16_comes_with_a_note(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carafe_deploy.cli.export.gpu_capability", lambda: None)
     outcome = run("export", checkpoint, "-o", "x.onnx", *SMALL, "--precision", "bf16")
     assert outcome.status == 0, outcome.err
     assert "ONNX Runtime's CPU has no bfloat16 Conv" in outcome.out
-    assert "carafe-deploy detect x.onnx IMAGES --device cuda" in outcome.out
+    following = [line.strip() for line in outcome.out.split("next")[1].splitlines()]
+    assert following[1:3] == [
+        "on a machine with a GPU:", "carafe-deploy detect x.onnx IMAGES --device cuda"
+    ]  # fmt: skip
 
 
 def test_a_published_model_that_cannot_be_fetched(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from carafe_deploy.engine.sidecar import sidecar_path
 from tests.engine import fake_tensorrt
@@ -97,7 +98,9 @@ def test_an_engine_as_text(run: Run, engine: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.pth", "x.pth is neither an .onnx nor an .engine file"),
+        ("x.tflite", "x.tflite has the suffix '.tflite': give one of .pth"),
+        ("x.pth", "cannot read checkpoint x.pth"),
+        ("x.ts", "x.ts does not exist: export it first"),
         ("x.onnx", "x.onnx does not exist: export it first"),
         ("x.engine", "x.engine does not exist: build it with"),
     ],
@@ -106,6 +109,58 @@ def test_files_that_cannot_be_inspected(run: Run, name: str, message: str) -> No
     outcome = run("inspect", name)
     assert (outcome.status, outcome.out) == (2, "")
     assert message in outcome.err
+
+
+def test_a_checkpoint(run: Run, checkpoint: Path) -> None:
+    result = run("inspect", checkpoint, "--json").json
+    assert (result["kind"], result["bytes"]) == ("checkpoint", checkpoint.stat().st_size)
+    assert (result["name"], result["architecture"]) == ("shapes_mask_rcnn_carafe", "mask_rcnn")
+    assert result["classes"] == ["circle", "square", "triangle"]
+    assert result["config"]["backbone"] == {"depth": 18, "base_channels": 16}
+    counted = torch.load(checkpoint, weights_only=True)["state_dict"].items()
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    assert result["parameters"] == sum(t.numel() for k, t in counted if not k.endswith(buffers))
+    outcome = run("inspect", checkpoint)
+    assert outcome.status == 0, outcome.err
+    for text in (
+        "checkpoint of mmdetection, SHA-256 fbec7e06",
+        "shapes_mask_rcnn_carafe: mask_rcnn",
+        "ResNet-18, FPN_CARAFE with 32 channels",
+        "3: circle, square, triangle",
+        "resized to within 160×128, padded to multiples of 64",
+        "score > 0.05, NMS IoU 0.5, at most 100, masks at 0.5",
+        f"carafe-deploy export {checkpoint}",
+    ):
+        assert text in outcome.out
+
+
+def test_a_checkpoint_with_a_config_beside_it(run: Run, checkpoint: Path, data_dir: Path) -> None:
+    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    assert text.count("score_thr=0.05") > 0
+    Path("config.py").write_text(text.replace("score_thr=0.05", "score_thr=0.2"))
+    result = run("inspect", checkpoint, "--config", "config.py", "--json").json
+    assert result["config"]["box"]["score_threshold"] == 0.2
+    outcome = run("inspect", "x.onnx", "--config", "config.py")
+    assert outcome.status == 2
+    assert "--config config.py belongs to a .pth checkpoint, not to x.onnx" in outcome.err
+
+
+def test_a_torchscript_file(run: Run, ts_file: Path) -> None:
+    result = run("inspect", ts_file, "--json").json
+    assert (result["kind"], result["bytes"]) == ("torchscript", ts_file.stat().st_size)
+    assert result["model"]["classes"] == ["circle", "square", "triangle"]
+    assert result["outputs"][-1]["name"] == "det_masks"
+    calls = [call["name"] for call in result["operators"]]
+    outcome = run("inspect", ts_file)
+    assert outcome.status == 0, outcome.err
+    for text in (
+        "TorchScript",
+        "images float32 [batch, 3, 64*height, 64*width]",
+        "shapes_mask_rcnn_carafe: mask_rcnn, fp32",
+        f"{len(calls)} custom operators",
+        f"{calls.count('batched_nms')}  batched_nms",
+    ):
+        assert text in outcome.out
 
 
 @pytest.mark.parametrize(

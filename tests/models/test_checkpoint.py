@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,16 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return save
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("x.onnx", "an ONNX file"), ("x.ts", "a TorchScript file"), ("x.engine", "an engine")],
+)
+def test_another_kind_of_file_is_known_by_its_suffix(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x0a")
+    with pytest.raises(CheckpointError, match=rf"{name} is {kind}, which was made from a checkpo"):
+        load_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [FASTER, MASK])
@@ -152,6 +163,30 @@ def test_metadata_of_2x(content: Content, save: Callable[..., Path]) -> None:
 def test_names_without_config(content: Content, save: Callable[..., Path]) -> None:
     content["meta"] = {"CLASSES": ["a", "b", "c"]}
     assert load_checkpoint(save(content)).config.classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["config beside", "config inside"])
+def test_a_file_of_names_is_looked_for_from_where_mmdetection_ran(
+    content: Content, data_dir: Path, tmp_path: Path, beside: bool
+) -> None:
+    folder = tmp_path / "root" / "work_dirs" / "mine"
+    folder.mkdir(parents=True)
+    file = tmp_path / "root" / "data" / "names.txt"
+    file.parent.mkdir()
+    file.write_text("ant\nbee\ncat\n")
+    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    text, count = re.subn(r"classes=\([^)]*\)", "classes='data/names.txt'", text)
+    assert count == 4
+    (folder / "config.py").write_text(text)
+    content["meta"] = {} if beside else {"config": text}
+    torch.save(content, folder / "epoch_1.pth")
+    config = folder / "config.py" if beside else None
+    checkpoint = load_checkpoint(folder / "epoch_1.pth", config)
+    assert checkpoint.config.classes == ("ant", "bee", "cat")
+    assert checkpoint.notes == (f"class names are those in {file}",)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"classes='data/names\.txt' names a file of class names"):
+        load_checkpoint(folder / "epoch_1.pth", config)
 
 
 def test_config_stored_as_a_dict(content: Content, save: Callable[..., Path]) -> None:

@@ -64,6 +64,7 @@ REFUSED = [
     ("def f(): pass", "a function"),
     ("class A: pass", "a class"),
     ("x = y", "the name 'y', not assigned before"),
+    ("x = 'C:\\Users\\me'", r"line 1: a backslash in a string begins an escape.*: write / in its"),
     ("x = {{_base_.model}}", r"line 1: \{\{_base_.model\}\} is a substitution"),
     ("a = 1\nx = '{{ fileDirname }}/a'", r"line 2: \{\{ fileDirname \}\} is a substitution"),
     ("x = 2 ** 9", "an operation other than"),

@@ -85,6 +85,49 @@ def test_detections_match_by_class_box_and_score(name: str) -> None:
     assert found.borderline == 0
 
 
+#: Boxes of 8 by 8 pixels, the second shifted by 1: IoU 56 / 72; masks of the same size.
+LIMIT = ((0, 0, 8, 8, 0.5, 0), (1, 0, 9, 8, 0.25, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "beyond"),
+    [
+        ("iou", 56 / 72, np.nextafter(56 / 72, 1)),
+        ("mask_iou", 56 / 72, np.nextafter(56 / 72, 1)),
+        ("score", 0.25, np.nextafter(0.25, 0)),
+    ],
+)
+def test_what_reaches_a_limit_exactly_is_accepted(name: str, at: float, beyond: float) -> None:
+    reference, candidate = (_detections(row, masks=True) for row in LIMIT)
+
+    def matched(limit: float) -> int:
+        limits = {"iou": 0.5, "score": 0.5, "mask_iou": 0.5, name: limit}
+        return match_detections(reference, candidate, **limits).matched
+
+    assert (matched(at), matched(beyond)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("borders", "score", "excused"),
+    [
+        ({"score_threshold": 0.25}, 0.5, True),  # 0.25 + 0.25
+        ({"score_threshold": 0.25}, 0.515625, False),
+        ({"max_detections": 1}, 0.75, True),  # the worst of the full side has 0.5
+        ({"max_detections": 1}, 0.765625, False),
+        ({"max_detections": 2}, 0.75, False),  # the other side has room for one more
+    ],
+)
+def test_a_border_includes_its_end(borders: dict[str, float], score: float, excused: bool) -> None:
+    found = match_detections(
+        _detections((0, 0, 8, 8, 0.5, 0), (50, 50, 60, 60, score, 0)),
+        _detections((0, 0, 8, 8, 0.5, 0)),
+        iou=0.5,
+        score=0.25,
+        **borders,
+    )
+    assert (found.matched, found.borderline) == (1, excused)
+
+
 def test_two_empty_images_match() -> None:
     found = _match(reference=())
     assert (found.matched, found.total, found.fraction) == (0, 0, 1.0)
@@ -233,6 +276,24 @@ def test_scores_may_differ_as_a_sigmoid_lets_them(row: int, score: float, rows: 
     scores = SCORES.copy()
     scores[row] = score
     assert [pair[0] for pair in _pair(BOXES, scores)] == rows
+
+
+@pytest.mark.parametrize(("limit", "count"), [(0.25, 1), (np.nextafter(0.25, 0), 0)])
+def test_a_shift_that_reaches_its_limit_is_accepted(limit: float, count: int) -> None:
+    boxes = np.array([[0, 0, 64, 64]], np.float32)
+    scores = np.array([0.5], np.float32)
+    found = match_proposals((boxes, scores), (boxes + 16, scores), shift=limit, logit=0.1)
+    assert len(found.rows) == count
+
+
+def test_scores_that_differ_by_exactly_what_is_allowed_are_accepted() -> None:
+    boxes = np.array([[0, 0, 64, 64]], np.float32)
+    ours, theirs = np.array([0.5], np.float32), np.array([0.25], np.float32)
+    exact = (0.25 - 1e-6) / 0.25  # times s (1 - s), and 1e-6 for the sigmoid
+    assert exact * 0.25 + 1e-6 == 0.25
+    for logit, count in ((exact, 1), (exact - 1e-9, 0)):
+        found = match_proposals((boxes, ours), (boxes, theirs), shift=0.01, logit=logit)
+        assert len(found.rows) == count
 
 
 def test_padding_is_left_out_and_counts() -> None:

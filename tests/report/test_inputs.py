@@ -34,7 +34,10 @@ def test_parity(tmp_path: Path, passed: bool) -> None:
     ("content", "message"),
     [
         ("", r"is no JSON .*: measure again"),
-        ("[1, 2]", r"is neither a benchmark result nor a parity report: write one with"),
+        (
+            "[1, 2]",
+            r"is neither a benchmark result nor a parity report: write the JSON of one with",
+        ),
         ("{}", r"`carafe-deploy bench \.\.\. -o FILE\.json` or `carafe-deploy parity"),
         ('{"passed": true, "detectors": []}', r"is neither"),
         ('{"kind": "poem", "schema": 1}', r"is no benchmark result"),
@@ -56,6 +59,12 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
     with pytest.raises(ArtefactError, match=r"old\.json has schema 0, this version reads 1"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.engine", "x.pth"])
+def test_an_artefact_is_none_by_its_suffix(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtefactError, match=rf"{name} is an? .*: write the JSON of one with `car"):
+        read(tmp_path / name)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
