@@ -232,6 +232,7 @@ def evaluate_runner(
     *,
     limit: int | None = None,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     max_dets: tuple[int, int, int] = COCO_MAX_DETS,
     progress: Progress | None = None,
 ) -> tuple[EvalResult, dict[int, Detections]]:
@@ -243,6 +244,8 @@ def evaluate_runner(
         image_dir: folder to which the annotations' ``file_name`` are relative.
         limit: evaluate on the first images of the file only.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too, which changes what is found; see
+            :class:`carafe_deploy.pipeline.Pipeline`.
         max_dets: see :func:`evaluate_results`.
         progress: called with images done and their total.
 
@@ -270,7 +273,8 @@ def evaluate_runner(
         )
     detections: dict[int, Detections] = {}
     results: list[dict[str, Any]] = []
-    found = Pipeline(runner, batch_size).detect_paths(paths, progress)
+    pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
+    found = pipeline.detect_paths(paths, progress)
     with contextlib.closing(found):
         for image, (path, detected) in zip(images, found, strict=True):
             _check_size(path, detected.image_size, image)

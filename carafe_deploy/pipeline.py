@@ -6,11 +6,10 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from carafe_deploy.images import GivenImage, Image, as_images, load_image
 from carafe_deploy.masks import Paste, paste_masks
 from carafe_deploy.overlap import DEPTH, overlapped
 from carafe_deploy.postprocess import postprocess
+from carafe_deploy.preparation import Entry, Preparation, Prepared
 from carafe_deploy.preprocess import Batch, Preprocessor
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
@@ -53,90 +53,6 @@ class PipelineTimes:
     preprocess: float
     run: RunTimes
     postprocess: float
-
-
-@dataclass(frozen=True)
-class _Entry(Generic[_Source]):
-    """A source, its place in the stream, and the image that was loaded from it."""
-
-    number: int
-    source: _Source
-    image: Image
-
-
-@dataclass(frozen=True)
-class _Prepared(Generic[_Source]):
-    """One batch before its run; or a source, by its number, that was left out."""
-
-    entries: list[_Entry[_Source]]
-    batch: Batch | None = None
-    left_out: int | None = None
-
-
-class _Preparation(Generic[_Source]):
-    """Sources in, batches out: iterated over in one thread, each step called in another.
-
-    A source that cannot be loaded ends it, after the images before.
-    """
-
-    def __init__(
-        self,
-        sources: Iterable[_Source],
-        load: Callable[[_Source], Image | None],
-        preprocess: Preprocessor,
-        gatherer: Gatherer[_Entry[_Source]],
-        mixed_sizes: bool,
-    ) -> None:
-        self._sources = sources
-        self._load = load
-        self._preprocess = preprocess
-        self._gatherer = gatherer
-        self._mixed_sizes = mixed_sizes
-        self._failures: list[Exception] = []
-
-    def __iter__(self) -> Iterator[Callable[[], list[_Prepared[_Source]]]]:
-        failure, count = None, 0
-        try:
-            for count, source in enumerate(self._sources, 1):
-                yield partial(self._take, count - 1, source)
-                if self._failures:
-                    break
-        except Exception as error:
-            failure = error
-        # What still waits, batch by batch, so that no more than one is prepared at a time.
-        for _ in range(self._gatherer.most_groups(count)):
-            yield self._flush
-        yield partial(self._end, failure)
-
-    def _take(self, number: int, source: _Source) -> list[_Prepared[_Source]]:
-        if self._failures:
-            return []
-        try:
-            image = self._load(source)
-            size = None if image is None else self._preprocess.padded_size(image)
-        except Exception as error:
-            self._failures.append(error)
-            return []
-        if image is None:
-            due = self._gatherer.skip()
-            return [_Prepared([], left_out=number), *map(self._prepared, due)]
-        entry = _Entry(number, source, image)
-        due = self._gatherer.add(None if self._mixed_sizes else size, entry, image.nbytes)
-        return list(map(self._prepared, due))
-
-    def _flush(self) -> list[_Prepared[_Source]]:
-        entries = self._gatherer.flush()
-        return [self._prepared(entries)] if entries else []
-
-    def _end(self, failure: Exception | None) -> list[_Prepared[_Source]]:
-        if self._failures:
-            raise self._failures.pop()
-        if failure is not None:
-            raise failure
-        return []
-
-    def _prepared(self, entries: list[_Entry[_Source]]) -> _Prepared[_Source]:
-        return _Prepared(entries, self._preprocess([entry.image for entry in entries]))
 
 
 class Pipeline:
@@ -273,21 +189,19 @@ class Pipeline:
             Exception: whatever ``sources``, ``load`` and ``finish`` raise. Results of images
                 before one that cannot be loaded are out by then.
         """
-        gatherer: Gatherer[_Entry[_Source]] = Gatherer(
-            self._batch_size, self._window, WAITING_BYTES
-        )
-        preparation = _Preparation(sources, load, self._preprocess, gatherer, self._mixed_sizes)
+        gatherer: Gatherer[Entry[_Source]] = Gatherer(self._batch_size, self._window, WAITING_BYTES)
+        preparation = Preparation(sources, load, self._preprocess, gatherer, self._mixed_sizes)
 
         def run(
-            batches: list[_Prepared[_Source]],
-        ) -> list[tuple[_Prepared[_Source], dict[str, Array]]]:
+            batches: list[Prepared[_Source]],
+        ) -> list[tuple[Prepared[_Source], dict[str, Array]]]:
             return [
                 (one, {} if one.batch is None else self._runner.run(self._inputs(one.batch)))
                 for one in batches
             ]
 
         def end(
-            ran: list[tuple[_Prepared[_Source], dict[str, Array]]],
+            ran: list[tuple[Prepared[_Source], dict[str, Array]]],
         ) -> list[tuple[int, list[_Result]]]:
             results: list[tuple[int, list[_Result]]] = []
             for prepared, outputs in ran:

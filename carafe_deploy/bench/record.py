@@ -86,8 +86,9 @@ class Throughput:
 
     Attributes:
         batch: images a run.
-        samples_ms: of each run, copies and compute, without pre- and postprocessing; empty if
-            ``reason`` says why.
+        samples_ms: of each run, copies and compute, without pre- and postprocessing; of images
+            with several padded sizes the mean of one run each, by their share. Empty if ``reason``
+            says why.
         reason: why this batch size was not measured.
         pipelined_ms: a batch, from decoded images to detections with encoded masks: each the time
             of a stream of batches (see :meth:`carafe_deploy.pipeline.Pipeline.stream`) over their

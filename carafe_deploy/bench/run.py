@@ -33,6 +33,7 @@ from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError, Inp
 from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline, PipelineTimes
+from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.types import Detections, ModelInfo
 
 __all__ = ["BenchOptions", "run_bench"]
@@ -341,16 +342,26 @@ class _Bench:
         if not low <= batch <= high:
             turn.refused[batch] = f"the artefacts accept batches of {low} to {high}"
             return
-        images = [self._pictures[index % len(self._pictures)] for index in range(batch)]
-        inputs = turn.pipeline.inputs(images)
-        if is_first or self._settles:
+        seconds = 0.0
+        for pictures in self._by_size(turn):
+            inputs = turn.pipeline.inputs(list(itertools.islice(itertools.cycle(pictures), batch)))
+            if is_first or self._settles:
+                turn.runner.run(inputs)
+            begun = time.perf_counter()
             turn.runner.run(inputs)
-        begun = time.perf_counter()
-        turn.runner.run(inputs)
-        seconds = time.perf_counter() - begun
+            share = len(pictures) / len(self._pictures)
+            seconds += (time.perf_counter() - begun) * share
         turn.batches.setdefault(batch, []).append(seconds * 1e3)
         count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
         self._run_stream(turn, batch, count)
+
+    def _by_size(self, turn: _Turns) -> list[list[Image]]:
+        """The images by the size that they are padded to."""
+        preprocess = Preprocessor(turn.runner.info)
+        groups: dict[tuple[int, int], list[Image]] = {}
+        for image in self._pictures:
+            groups.setdefault(preprocess.padded_size(image), []).append(image)
+        return list(groups.values())
 
     def _run_stream(self, turn: _Turns, batch: int, count: int) -> None:
         """Time `count` batches from decoded images to detections, the stages overlapping."""
@@ -435,8 +446,9 @@ class _Bench:
             f"{self._block} images one by one{settled}; {PAUSE:g} s pause before",
             "outliers": "kept",
             "latency": "from a decoded image to detections with encoded masks",
-            "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, without "
-            "pre- and postprocessing; after each one overlapped: a stream of at least "
+            "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, each "
+            "of images of one padded size (of several the mean, by their share), without pre- and "
+            "postprocessing; after each one overlapped: a stream of at least "
             f"{FEWEST_BATCHES} batches from decoded images to detections with encoded masks, "
             "preprocessing, run and postprocessing at work on different batches",
             "threads": threads,

@@ -39,6 +39,7 @@ __all__ = [
     "Layout",
     "LayoutOption",
     "LimitOption",
+    "MixedSizesOption",
     "Mode",
     "ModeOption",
     "Steps",
@@ -109,7 +110,22 @@ ImageDirOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images a run.")]
+BatchSizeOption = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Images a run; those of one padded size are gathered, so it changes no result.",
+    ),
+]
+MixedSizesOption = Annotated[
+    bool,
+    typer.Option(
+        "--mixed-sizes",
+        help="Pad the images of a batch to the largest of them instead, as mmdetection does: fewer "
+        "runs, but what is found in an image depends on the others.",
+    ),
+]
 LayoutOption = Annotated[
     Layout | None,
     typer.Option(

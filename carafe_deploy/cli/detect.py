@@ -22,6 +22,7 @@ from carafe_deploy.cli.common import (
     DeviceOption,
     JsonOption,
     LayoutOption,
+    MixedSizesOption,
     Mode,
     ModeOption,
     UsageError,
@@ -63,6 +64,7 @@ def detect(
         typer.Option(min=0.0, max=1.0, help="Draw and count detections with at least this score."),
     ] = 0.3,
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     mode: ModeOption = Mode.eager,
@@ -83,7 +85,7 @@ def detect(
     pictures = picture_names(paths, output)
     with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
         document = _Document(runner.info, score_threshold)
-        pipeline = Pipeline(runner, batch_size)
+        pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
         unreadable: list[str] = []
         with image_progress("detect") as progress:
             drawn = pipeline.stream(

@@ -18,6 +18,7 @@ from carafe_deploy.cli.common import (
     DeviceOption,
     JsonOption,
     LayoutOption,
+    MixedSizesOption,
     Mode,
     ModeOption,
     examples,
@@ -60,6 +61,7 @@ def evaluate(
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
     ] = Path("out/eval"),
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     mode: ModeOption = Mode.eager,
@@ -78,7 +80,13 @@ def evaluate(
     opened = open_artefact(artefact, device, config, mode=mode, layout=layout)
     with opened as runner, image_progress("eval") as progress:
         result, found = evaluate_runner(
-            runner, annotations, images, limit=limit, batch_size=batch_size, progress=progress
+            runner,
+            annotations,
+            images,
+            limit=limit,
+            batch_size=batch_size,
+            mixed_sizes=mixed_sizes,
+            progress=progress,
         )
         ids = category_ids(load_annotations(annotations), runner.info.classes)
     metrics = {"artefact": artefact, "annotations": str(annotations), **result.to_dict()}
