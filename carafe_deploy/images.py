@@ -236,7 +236,7 @@ def _remedy(image: npt.NDArray[Any]) -> str:
 def _kind(value: Any) -> str:
     """What something is, for a message."""
     if value is None:
-        return "None, which cv2.imread returns for a file that it cannot read"
+        return "None (cv2.imread returns it for a file that it cannot read)"
     return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
 
 
