@@ -163,7 +163,7 @@ class DetectorResult:
 
     def agrees(self, backend: BackendResult) -> bool:
         """A backend has mmdetection's AP and finds its detections."""
-        found = backend.matched >= MATCHED_LIMIT * backend.recorded
+        found = backend.recorded > 0 and backend.matched >= MATCHED_LIMIT * backend.recorded
         return found and self.deviation(backend) <= AP_LIMIT
 
     @property
@@ -376,6 +376,7 @@ class _Job:
             candidate,
             images=[load_image(path) for path in _images()[:PARITY_IMAGES]],
             batch_size=PARITY_BATCH,
+            mixed_sizes=True,
             progress=lambda level, done, total: progress(done, total),
         )
 

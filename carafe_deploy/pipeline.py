@@ -127,7 +127,11 @@ class Pipeline:
             ImageError: a file cannot be read.
             ArtefactError: the outputs are not those of a detector.
         """
-        return list(self.stream(as_images(images), _given, _detections, overlap=False))
+        return list(self.each(images))
+
+    def each(self, images: GivenImage | Iterable[GivenImage]) -> Generator[Detections, None, None]:
+        """Detections image by image, in the caller's thread; see :meth:`detect`."""
+        return self.stream(as_images(images), _given, _detections, overlap=False)
 
     def detect_paths(
         self,

@@ -259,6 +259,7 @@ def _compare(
                 candidate,
                 images=[load_image(path) for path in _image_paths()[:IMAGES]],
                 batch_size=BATCH,
+                mixed_sizes=True,
                 annotations=data_path("shapes", "val.json"),
                 image_dir=data_path("shapes", "val"),
                 limit=AP_IMAGES,
@@ -266,7 +267,8 @@ def _compare(
             )
     except CarafeDeployError as error:
         return "failed", str(error), None
-    failures = "; ".join(f"{row.level} {row.name}: {row.note}" for row in parity.failures)
+    told = (*parity.failures, *parity.uncompared)
+    failures = "; ".join(f"{row.level} {row.name}: {row.note or row.state}" for row in told)
     return "passed" if parity.passed else "failed", failures, parity
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import atomic_write_text
+from carafe_deploy.verdict import state_of
 
 __all__ = [
     "PARTS",
@@ -144,17 +145,28 @@ class Agreement:
         matched: pairs found, see :func:`carafe_deploy.parity.match_detections`.
         total: pairs and those left over on either side.
         max_score_error: largest difference of a pair's scores.
-        min_iou: smallest IoU of a pair's boxes.
+        min_iou: smallest IoU of a pair's boxes; None without pairs.
         min_mask_iou: of a pair's masks; None without masks.
-        passed: within :mod:`carafe_deploy.tolerances`.
+        passed: within :mod:`carafe_deploy.tolerances`; None where neither found anything, so that
+            nothing was compared.
     """
 
     matched: int
     total: int
     max_score_error: float
-    min_iou: float
+    min_iou: float | None
     min_mask_iou: float | None
-    passed: bool
+    passed: bool | None
+
+    @property
+    def state(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"nothing compared"``."""
+        return state_of(self.passed)
+
+    @property
+    def found_again(self) -> str:
+        """Pairs of the total, for people."""
+        return f"{self.matched} of {self.total}" if self.total else self.state
 
 
 @dataclass(frozen=True)

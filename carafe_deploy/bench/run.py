@@ -34,7 +34,8 @@ from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline, PipelineTimes
 from carafe_deploy.preprocess import Preprocessor
-from carafe_deploy.types import Detections, ModelInfo
+from carafe_deploy.runners.base import Runner
+from carafe_deploy.types import Detections
 
 __all__ = ["BenchOptions", "run_bench"]
 
@@ -120,7 +121,7 @@ class BenchOptions:
 
 def run_bench(
     paths: Sequence[Path],
-    images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+    images: Mapping[str, Image] | Callable[[Runner], Mapping[str, Image]],
     options: BenchOptions,
     *,
     step: Step = lambda name: None,
@@ -134,7 +135,8 @@ def run_bench(
 
     Args:
         paths: of the artefacts.
-        images: [H, W, 3] uint8 BGR each, by name; or a function that chooses them for the model.
+        images: [H, W, 3] uint8 BGR each, by name; or a function that chooses them for the runner of
+            the first artefact that can be opened.
         options: see there.
         step: told the name of each step as it begins.
         progress: within a step, told the parts done and their total.
@@ -223,7 +225,7 @@ class _Bench:
     def __init__(
         self,
         entries: Sequence[Opened],
-        images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+        images: Mapping[str, Image] | Callable[[Runner], Mapping[str, Image]],
         options: BenchOptions,
         step: Step,
         progress: Progress,
@@ -233,7 +235,7 @@ class _Bench:
         self._step, self._progress = step, progress
         self._turns = [_Turns(entry) for entry in entries if entry.bounded is not None]
         self._model = self._turns[0].runner.info
-        self._images = images(self._model) if callable(images) else images
+        self._images = images(self._turns[0].runner) if callable(images) else images
         self._pictures = list(self._images.values())
         if not self._pictures:
             raise InputShapeError("there are no images to measure with: give at least one")

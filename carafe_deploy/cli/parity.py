@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from carafe_deploy.cli.common import (
     ImageDirOption,
     JsonOption,
     LimitOption,
+    MixedSizesOption,
     Steps,
     UsageError,
     artefact_path,
@@ -33,10 +34,14 @@ from carafe_deploy.cli.parity_tables import show_report, show_walk
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from carafe_deploy.images import Image
     from carafe_deploy.parity import ParityReport
     from carafe_deploy.runners.base import Runner
 
 __all__ = ["COMMAND", "open_pair", "parity"]
+
+#: Images used when none are named: large detectors take seconds for one on a CPU.
+_DEFAULTS = 4
 
 ReferenceArgument = Annotated[
     str,
@@ -60,7 +65,7 @@ ImagesOption = Annotated[
         "--images",
         metavar="IMAGES",
         help="File, folder or glob, repeatable; by default the first annotated images, "
-        "else images that come with the package.",
+        "else images of the package in which REFERENCE finds something.",
         show_default=False,
     ),
 ]
@@ -110,6 +115,7 @@ def parity(
     bisect: BisectOption = False,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     output: OutputOption = None,
@@ -120,7 +126,8 @@ def parity(
     Levels are operators, stages (intermediate tensors), detections, and AP
     on a COCO set. A checkpoint is run in PyTorch with the precision,
     thresholds and sizes of the other artefact. The exit status is 1 if
-    anything differs by more than its tolerance.
+    anything differs by more than its tolerance, and if a row had nothing to
+    compare: give images in which the detector finds something.
     """
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images, load_image
@@ -137,9 +144,14 @@ def parity(
         steps("open")
         first, second = open_pair(reference, candidate, device, config, stack)
         named = [*(images or ()), *(more_images or ())]
-        paths = (
-            find_images(named) if named else default_images(first.info, annotations, image_dir)
-        )[:limit]
+        chosen = None if levels is None else [name.strip() for name in levels.split(",")]
+        loaded: Mapping[str, Image] = {}
+        if named:
+            loaded = {str(path): load_image(path) for path in find_images(named)[:limit]}
+        elif walk_only or chosen is None or {"stages", "detections"} & set(chosen):
+            steps("choose images")
+            loaded = default_images(first, _DEFAULTS, annotations, image_dir)
+            loaded = dict(list(loaded.items())[:limit])
         current = ""
 
         def progress(level: str, done: int, total: int) -> None:
@@ -149,13 +161,13 @@ def parity(
                 current = level
             steps.update(f"{done}/{total}")
 
-        loaded = [load_image(path) for path in paths]
         if walk_only:
             found: ParityReport | StageWalk = walk_stages(
                 first,
                 second,
                 loaded,
                 batch_size=batch_size,
+                mixed_sizes=mixed_sizes,
                 progress=lambda done, total: progress("stages", done, total),
             )
         else:
@@ -163,8 +175,9 @@ def parity(
                 first,
                 second,
                 images=loaded,
-                levels=None if levels is None else [name.strip() for name in levels.split(",")],
+                levels=chosen,
                 batch_size=batch_size,
+                mixed_sizes=mixed_sizes,
                 annotations=annotations,
                 image_dir=image_dir,
                 limit=limit,
@@ -177,11 +190,11 @@ def parity(
         typer.echo(text, nl=False)
     elif isinstance(found, StageWalk):
         if stages:
-            show_walk(console, found, _named(paths))
+            show_walk(console, found)
         else:
             line(console, found.verdict())
     else:
-        show_report(console, found, _named(paths))
+        show_report(console, found)
         _show_next(console, found, reference, candidate)
     if not found.passed:
         raise typer.Exit(1)
@@ -225,10 +238,6 @@ def open_pair(
     return first, second
 
 
-def _named(paths: Sequence[Path]) -> str:
-    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-
-
 def _show_next(console: Console, report: ParityReport, reference: str, candidate: str) -> None:
     if report.passed:
         hint(
@@ -237,6 +246,8 @@ def _show_next(console: Console, report: ParityReport, reference: str, candidate
             shell("carafe-deploy", "eval", candidate, "--annotations", "instances.json")
             + " --images IMAGES",
         )
+    elif report.state == "nothing compared":
+        hint(console, shell("carafe-deploy", "parity", reference, candidate) + " --images IMAGES")
     elif any(row.level == "stages" for row in report.failures):
         hint(console, shell("carafe-deploy", "parity", reference, candidate, "--bisect"))
 

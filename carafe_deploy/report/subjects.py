@@ -33,7 +33,7 @@ class Timed:
     @property
     def agrees(self) -> bool:
         """It detects what the first subject does, or nothing says otherwise."""
-        return self.subject.agreement is None or self.subject.agreement.passed
+        return self.subject.agreement is None or self.subject.agreement.passed is not False
 
 
 def timed(result: BenchResult) -> list[Timed]:

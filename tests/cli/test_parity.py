@@ -74,7 +74,7 @@ def test_few_stages_have_a_line_each() -> None:
 
 def _stage_lines(rows: list[ParityRow]) -> list[str]:
     console = Console(file=io.StringIO(), width=120)
-    show_report(console, ParityReport(tuple(rows), "a", "b", images=1, seed=0), "x.png")
+    show_report(console, ParityReport(tuple(rows), "a", "b", images=1, seed=0))
     return re.findall(r"^  (\w\S*.*?) +\S+ +\S+ +≤ 1e-05 [✓✗]$", console.file.getvalue(), re.M)
 
 
