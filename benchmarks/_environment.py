@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.bench.environment import sources
 from carafe_deploy.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +32,8 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """The machine and its load, Python, package versions, commit (None outside git) and date."""
+    """The machine and its load, Python, package versions, commit (None if not known) and date."""
+    commit, is_clean = sources()
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -41,8 +42,8 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "commit": commit,
+        "uncommitted_changes": None if is_clean is None else not is_clean,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -61,19 +62,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def time_ms(function: Callable[[], object], *, repeats: int, warmup: int = 3) -> dict[str, float]:

@@ -1,164 +1,248 @@
-"""Check everything that needs a GPU, in one command under ten minutes.
+"""Check and measure everything that needs a GPU, in one command: by default in 400 seconds.
 
-    python benchmarks/gpu_check.py FOLDER [-- MORE CMAKE ARGUMENTS]
+    python benchmarks/gpu_check.py FOLDER [--budget SECONDS] [--steps STEP ...] [-- CMAKE ARGUMENTS]
 
-Builds for the GPU of this machine, measures each design of CARAFE's kernels and names the fastest,
-drives the TensorRT plugins' enqueue without TensorRT, looks for memory errors and races with
-compute-sanitizer, runs the tests that are skipped elsewhere and the self check with every backend
-found, and measures operators and a detector. A step that fails does not stop the next. Writes
-FOLDER/summary.json (exit status, seconds and last lines of each step), a log a step, and what the
-steps themselves write. The exit status is the number of failed steps.
+Steps, in order: configure and build, for the GPU of this machine; "correctness", side by side:
+memcheck, racecheck, synccheck and initcheck, which are compute-sanitizer's, of the plugins'
+enqueue, pytest (the tests that are skipped elsewhere) and selfcheck; operators, beside mmcv's
+CARAFE and torchvision; designs, which says where choose() takes another than the fastest; harness,
+the plugins without TensorRT; detectors, an R-50 Mask R-CNN in every way to run PyTorch; ncu, Nsight
+Compute.
+
+Nothing is built where CARAFE_DEPLOY_PLUGIN names a folder with libraries; carafe_harness and
+carafe_designs are then sought in the folder bin beside it, and in it. Neither an installed package
+nor a network is needed. Where there is no git checkout, CARAFE_DEPLOY_COMMIT says what the sources
+are (`git describe --always --abbrev=40 --dirty`).
+
+Every step has a limit of its own, cut to what is left of the budget. FOLDER/gpu_check.json is
+renewed after each: the machine, and of every step its status, reason, seconds and facts. FOLDER has
+a log a step besides, and what the steps write. What this machine lacks (Nsight Compute, mmcv) is a
+row with the reason. The exit status is 0 if something passed and nothing failed or was left out for
+want of time, 1 otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from _environment import write_result
+from _gpu_run import Row, Step, run_steps
+from _gpu_steps import BUILD, ROOT, build_steps, steps
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "gpu"
-#: Seconds after which a step is given up.
-LIMIT = 240
-TAIL = 30
-#: The step that measures CARAFE's designs.
-DESIGNS = "CARAFE designs"
+from carafe_deploy.environment import ask_nvidia_smi
+from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, find_library
 
-
-def steps(output: Path, cmake_arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> command of every step, in order."""
-    harness = [str(BUILD / "bin" / "carafe_harness"), "--library"]
-    harness.append(str(BUILD / "lib" / "libcarafe_tensorrt.so"))
-    sanitizer = ["compute-sanitizer", "--error-exitcode=1"]
-    bench = [str(ROOT / "benchmarks" / "bench.py"), "--device", "cuda", "--results", str(output)]
-    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"]
-    configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += ["-DCARAFE_CUDA=ON", "-DCARAFE_TENSORRT=ON", "-DCARAFE_HARNESS=ON"]
-    return {
-        "configure": [*configure, *cmake_arguments],
-        "build": ["cmake", "--build", str(BUILD)],
-        DESIGNS: [
-            *(str(BUILD / "bin" / "carafe_designs"), "--output", str(output / "designs.json"))
-        ],
-        "harness": [*harness, "--output", str(output / "harness.json")],
-        **{
-            f"compute-sanitizer {tool}": [*sanitizer, f"--tool={tool}", *harness, "--small"]
-            for tool in ("memcheck", "racecheck", "synccheck", "initcheck")
-        },
-        "pytest": [
-            *(sys.executable, "-m", "pytest", "-m", "gpu", "-q"),
-            f"--junitxml={output / 'pytest.xml'}",
-        ],
-        "selfcheck": [
-            *(sys.executable, "-m", "carafe_deploy", "selfcheck"),
-            *("--json", "--out", str(output / "selfcheck")),
-        ],
-        "bench": [sys.executable, *bench, "mask_r50", "operators"],
-        "C++ tests": ["cmake", *configure[1:], "-DCARAFE_TESTS=ON", *cmake_arguments],
-        "C++ tests, build": ["cmake", "--build", str(BUILD)],
-        "C++ tests, run": ["ctest", "--test-dir", str(BUILD), "--output-on-failure"],
-    }
+#: Seconds for everything.
+BUDGET = 400.0
+RESULT = "gpu_check.json"
+_SCHEMA = 1
+_WORDS = {"passed": "ok", "failed": "FAILED", "lacking": "LACKING", "not run": "NOT RUN"}
+_GPU = ("name", "driver_version", "memory.total", "compute_cap")
+_FACTS = ("gpu", "driver", "memory", "compute_capability")
 
 
-def run(name: str, command: list[str], output: Path) -> dict[str, Any]:
-    """One step: its whole output goes to a log, the end of it into the summary."""
-    begun = time.perf_counter()
-    log = output / f"{name.replace(' ', '-').replace(',', '')}.log"
-    environment = {**os.environ, "CARAFE_DEPLOY_PLUGIN": str(BUILD / "lib")}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
-    status: int | str
-    if shutil.which(command[0]) is None:
-        status, text = f"there is no {command[0]}", ""
-    else:
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                timeout=LIMIT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-            status, text = done.returncode, done.stdout
-        except subprocess.TimeoutExpired as error:
-            partial = error.stdout or b""
-            text = partial.decode(errors="replace") if isinstance(partial, bytes) else partial
-            status = f"took longer than {LIMIT} s"
-        except OSError as error:
-            status, text = str(error), ""
-    log.write_text(text, encoding="utf-8")
-    return {
-        "command": command,
-        "status": status,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "tail": text.splitlines()[-TAIL:],
-    }
+class Record:
+    """All rows so far, in a file that is renewed with each.
+
+    Args:
+        output: folder of the file.
+        budget: seconds.
+        machine: the GPU, and what else identifies a run.
+    """
+
+    def __init__(self, output: Path, budget: float, machine: dict[str, Any]) -> None:
+        self.rows: list[Row] = []
+        self._path = output / RESULT
+        self._budget, self._machine = budget, machine
+        self._begun = time.monotonic()
+        self.seconds = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Something passed, nothing failed, and everything asked for had its time."""
+        statuses = {row.status for row in self.rows}
+        return "passed" in statuses and not statuses & {"failed", "not run"}
+
+    def add(self, row: Row) -> None:
+        """Print the row and write everything."""
+        self.rows.append(row)
+        time_taken = f" ({row.seconds:.1f} s)" if row.seconds else ""
+        reason = f": {row.reason}" if row.reason else ""
+        print(f"{_WORDS[row.status]:8}{row.name}{time_taken}{reason}", flush=True)
+        for line in row.facts.get("lines", ()):
+            print(f"          {line}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """The file as of now."""
+        self.seconds = time.monotonic() - self._begun
+        content = {
+            "schema": _SCHEMA,
+            "passed": self.passed,
+            "machine": self._machine,
+            "budget_s": self._budget,
+            "seconds": round(self.seconds, 1),
+            "steps": self._published(),
+        }
+        write_result(self._path, content)
+
+    def _published(self) -> Any:
+        """The rows without this machine's folders: results are published."""
+        text = json.dumps([dataclasses.asdict(row) for row in self.rows])
+        names = {self._path.parent: "OUT", sys.executable: "python", ROOT: "."}
+        for path, name in names.items():
+            text = text.replace(json.dumps(str(path))[1:-1], name)
+        return json.loads(text)
 
 
-def fastest_designs(measured: Mapping[str, Any]) -> list[str]:
-    """A line a call: its designs by cold time, the one that launch_carafe() takes marked."""
-    calls: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for entry in measured["calls"]:
-        calls.setdefault((entry["dtype"], entry["layout"], entry["shape"]), []).append(entry)
-    lines = [f"a copy moves {measured['copy_gb_per_s']:.0f} GB/s"]
-    for call, entries in calls.items():
-        ranked = sorted(entries, key=lambda entry: entry["cold_median_us"])
-        texts = [
-            f"{entry['design']}{'*' if entry['chosen'] else ''} {entry['cold_median_us']:.1f} us"
-            f" ({entry['share_of_copy']:.0%}){'' if entry['agrees'] else ' WRONG'}"
-            for entry in ranked
-        ]
-        lines.append(f"{' '.join(call)}: {', '.join(texts)}")
-    return lines
-
-
-def gpu() -> str:
-    """Name, driver and memory of every GPU, as the driver tells them."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap"]
+def gpu() -> tuple[dict[str, str], str]:
+    """What the driver tells of the first GPU, and why there is none."""
     try:
-        return subprocess.check_output([*query, "--format=csv,noheader"], text=True).strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"nvidia-smi: {error}"
+        lines = ask_nvidia_smi(*_GPU)
+    except FileNotFoundError:
+        return {}, "there is no nvidia-smi"
+    except (OSError, subprocess.SubprocessError) as error:
+        return {}, f"nvidia-smi: {error}"
+    if not lines:
+        return {}, "nvidia-smi finds none"
+    return dict(zip(_FACTS, lines[0].split(", "), strict=False)), ""
 
 
-def main() -> int:
+def nvcc() -> str:
+    """Version of the CUDA compiler; empty if there is none."""
+    try:
+        done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return next((line for line in done.stdout.splitlines() if "release" in line), "").strip()
+
+
+def places() -> tuple[Path, Path, bool]:
+    """Folders of libraries and programs, and whether they are prebuilt.
+
+    Raises:
+        BackendUnavailableError: CARAFE_DEPLOY_PLUGIN names no libraries of ours.
+    """
+    if not os.environ.get(ENVIRONMENT_VARIABLE):
+        return BUILD / "lib", BUILD / "bin", False
+    library = find_library("carafe_kernels")
+    if library is None:
+        raise BackendUnavailableError(
+            f"{ENVIRONMENT_VARIABLE} is {os.environ[ENVIRONMENT_VARIABLE]!r}, where there is no "
+            "libcarafe_kernels.so: build it, or unset the variable to have it built"
+        )
+    folder = library.parent
+    beside = folder.parent / "bin"
+    return folder, beside if (beside / "carafe_harness").is_file() else folder, True
+
+
+def chosen(names: list[str] | None, found: list[Step]) -> list[Step]:
+    """The steps with these names, or of the groups with these names, in their own order.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    if names is None:
+        return found
+    known = dict.fromkeys([*(step.group for step in found if step.group), *(s.name for s in found)])
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"there is no step {unknown[0]!r}: choose from {', '.join(known)}")
+    return [step for step in found if step.name in names or step.group in names]
+
+
+def child_environment(libraries: Path) -> dict[str, str]:
+    """Of the steps: this checkout's package and the libraries, whatever is installed."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if any(libraries.glob("libcarafe_*.so")):
+        environment[ENVIRONMENT_VARIABLE] = str(libraries)
+    return environment
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the running steps, too."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check(output: Path, budget: float, names: list[str] | None, cmake: list[str]) -> int:
+    """Everything; the exit status.
+
+    Raises:
+        BackendUnavailableError: see :func:`places`.
+        ValueError: see :func:`chosen`.
+    """
+    deadline = time.monotonic() + budget
+    libraries, programs, is_prebuilt = places()
+    building = [] if is_prebuilt else build_steps(cmake)
+    wanted = chosen(names, [*building, *steps(output, libraries, programs)])
+    output.mkdir(parents=True, exist_ok=True)
+    found, lacking = gpu()
+    machine = {**found, "cuda_compiler": nvcc(), "prebuilt_libraries": is_prebuilt}
+    record = Record(output, budget, machine)
+    record.write()
+    if lacking:
+        for step in wanted:
+            record.add(Row(step.name, "lacking", f"it needs a GPU: {lacking}"))
+    else:
+        print(", ".join(found.values()), flush=True)
+        with _terminable():
+            first = [step for step in wanted if step in building]
+            run_steps(first, output, deadline, dict(os.environ), ROOT, record.add)
+            # Anew: what has been built is there only now.
+            left = {step.name for step in wanted} - {step.name for step in first}
+            rest = [step for step in steps(output, libraries, programs) if step.name in left]
+            environment = child_environment(libraries)
+            run_steps(rest, output, deadline, environment, ROOT, record.add)
+    counts = {status: sum(row.status == status for row in record.rows) for status in _WORDS}
+    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    verdict = "PASS" if record.passed else "FAIL"
+    verdict += " nothing was checked:" if not counts["passed"] + counts["failed"] else ""
+    print(f"{verdict} {words}; {record.seconds:.0f} s; {output / RESULT}")
+    return 0 if record.passed else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where results go")
-    parser.add_argument("cmake", nargs="*", help="more arguments for cmake")
-    arguments = parser.parse_args()
-    output: Path = arguments.folder.resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    found = gpu()
-    print(found, flush=True)
-    results: dict[str, dict[str, Any]] = {}
-    for name, command in steps(output, arguments.cmake).items():
-        results[name] = run(name, command, output)
-        status, seconds = results[name]["status"], results[name]["seconds"]
-        print(f"{'ok    ' if status == 0 else 'FAILED'} {name} ({seconds} s)", flush=True)
-        if name == DESIGNS and (output / "designs.json").is_file() and status in (0, 1):
-            measured = json.loads((output / "designs.json").read_text(encoding="utf-8"))
-            results[name]["fastest"] = fastest_designs(measured)
-            print("\n".join(f"  {line}" for line in results[name]["fastest"]), flush=True)
-        if status != 0:
-            print("\n".join([f"  {status}", *(f"  {line}" for line in results[name]["tail"])]))
-        write_result(output / "summary.json", {"gpu": found, "steps": results})
-    return sum(result["status"] != 0 for result in results.values())
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help="these steps or groups only")
+    parser.add_argument("cmake", nargs="*", help="more arguments for cmake, after --")
+    given = parser.parse_args(arguments)
+    if not given.budget > 0:
+        parser.error(f"--budget is {given.budget:g}: give a number of seconds above 0")
+    try:
+        return check(given.folder.resolve(), given.budget, given.steps, given.cmake)
+    except (BackendUnavailableError, ValueError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

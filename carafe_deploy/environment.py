@@ -12,6 +12,7 @@ from pathlib import Path
 
 from carafe_deploy import __version__
 from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.failures import first_line
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import find_library
 
@@ -118,8 +119,10 @@ def _version(package: str) -> str:
 def _torch() -> str:
     if not is_installed("torch"):
         return "not installed"
-    import torch
-
+    try:
+        import torch
+    except Exception as error:  # its libraries do not fit this machine
+        return f"{_version('torch')} cannot be imported ({first_line(error)})"
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     return f"{torch.__version__} ({build}, {torch.cuda.device_count()} devices)"
 
@@ -127,8 +130,10 @@ def _torch() -> str:
 def _onnxruntime() -> str:
     if not is_installed("onnxruntime"):
         return "not installed"
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except Exception as error:  # likewise
+        return f"cannot be imported ({first_line(error)})"
     return f"{onnxruntime.__version__} ({', '.join(onnxruntime.get_available_providers())})"
 
 

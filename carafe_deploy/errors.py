@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "AnnotationError",
     "ArtefactError",
+    "BackendFailedError",
     "BackendUnavailableError",
     "CarafeDeployError",
     "CheckpointError",
@@ -61,6 +62,10 @@ class ArtefactError(CarafeDeployError):
 
 class BackendUnavailableError(CarafeDeployError):
     """The package or device that would run an artefact is not installed here."""
+
+
+class BackendFailedError(CarafeDeployError):
+    """All that could have been measured broke, and not for what the user gave."""
 
 
 class InputShapeError(CarafeDeployError):

@@ -21,6 +21,7 @@ from carafe_deploy.coco import load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.environment import describe_environment
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.failures import Failure, caught, failure_of
 from carafe_deploy.images import load_image
 from carafe_deploy.libraries import find_library, require_library
 from carafe_deploy.ops import plain_operators
@@ -36,6 +37,8 @@ CHECKPOINTS = (
     "shapes_faster_rcnn_carafe-2a9d7f44.pth",
     "shapes_mask_rcnn_carafe-fbec7e06.pth",
 )
+#: What every backend is held against.
+REFERENCE = "reference (plain PyTorch)"
 #: Images that stages and detections are compared on, two a run, so that sizes are mixed.
 IMAGES = 4
 BATCH = 2
@@ -59,6 +62,7 @@ class Check:
         reason: what is lacking or went wrong; empty for a check that passed.
         seconds: it took, building included.
         parity: the comparison, where it came to one.
+        traceback: of the error that the backend raised, if any.
     """
 
     detector: str
@@ -67,6 +71,7 @@ class Check:
     reason: str
     seconds: float
     parity: ParityReport | None = None
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class SelfCheck:
         }
 
 
-_CHECK_FIELDS = ("detector", "backend", "status", "reason", "seconds")
+_CHECK_FIELDS = ("detector", "backend", "status", "reason", "seconds", "traceback")
 
 
 def run_selfcheck(
@@ -129,14 +134,31 @@ def run_selfcheck(
     """
     begun = time.perf_counter()
     find_library("carafe_kernels")  # a wrong CARAFE_DEPLOY_PLUGIN is no lack of the machine
-    checks = []
+    checks: list[Check] = []
     for name in checkpoints:
         checkpoint = data_path("shapes", name)
-        with torch_threads(1), _Plain(open_runner(checkpoint)) as reference:
-            for backend, make in _candidates(checkpoint, folder).items():
-                step(f"{checkpoint.stem.partition('-')[0]}: {backend}")
-                checks.append(_check(name, backend, make, reference, progress))
+        with torch_threads(1):
+            try:
+                reference = _Plain(open_runner(checkpoint))
+            except CarafeDeployError:
+                raise
+            except Exception as error:
+                checks.append(_failed(name, REFERENCE, failure_of(error)))
+                continue
+            try:
+                for backend, make in _candidates(checkpoint, folder).items():
+                    step(f"{checkpoint.stem.partition('-')[0]}: {backend}")
+                    checks.append(_check(name, backend, make, reference, progress))
+            finally:
+                with caught() as closing:
+                    reference.close()
+            if closing.failure:
+                checks.append(_failed(name, REFERENCE, closing.failure))
     return SelfCheck(describe_environment(), tuple(checks), time.perf_counter() - begun)
+
+
+def _failed(detector: str, backend: str, failure: Failure) -> Check:
+    return Check(detector, backend, "failed", failure.reason, 0.0, traceback=failure.traceback)
 
 
 def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner]]:
@@ -232,44 +254,55 @@ class _Plain:
 def _check(
     detector: str, backend: str, make: Callable[[], Runner], reference: Runner, progress: Progress
 ) -> Check:
-    """One backend: opened, compared, closed. Only what carafe_deploy foresees is an outcome."""
+    """One backend: opened, compared, closed. Whatever it raises is an outcome."""
     begun = time.perf_counter()
-    status, reason, parity = "failed", "", None
-    try:
+    parity = None
+    with caught() as opening:
         opened = make()
-    except BackendUnavailableError as error:
-        status, reason = "skipped", str(error)
-    except ModuleNotFoundError as error:
-        status, reason = "skipped", f"{error.name} is not installed: pip install {error.name}"
-    except CarafeDeployError as error:
-        reason = str(error)
-    else:
-        status, reason, parity = _compare(reference, opened, progress)
-    return Check(detector, backend, status, reason, time.perf_counter() - begun, parity)
+    failures = [opening.failure]
+    # What fails once a backend is open is no lack of the machine.
+    status = "skipped" if opening.failure and opening.failure.lacking else "failed"
+    if not opening.failure:
+        try:
+            with caught() as comparing:
+                parity = _compare(reference, opened, progress)
+        finally:
+            with caught() as closing:
+                opened.close()
+        failures = [comparing.failure, closing.failure]
+        if parity is not None and parity.passed and not closing.failure:
+            status = "passed"
+    raised = [failure for failure in failures if failure]
+    beyond = []
+    if parity is not None:
+        told = (*parity.failures, *parity.uncompared)
+        beyond += [f"{row.level} {row.name}: {row.note or row.state}" for row in told]
+        beyond += [f"{level}: {failure.reason}" for level, failure in parity.failed.items()]
+        raised += parity.failed.values()
+    reasons = dict.fromkeys([*beyond, *(failure.reason for failure in failures if failure)])
+    return Check(
+        detector,
+        backend,
+        status,
+        "; ".join(reasons),
+        time.perf_counter() - begun,
+        parity,
+        "\n".join(failure.traceback for failure in raised),
+    )
 
 
-def _compare(
-    reference: Runner, candidate: Runner, progress: Progress
-) -> tuple[str, str, ParityReport | None]:
-    """Status, reason and report; what fails once a backend is open is no lack of the machine."""
-    try:
-        with candidate:
-            parity = run_parity(
-                reference,
-                candidate,
-                images=[load_image(path) for path in _image_paths()[:IMAGES]],
-                batch_size=BATCH,
-                mixed_sizes=True,
-                annotations=data_path("shapes", "val.json"),
-                image_dir=data_path("shapes", "val"),
-                limit=AP_IMAGES,
-                progress=lambda level, done, total: progress(done, total),
-            )
-    except CarafeDeployError as error:
-        return "failed", str(error), None
-    told = (*parity.failures, *parity.uncompared)
-    failures = "; ".join(f"{row.level} {row.name}: {row.note or row.state}" for row in told)
-    return "passed" if parity.passed else "failed", failures, parity
+def _compare(reference: Runner, candidate: Runner, progress: Progress) -> ParityReport:
+    return run_parity(
+        reference,
+        candidate,
+        images=[load_image(path) for path in _image_paths()[:IMAGES]],
+        batch_size=BATCH,
+        mixed_sizes=True,
+        annotations=data_path("shapes", "val.json"),
+        image_dir=data_path("shapes", "val"),
+        limit=AP_IMAGES,
+        progress=lambda level, done, total: progress(done, total),
+    )
 
 
 def _image_paths() -> list[Path]:

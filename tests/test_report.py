@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult, EngineResult
+from carafe_deploy.failures import Failure
 from carafe_deploy.parity import ParityReport, ParityRow
 from carafe_deploy.report import (
     demo_report,
@@ -61,7 +62,13 @@ def result(tmp_path: Path) -> DemoResult:
     for file in (*files, tmp_path / "a.engine"):
         file.write_bytes(b"x" * 2_000_000)
     backends = [
-        BackendResult(name, file, {"bbox": NUMBERS}, matched=841, recorded=841, seconds=0.05)
+        BackendResult(
+            *(name, file, {"bbox": NUMBERS}),
+            matched=841,
+            recorded=841,
+            seconds=0.05,
+            parity=None if name == "pytorch" else parity(),
+        )
         for name, file in zip(("pytorch", "torchscript", "onnxruntime"), files, strict=True)
     ]
     detector = DetectorResult(
@@ -69,7 +76,6 @@ def result(tmp_path: Path) -> DemoResult:
         checkpoint=files[0],
         recorded={"bbox": NUMBERS},
         backends=tuple(backends),
-        parity=(parity(), parity()),
         engine=EngineResult("tensorrt_rtx", tmp_path / "a.engine", 5.63, 7, 7, "there is no GPU"),
         pictures=(tmp_path / "faster_rcnn" / "000001.png",),
     )
@@ -118,11 +124,24 @@ def test_a_deviating_backend_fails(
 
 
 def test_failed_parity_fails(result: DemoResult, tmp_path: Path) -> None:
-    [detector] = result.detectors
-    failed = dataclasses.replace(detector, parity=(parity(), parity(row(passed=False))))
-    changed = dataclasses.replace(result, detectors=(failed,))
+    changed = with_backend(result, parity=parity(row(passed=False)))
     assert not changed.passed
     assert "**Something deviates: see ✗ below.**" in demo_report(changed, tmp_path)
+
+
+def test_a_step_that_failed_is_a_row(result: DemoResult, tmp_path: Path) -> None:
+    [detector] = result.detectors
+    failed = dataclasses.replace(
+        detector,
+        backends=detector.backends[1:],  # PyTorch, which the change of AP is measured from
+        failed={"AP of PyTorch": Failure("RuntimeError: no | luck")},
+    )
+    changed = dataclasses.replace(result, detectors=(failed,))
+    assert not changed.passed
+    assert changed.to_dict()["detectors"][0]["failed"]["AP of PyTorch"]["reason"].endswith("luck")
+    text = demo_report(changed, tmp_path)
+    assert r"| ✗ Faster R-CNN, AP of PyTorch | RuntimeError: no \| luck |" in text
+    assert "| Faster R-CNN, ONNX Runtime |  | 1e-06 |  | – | ✓ |" in text
 
 
 def test_table_of_ap(result: DemoResult, tmp_path: Path) -> None:

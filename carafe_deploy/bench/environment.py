@@ -12,7 +12,12 @@ from pathlib import Path
 
 from carafe_deploy.environment import describe_environment
 
-__all__ = ["describe_run", "load_facts"]
+__all__ = ["COMMIT_VARIABLE", "describe_run", "load_facts", "sources"]
+
+#: Names the commit of sources that are no git checkout, in the words of
+#: `git describe --always --abbrev=40 --dirty`.
+COMMIT_VARIABLE = "CARAFE_DEPLOY_COMMIT"
+_DIRTY = "-dirty"
 
 #: Seconds that the machine is looked at before measuring.
 LOOK = 1.0
@@ -54,13 +59,23 @@ def _ticks() -> tuple[int, int]:
     return user + nice + system + idle + iowait + sum(others), idle + iowait
 
 
-def _commit() -> str:
-    """Of the checkout that this package runs from."""
+def sources() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this package runs from, and whether its tree is clean.
+
+    Where there is no checkout, as :data:`COMMIT_VARIABLE` says; else None and None.
+    """
     folder = Path(__file__).parent
-    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        return _git(folder, "rev-parse", "HEAD"), not _git(folder, "status", "--porcelain")
+    given = os.environ.get(COMMIT_VARIABLE, "")
+    return (given.removesuffix(_DIRTY), not given.endswith(_DIRTY)) if given else (None, None)
+
+
+def _commit() -> str:
+    commit, is_clean = sources()
+    if commit is None:
         return "none (not run from a checkout)"
-    changed = " with uncommitted changes" if _git(folder, "status", "--porcelain") else ""
-    return f"{_git(folder, 'rev-parse', 'HEAD')}{changed}"
+    return commit if is_clean else f"{commit} with uncommitted changes"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -32,6 +32,7 @@ from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
 from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
 from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.failures import Failure, caught
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._torch import resolve_device, torch_threads
 from carafe_deploy.tolerances import tolerance
@@ -129,7 +130,8 @@ def measure_operators(
                 for done, workload in enumerate(workloads):
                     progress(done, len(workloads))
                     bench.measure(workload)
-                peaks.append(_peaks(clock))
+                with caught():  # whatever keeps the GPU from answering is in the rows
+                    peaks.append(_peaks(clock))
         except KeyboardInterrupt:
             is_partial = True
         bandwidth, flops = map(max, zip(*peaks, strict=True))
@@ -222,18 +224,35 @@ class _Bench:
         series: list[_Series] = []
         copies: dict[int, _Series] = {}
         try:
-            for one in self._compared(workload):
-                series.append(one)
-                size = one.row.num_bytes
-                if size not in copies and not one.row.reason:
-                    copies[size] = _Series(one.row, copy_of(size, self._clock.device))
-            self._rounds([*series, *copies.values()])
+            with caught() as attempt:
+                for one in self._compared(workload):
+                    series.append(one)
+                    size = one.row.num_bytes
+                    if size not in copies and not one.row.reason:
+                        copies[size] = _Series(one.row, copy_of(size, self._clock.device))
+                self._rounds([*series, *copies.values()])
+            if attempt.failure:
+                self._failed(workload, attempt.failure)
         finally:
             self.rows += [
                 one.timed(copies[one.row.num_bytes]) if one.samples else one.row
                 for one in series
                 if one.samples or one.row.reason
             ]
+
+    def _failed(self, workload: Workload, failure: Failure) -> None:
+        """A row for what no implementation is to blame for: inputs, reference, or the copy."""
+        self.rows.append(
+            OperatorRow(
+                operator=workload.operator,
+                workload=workload.name,
+                implementation="inputs and reference",
+                entry=workload.calls[0].entry,
+                dtype="",
+                layout="",
+                reason=_FAILED + failure.reason,
+            )
+        )
 
     def _compared(self, workload: Workload) -> Iterator[_Series]:
         """Implementations with their errors; those that cannot be timed say why."""
@@ -272,10 +291,11 @@ class _Bench:
                 if one.run is None or one.row.reason:
                     continue
                 time.sleep(self._clock.pause)
-                try:
+                with caught() as attempt:
                     one.samples += self._clock.turn(one.run, self._options.iterations, TURN)
-                except Exception as error:  # whatever it is, the others go on
-                    one.row = dataclasses.replace(one.row, reason=_failure(error))
+                if attempt.failure:
+                    reason = _FAILED + attempt.failure.reason
+                    one.row = dataclasses.replace(one.row, reason=reason)
                     one.samples.clear()
 
 
@@ -288,21 +308,20 @@ def is_failure(row: OperatorRow) -> bool:
     return row.reason.startswith((_WRONG, _FAILED))
 
 
-def _failure(error: Exception) -> str:
-    text = [type(error).__name__, *str(error).strip().splitlines()[:1]]
-    return _FAILED + ": ".join(text)
-
-
 # --- is it right? --------------------------------------------------------------------------------
 
 
 def _compare(candidate: Candidate, expected: Results) -> tuple[float | None, str]:
     """Largest error, as the row holds it, and why the implementation is not timed."""
+    found: tuple[float | None, str] = None, ""
+    with caught() as attempt:  # comparing waits for the device, which may raise only then
+        found = _compare_results(candidate, expected)
+    return (None, _FAILED + attempt.failure.reason) if attempt.failure else found
+
+
+def _compare_results(candidate: Candidate, expected: Results) -> tuple[float | None, str]:
     assert candidate.run is not None
-    try:
-        found = candidate.run()
-    except Exception as error:  # whatever it is, the others go on
-        return None, _failure(error)
+    found = candidate.run()
     if candidate.job.entry == "batched_nms":
         return None, _compare_kept(found, expected)
     worst = max(

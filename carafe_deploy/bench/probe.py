@@ -5,9 +5,12 @@ Used as ``python -m carafe_deploy.bench.probe OPENING WIDTHxHEIGHT``; prints one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
+import logging
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ import numpy as np
 
 from carafe_deploy.bench.record import Cold
 from carafe_deploy.bench.subjects import Opening
+from carafe_deploy.failures import LOGGER, caught
 from carafe_deploy.pipeline import Pipeline
 
 __all__ = ["probe"]
@@ -45,10 +49,20 @@ def probe(opening: Opening, height: int, width: int) -> Cold:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
         return Cold(reason=f"took longer than {LIMIT} s")
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return Cold(reason=lines[-1] if lines else f"ended with status {done.returncode}")
-    return Cold(**json.loads(done.stdout.splitlines()[-1]))
+    for line in reversed(done.stdout.splitlines() if done.returncode == 0 else ()):
+        with contextlib.suppress(ValueError, TypeError):  # libraries may print, too
+            return Cold(**json.loads(line))
+    logging.getLogger(LOGGER).debug("%s", done.stderr.rstrip())
+    lines = done.stderr.strip().splitlines()
+    return Cold(reason=": ".join([_ended(done.returncode), *lines[-1:]]))
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"the process ended with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"the process died of {signal.Signals(-status).name}"
+    return f"the process died of signal {-status}"
 
 
 def _measure(opening: Opening, height: int, width: int) -> Cold:
@@ -103,7 +117,11 @@ def _gpu_memory(device: str) -> float | None:
 
 def _main() -> None:
     width, _, height = sys.argv[2].partition("x")
-    found = _measure(Opening.from_json(sys.argv[1]), int(height), int(width))
+    with caught() as attempt:
+        found = _measure(Opening.from_json(sys.argv[1]), int(height), int(width))
+    if attempt.failure:
+        sys.stderr.write(attempt.failure.traceback)
+        found = Cold(reason=attempt.failure.reason)
     sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
 
 

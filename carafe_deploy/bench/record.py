@@ -227,7 +227,7 @@ class Subject:
         file_mb: its size in 10^6 bytes.
         build_s: seconds that building it took, where it says so; None otherwise.
         status: ``"measured"``, ``"skipped"`` where this machine lacks what it needs, or
-            ``"failed"``.
+            ``"failed"``, which keeps what was measured completely before.
         reason: for the latter two.
         samples: image by image; None unless measured.
         throughput: one entry a batch size.

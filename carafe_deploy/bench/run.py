@@ -19,18 +19,18 @@ import cv2
 from carafe_deploy.bench.agreement import agreement, as_record
 from carafe_deploy.bench.environment import describe_run, load_facts
 from carafe_deploy.bench.probe import probe
-from carafe_deploy.bench.record import (
-    PARTS,
-    BenchResult,
-    Sample,
-    Samples,
-    Subject,
-    Throughput,
-)
+from carafe_deploy.bench.record import BenchResult, Sample, Subject
 from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
 from carafe_deploy.bench.trust import busy_machine, doubts
-from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError, InputShapeError
+from carafe_deploy.bench.turns import Turns
+from carafe_deploy.errors import (
+    BackendFailedError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    InputShapeError,
+)
 from carafe_deploy.evaluate import evaluate_runner
+from carafe_deploy.failures import Failure, caught
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline, PipelineTimes
 from carafe_deploy.preprocess import Preprocessor
@@ -130,7 +130,8 @@ def run_bench(
     """Measure artefacts of one model.
 
     After a warm-up, every round gives each subject one turn, in random order. Latency is that of
-    single images through the whole pipeline. A keyboard interrupt ends measuring; the result then
+    single images through the whole pipeline. A subject that raises, whatever it is, has failed and
+    is measured no further; the others are. A keyboard interrupt ends measuring; the result then
     holds what there is and says so.
 
     Args:
@@ -145,6 +146,7 @@ def run_bench(
         ArtefactError: a file is missing or of an unknown kind, the artefacts are of different
             models or settings, or accept no common size.
         BackendUnavailableError: nothing that would run any of them is there.
+        BackendFailedError: none could be opened, and at least one for an unforeseen reason.
         CarafeDeployError: an option is out of range.
         InputShapeError: there are no images.
     """
@@ -158,13 +160,15 @@ def run_bench(
         try:
             if all(entry.bounded is None for entry in entries):
                 reasons = "; ".join(f"{e.subject.name}: {e.subject.reason}" for e in entries)
-                raise BackendUnavailableError(f"nothing can be measured here. {reasons}")
+                broke = any(e.failure is not None and not e.failure.foreseen for e in entries)
+                kind = BackendFailedError if broke else BackendUnavailableError
+                raise kind(f"nothing can be measured here. {reasons}")
             bench = _Bench(entries, images, options, step, progress)
             bench.run()
-            return bench.result((busy,) if busy else ())
         finally:
             for entry in entries:
                 entry.close()
+        return bench.result((busy,) if busy else ())
 
 
 @contextlib.contextmanager
@@ -179,48 +183,6 @@ def _restored_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-class _Turns:
-    """What one subject was timed at."""
-
-    def __init__(self, entry: Opened) -> None:
-        assert entry.bounded is not None
-        self.entry = entry
-        self.runner = entry.bounded
-        self.pipeline = Pipeline(entry.bounded)
-        self.rounds: list[int] = []
-        self.times: list[PipelineTimes] = []
-        self.batches: dict[int, list[float]] = {}
-        self.streams: dict[int, list[float]] = {}
-        self.refused: dict[int, str] = {}
-        self.found: list[Detections] = []
-
-    def samples(self) -> Samples | None:
-        if not self.times:
-            return None
-        run = [times.run for times in self.times]
-        parts = {
-            "preprocess": tuple(times.preprocess for times in self.times),
-            "upload": tuple(one.upload for one in run),
-            "compute": tuple(one.compute for one in run),
-            "download": tuple(one.download for one in run),
-            "postprocess": tuple(times.postprocess for times in self.times),
-        }
-        return Samples(
-            rounds=tuple(self.rounds),
-            total_ms=tuple(times.total for times in self.times),
-            parts_ms={name: parts[name] for name in PARTS},
-            enqueue_ms=tuple(one.enqueue for one in run if one.enqueue is not None),
-        )
-
-    def throughput(self) -> tuple[Throughput, ...]:
-        measured = [
-            Throughput(batch, tuple(times), pipelined_ms=tuple(self.streams.get(batch, ())))
-            for batch, times in self.batches.items()
-        ]
-        refused = [Throughput(batch, reason=reason) for batch, reason in self.refused.items()]
-        return tuple(sorted((*measured, *refused), key=lambda entry: entry.batch))
-
-
 class _Bench:
     def __init__(
         self,
@@ -233,7 +195,10 @@ class _Bench:
         self._entries = entries
         self._options = options
         self._step, self._progress = step, progress
-        self._turns = [_Turns(entry) for entry in entries if entry.bounded is not None]
+        # Those that still work, and those whose latency was measured completely.
+        self._turns = [Turns(entry) for entry in entries if entry.bounded is not None]
+        self._timed_turns: list[Turns] = []
+        self._part = ""
         self._model = self._turns[0].runner.info
         self._images = images(self._turns[0].runner) if callable(images) else images
         self._pictures = list(self._images.values())
@@ -251,36 +216,42 @@ class _Bench:
             self._each(self._detect)
             self._step("latency")
             self._latency()
-            self._step("throughput")
+            self._timed_turns = list(self._turns)
+            self._begin("throughput")
             self._throughput()
             if self._options.annotations is not None:
-                self._step("average precision")
+                self._begin("average precision")
                 self._each(self._evaluate)
             if self._options.layers:
-                self._step("layers")
+                self._begin("layers")
                 self._each(self._profile)
             if self._options.cold:
-                self._step("memory and loading")
+                self._begin("memory and loading")
                 self._each(self._probe)
         except KeyboardInterrupt:
             self._partial = True
 
-    def _each(self, action: Callable[[_Turns], None]) -> None:
+    def _begin(self, part: str) -> None:
+        """A part after latency; a reason names it."""
+        self._step(part)
+        self._part = part
+
+    def _each(self, action: Callable[[Turns], None]) -> None:
         """Every subject that still works; one that fails is out from then on."""
         turns = list(self._turns)
         for done, turn in enumerate(turns):
             self._progress(done, len(turns))
             self._guarded(turn, action)
 
-    def _guarded(self, turn: _Turns, action: Callable[[_Turns], None]) -> None:
-        try:
+    def _guarded(self, turn: Turns, action: Callable[[Turns], None]) -> None:
+        with caught() as attempt:
             action(turn)
-        except CarafeDeployError as error:
-            self._change(turn, status="failed", reason=str(error))
+        if attempt.failure:
+            turn.entry.fail(attempt.failure, self._part)
             self._turns.remove(turn)
 
     @staticmethod
-    def _change(turn: _Turns, **facts: object) -> None:
+    def _change(turn: Turns, **facts: object) -> None:
         turn.entry.subject = dataclasses.replace(turn.entry.subject, **facts)  # type: ignore[arg-type]
 
     # --- latency ---------------------------------------------------------------------------------
@@ -289,7 +260,7 @@ class _Bench:
         self._step("warm up")
         means = []
 
-        def warm_up(turn: _Turns) -> None:
+        def warm_up(turn: Turns) -> None:
             for _ in range(self._options.warmup):
                 times = [self._timed(turn, image).total for image in self._pictures]
             means.append(statistics.mean(times) / 1e3)
@@ -304,7 +275,7 @@ class _Bench:
         self._settles = bool(means) and statistics.mean(means) < SETTLED
 
     @staticmethod
-    def _timed(turn: _Turns, image: Image) -> PipelineTimes:
+    def _timed(turn: Turns, image: Image) -> PipelineTimes:
         return turn.pipeline.detect_timed([image])[1]
 
     def _latency(self) -> None:
@@ -320,10 +291,10 @@ class _Bench:
             for turn in self._shuffled():
                 self._guarded(turn, lambda turn: self._turn(turn, number, chosen))  # noqa: B023
 
-    def _shuffled(self) -> list[_Turns]:
+    def _shuffled(self) -> list[Turns]:
         return self._random.sample(self._turns, len(self._turns))
 
-    def _turn(self, turn: _Turns, number: int, images: Sequence[Image]) -> None:
+    def _turn(self, turn: Turns, number: int, images: Sequence[Image]) -> None:
         time.sleep(PAUSE)
         if self._settles:
             self._timed(turn, images[0])
@@ -339,7 +310,7 @@ class _Bench:
             for turn in self._shuffled():
                 self._guarded(turn, lambda turn: self._run_batch(turn, batch, number == 0))  # noqa: B023
 
-    def _run_batch(self, turn: _Turns, batch: int, is_first: bool) -> None:
+    def _run_batch(self, turn: Turns, batch: int, is_first: bool) -> None:
         low, high = turn.runner.info.input.batch
         if not low <= batch <= high:
             turn.refused[batch] = f"the artefacts accept batches of {low} to {high}"
@@ -357,7 +328,7 @@ class _Bench:
         count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
         self._run_stream(turn, batch, count)
 
-    def _by_size(self, turn: _Turns) -> list[list[Image]]:
+    def _by_size(self, turn: Turns) -> list[list[Image]]:
         """The images by the size that they are padded to."""
         preprocess = Preprocessor(turn.runner.info)
         groups: dict[tuple[int, int], list[Image]] = {}
@@ -365,7 +336,7 @@ class _Bench:
             groups.setdefault(preprocess.padded_size(image), []).append(image)
         return list(groups.values())
 
-    def _run_stream(self, turn: _Turns, batch: int, count: int) -> None:
+    def _run_stream(self, turn: Turns, batch: int, count: int) -> None:
         """Time `count` batches from decoded images to detections, the stages overlapping."""
         images = itertools.islice(itertools.cycle(self._pictures), batch * count)
         pipeline = Pipeline(turn.runner, batch)
@@ -377,14 +348,14 @@ class _Bench:
 
     # --- everything else -------------------------------------------------------------------------
 
-    def _detect(self, turn: _Turns) -> None:
+    def _detect(self, turn: Turns) -> None:
         turn.found = turn.pipeline.detect(self._pictures)
         reference = self._turns[0]
         if turn is not reference:
             infos = reference.runner.info, turn.runner.info
             self._change(turn, agreement=agreement(infos, reference.found, turn.found))
 
-    def _evaluate(self, turn: _Turns) -> None:
+    def _evaluate(self, turn: Turns) -> None:
         annotations = self._options.annotations
         assert annotations is not None
         folder = self._options.image_dir
@@ -397,7 +368,7 @@ class _Bench:
         numbers = {kind: values["AP"] for kind, values in result.numbers.items()}
         self._change(turn, ap={kind: value for kind, value in numbers.items() if value is not None})
 
-    def _profile(self, turn: _Turns) -> None:
+    def _profile(self, turn: Turns) -> None:
         from carafe_deploy.bench.layers import profile_layers
 
         runner = turn.entry.runner
@@ -405,19 +376,22 @@ class _Bench:
         inputs = turn.pipeline.inputs(self._pictures[:1])
         self._change(turn, layers=profile_layers(runner, inputs, runs=self._options.layers))
 
-    def _probe(self, turn: _Turns) -> None:
+    def _probe(self, turn: Turns) -> None:
         height, width = self._pictures[0].shape[:2]
-        self._change(turn, cold=probe(turn.entry.opening, height, width))
+        cold = probe(turn.entry.opening, height, width)
+        self._change(turn, cold=cold)
+        if cold.reason:
+            turn.entry.fail(Failure(cold.reason), self._part)
 
     # --- result ----------------------------------------------------------------------------------
 
     def result(self, warnings: tuple[str, ...]) -> BenchResult:
-        for turn in self._turns:
+        for turn in self._timed_turns or self._turns:
             samples = turn.samples()
             self._change(turn, samples=samples, throughput=turn.throughput())
             if samples is not None:
                 self._change(turn, warnings=doubts(samples))
-            elif self._partial:
+            elif self._partial and turn.entry.failure is None:
                 self._change(turn, status="skipped", reason="interrupted before its turn")
         subjects: tuple[Subject, ...] = tuple(entry.subject for entry in self._entries)
         return BenchResult(
@@ -468,7 +442,7 @@ class _Bench:
             jpeg=_jpeg(image),
             found={
                 turn.entry.subject.name: as_record(turn.found[index])
-                for turn in self._turns
+                for turn in self._timed_turns or self._turns
                 if turn.found
             },
         )

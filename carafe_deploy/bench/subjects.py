@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from carafe_deploy.artefacts import SUFFIXES, open_runner
 from carafe_deploy.bench.record import Subject
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError, CarafeDeployError
+from carafe_deploy.errors import ArtefactError, CarafeDeployError
+from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
 from carafe_deploy.runners.base import TITLES, Runner
 from carafe_deploy.types import InputFormat, ModelInfo
@@ -211,17 +212,38 @@ class Opened:
         subject: what is known of it so far.
         runner: None if it could not be opened.
         bounded: the same, accepting the sizes only that all accept.
+        failure: the first one.
     """
 
     opening: Opening
     subject: Subject
     runner: Runner | None
     bounded: Runner | None = None
+    failure: Failure | None = None
+
+    def fail(self, failure: Failure, part: str = "") -> None:
+        """Mark the subject as failed, unless it is so already.
+
+        Args:
+            failure: what it raised.
+            part: of the measurement, to name in the reason.
+        """
+        if self.failure is not None:
+            return
+        self.failure = failure
+        self.subject = dataclasses.replace(
+            self.subject,
+            status="failed",
+            reason=f"{part}: {failure.reason}" if part else failure.reason,
+        )
 
     def close(self) -> None:
-        """Free the runner."""
+        """Free the runner; if that fails, so has the subject."""
         if self.runner is not None:
-            self.runner.close()
+            with caught() as closing:
+                self.runner.close()
+            if closing.failure:
+                self.fail(closing.failure, "closing it")
         self.runner = self.bounded = None
 
 
@@ -277,19 +299,22 @@ def _open(opening: Opening) -> Opened:
         "file_mb": path.stat().st_size / 1e6,
     }
     runner = None
-    try:
+    with caught() as attempt:
         facts |= _sidecar_facts(path) if opening.kind == "tensorrt" else {}
         runner = opening.open()
         facts |= {"backend": runner.backend, "precision": runner.info.precision}
-    except BackendUnavailableError as error:
-        facts |= {"status": "skipped", "reason": str(error)}
-    except CarafeDeployError as error:
-        facts |= {"status": "failed", "reason": str(error)}
     title = TITLES.get(facts["backend"], facts["backend"])
     name = f"{title} {facts['precision']}".strip()
     if facts["variant"]:
         name += f", {facts['variant']}"
-    return Opened(opening, Subject(name=name, **facts), runner)
+    entry = Opened(opening, Subject(name=name, **facts), runner)
+    if attempt.failure and attempt.failure.lacking:
+        entry.subject = dataclasses.replace(
+            entry.subject, status="skipped", reason=attempt.failure.reason
+        )
+    elif attempt.failure:
+        entry.fail(attempt.failure)
+    return entry
 
 
 def _sidecar_facts(path: Path) -> Mapping[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -27,7 +29,8 @@ from carafe_deploy.cli import (
     report,
     selfcheck,
 )
-from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.errors import BackendFailedError, CarafeDeployError
+from carafe_deploy.failures import LOGGER, first_line
 
 __all__ = ["app", "run"]
 
@@ -52,7 +55,8 @@ EXTRAS = {
 app = typer.Typer(
     name=PROGRAM,
     help="Deploy mmdetection detectors trained with CARAFE (arXiv:1905.02188).",
-    epilog="Exit status: 0 success, 1 a comparison or check failed, 2 bad input, 130 interrupted.",
+    epilog="Exit status: 0 success, 1 a comparison or check failed or something broke, "
+    "2 bad input, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -112,18 +116,36 @@ def run(arguments: list[str]) -> int:
     command = next((i for i, text in enumerate(arguments) if not text.startswith("-")), None)
     debug = "--debug" in arguments[:command] or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
-        app(arguments, prog_name=PROGRAM)
+        with _tracebacks_shown() if debug else contextlib.nullcontext():
+            app(arguments, prog_name=PROGRAM)
     except SystemExit as done:
         return _status(done.code)
-    except (CarafeDeployError, ModuleNotFoundError, OSError) as error:
-        message = _message(error)
-        if message is None:
-            raise
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"error: {message}", err=True)
-        return 2
+        message = _message(error)
+        typer.echo(f"error: {first_line(error) if message is None else message}", err=True)
+        if message is None and not debug:
+            again = " ".join([PROGRAM, "--debug", *arguments[:1], "..."])
+            typer.echo(f"this is no fault of the input: {again} shows where it is", err=True)
+        return 1 if message is None or isinstance(error, BackendFailedError) else 2
     return 0
+
+
+@contextlib.contextmanager
+def _tracebacks_shown() -> Iterator[None]:
+    """On stderr: those of errors that become a row."""
+    logger, handler = logging.getLogger(LOGGER), logging.StreamHandler(sys.stderr)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False  # to a handler that has been set up by somebody else
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -138,7 +160,7 @@ def _status(code: str | int | None) -> int:
 
 
 def _message(error: Exception) -> str | None:
-    """What a user is told; None for an error of this program."""
+    """What a user is told; None for an error of this program or of a backend."""
     if isinstance(error, CarafeDeployError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):

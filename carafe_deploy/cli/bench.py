@@ -26,6 +26,7 @@ from carafe_deploy.cli.common import (
     default_images,
     examples,
     hint,
+    hint_debug,
     line,
     plural,
     results_console,
@@ -179,8 +180,9 @@ def bench(
 
     Artefacts take turns, so that drift of the machine hits all alike, and every
     figure comes with what it may be trusted for. What this machine cannot run is
-    listed with the reason. Ctrl-C keeps what was measured by then. The exit
-    status is 1 if an artefact failed or does not detect what the first one does.
+    listed with the reason; one that breaks is a failed row beside the others.
+    Ctrl-C keeps what was measured by then. The exit status is 1 if an artefact
+    failed or does not detect what the first one does.
     """
     if operators:
         if artefacts:
@@ -351,9 +353,10 @@ def _show(
             for s in measured
             if s.agreement is not None and not s.agreement.passed
         ]
-        console.print(
-            f"\n[bold red]FAIL[/bold red] {', '.join([*(s.name for s in failed), *names])}"
-        )
+        names = list(dict.fromkeys([*(subject.name for subject in failed), *names]))
+        console.print(f"\n[bold red]FAIL[/bold red] {', '.join(names)}")
+        if failed:
+            hint_debug(console, "bench")
     elif output is not None and html is None:
         hint(console, shell("carafe-deploy", "report", str(output), "-o", "report.html"))
 

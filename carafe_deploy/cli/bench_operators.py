@@ -16,6 +16,7 @@ from carafe_deploy.cli.common import (
     UsageError,
     facts,
     hint,
+    hint_debug,
     line,
     results_console,
     shell,
@@ -162,6 +163,7 @@ def _show(
         line(console, "interrupted: this is what was measured by then", style="yellow")
     elif failures:
         console.print(f"\n[bold red]FAIL[/bold red] {len(failures)} of {len(result.rows)} rows")
+        hint_debug(console, "bench")
     elif output is not None and html is None:
         hint(console, shell("carafe-deploy", "report", str(output), "-o", "report.html"))
 

@@ -49,6 +49,7 @@ __all__ = [
     "examples",
     "facts",
     "hint",
+    "hint_debug",
     "image_progress",
     "line",
     "open_artefact",
@@ -196,6 +197,11 @@ def hint(console: Console, *lines: str) -> None:
     line(console, "\nnext", style="dim")
     for text in lines:
         line(console, f"  {text}", style="cyan")
+
+
+def hint_debug(console: Console, command: str) -> None:
+    """Say how to see the rest of an error that a row gives the first line of."""
+    line(console, f"carafe-deploy --debug {command} ... shows the tracebacks", style="dim")
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

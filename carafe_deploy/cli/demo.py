@@ -39,7 +39,8 @@ def demo(
     draws, compares PyTorch, TorchScript, ONNX Runtime and, on a GPU, the
     engines, sets their AP beside mmdetection's, and measures them.
     FOLDER/report.html shows it all. Takes about two minutes on two cores.
-    The exit status is 1 if anything deviates.
+    A backend that breaks is a failed row beside the others. The exit status
+    is 1 if anything deviates or fails.
     """
     with Steps() as steps:
         steps("load packages")
@@ -59,7 +60,8 @@ def demo(
         for bench, detector in measured:
             write_result(output / f"{detector.checkpoint.stem}.bench.json", bench)
         parity = [report for detector in result.detectors for report in detector.parity]
-        write_report([*(bench for bench, _ in measured), *parity], output / "report.html")
+        if measured or parity:
+            write_report([*(bench for bench, _ in measured), *parity], output / "report.html")
     if json_output:
         print_json(data)
     else:
@@ -78,16 +80,21 @@ def _show(console: Console, result: DemoResult, output: Path) -> None:
     console.print()
     for detector in result.detectors:
         line(console, f"{detector.title}, engine: {engine_summary(detector.engine)}")
+        for step, failure in detector.failed.items():
+            line(console, f"✗ {detector.title}, {step}: {failure.reason}", style="red")
     console.print()
     written = [output / "report.html", output / "report.md", result.sheet]
+    written = [path for path in written if path.is_file()]
     for detector in result.detectors:
-        written += [backend.file for backend in detector.backends[1:]]
+        written += [b.file for b in detector.backends if b.backend != "pytorch"]
         if detector.engine.file is not None and detector.engine.file not in written:
             written.append(detector.engine.file)
     for path in written:
         line(console, str(path))
     if not result.passed:
         console.print("\n[bold red]FAIL[/bold red] something deviates: see ✗")
+        if any(detector.failed for detector in result.detectors):
+            line(console, "report.json and carafe-deploy --debug demo have the tracebacks")
         return
     console.print(f"\n[bold green]PASS[/bold green] everything agrees ({result.seconds:.0f} s)")
     hint(console, *NEXT)
@@ -134,10 +141,12 @@ def _parity(result: DemoResult) -> Table:
     table = _table("parity with PyTorch", "", *levels, "")
     for detector in result.detectors:
         title = detector.title
-        for backend, report in zip(detector.backends[1:], detector.parity, strict=True):
-            cells = [level_summary(report, level) for level in levels]
-            table.add_row(title, BACKENDS[backend.backend], *cells, _mark(report.passed))
-            title = ""
+        for backend in detector.backends:
+            if backend.parity is not None:
+                cells = [level_summary(backend.parity, level) for level in levels]
+                passed = _mark(backend.parity.passed)
+                table.add_row(title, BACKENDS[backend.backend], *cells, passed)
+                title = ""
     return table
 
 

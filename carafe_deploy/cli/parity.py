@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,7 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
+from carafe_deploy.cli.parity_several import artefacts_among, compare_several
 from carafe_deploy.cli.parity_tables import show_report, show_walk
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ CandidateArgument = Annotated[
 ]
 ImagesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGES", help="The same as --images.", show_default=False),
+    typer.Argument(
+        metavar="MORE",
+        help="More candidates, each of which is a row; or images, the same as --images.",
+        show_default=False,
+    ),
 ]
 ImagesOption = Annotated[
     list[str] | None,
@@ -125,8 +130,9 @@ def parity(
 
     Levels are operators, stages (intermediate tensors), detections, and AP
     on a COCO set. A checkpoint is run in PyTorch with the precision,
-    thresholds and sizes of the other artefact. The exit status is 1 if
-    anything differs by more than its tolerance, and if a row had nothing to
+    thresholds and sizes of the other artefact. Several candidates are compared
+    one after the other; one that breaks is a failed row. The exit status is 1
+    if anything differs by more than its tolerance, fails, or had nothing to
     compare: give images in which the detector finds something.
     """
     from carafe_deploy.files import atomic_write_text
@@ -139,19 +145,57 @@ def parity(
             f"{'--stages' if stages else '--bisect'} looks at intermediate tensors alone, so "
             f"--levels {levels} contradicts it: drop one of them"
         )
+    chosen = None if levels is None else [name.strip() for name in levels.split(",")]
+    settings: dict[str, Any] = {
+        "levels": chosen,
+        "batch_size": batch_size,
+        "mixed_sizes": mixed_sizes,
+        "annotations": annotations,
+        "image_dir": image_dir,
+        "limit": limit,
+    }
+    others = artefacts_among(more_images or ())
+    named = [*(images or ()), *(word for word in more_images or () if word not in others)]
+
+    def pictures(first: Runner) -> Mapping[str, Image]:
+        if named:
+            return {str(path): load_image(path) for path in find_images(named)[:limit]}
+        if not walk_only and chosen is not None and not {"stages", "detections"} & set(chosen):
+            return {}
+        given = default_images(first, _DEFAULTS, annotations, image_dir)
+        return dict(list(given.items())[:limit])
+
+    if others:
+        if walk_only:
+            raise UsageError(f"--{'stages' if stages else 'bisect'} takes one candidate: name one")
+        with Steps() as steps:
+
+            def compare(name: str) -> ParityReport:
+                steps(name)
+                with ExitStack() as stack:
+                    first, second = open_pair(reference, name, device, config, stack)
+                    return run_parity(
+                        first,
+                        second,
+                        images=pictures(first),
+                        progress=lambda level, done, total: steps.update(f"{level} {done}/{total}"),
+                        **settings,
+                    )
+
+            compare_several(
+                [candidate, *others],
+                compare,
+                reference=reference,
+                output=output,
+                json_output=json_output,
+            )
+        return
     console = results_console(json_output)
     with ExitStack() as stack, Steps() as steps:
         steps("open")
         first, second = open_pair(reference, candidate, device, config, stack)
-        named = [*(images or ()), *(more_images or ())]
-        chosen = None if levels is None else [name.strip() for name in levels.split(",")]
-        loaded: Mapping[str, Image] = {}
-        if named:
-            loaded = {str(path): load_image(path) for path in find_images(named)[:limit]}
-        elif walk_only or chosen is None or {"stages", "detections"} & set(chosen):
-            steps("choose images")
-            loaded = default_images(first, _DEFAULTS, annotations, image_dir)
-            loaded = dict(list(loaded.items())[:limit])
+        steps("read images" if named else "choose images")
+        loaded = pictures(first)
         current = ""
 
         def progress(level: str, done: int, total: int) -> None:
@@ -175,13 +219,8 @@ def parity(
                 first,
                 second,
                 images=loaded,
-                levels=chosen,
-                batch_size=batch_size,
-                mixed_sizes=mixed_sizes,
-                annotations=annotations,
-                image_dir=image_dir,
-                limit=limit,
                 progress=progress,
+                **settings,
             )
     text = found.to_json() + "\n"
     if output is not None:
@@ -257,6 +296,7 @@ COMMAND = Command(
     parity,
     examples(
         "carafe-deploy parity epoch_12.pth detector.onnx",
+        "carafe-deploy parity epoch_12.pth detector.onnx detector.ts detector.engine",
         "carafe-deploy parity detector.onnx detector.ts --images photos/*.jpg --levels detections",
         "carafe-deploy parity detector.onnx stages.engine --stages -o walk.json",
         "carafe-deploy parity fp32.onnx fp16.onnx --bisect",

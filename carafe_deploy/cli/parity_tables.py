@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from carafe_deploy.cli.common import line
+from carafe_deploy.cli.common import hint_debug, line
 
 if TYPE_CHECKING:
     from carafe_deploy.parity import ParityReport
@@ -29,6 +29,8 @@ def show_report(console: Console, report: ParityReport) -> None:
 
     console.print()
     _show(console, report_lines(report))
+    if report.failed:
+        hint_debug(console, "parity")
 
 
 def _show(console: Console, lines: Sequence[Line]) -> None:

@@ -41,8 +41,9 @@ def selfcheck(
     Builds and runs PyTorch, TorchScript, ONNX Runtime and TensorRT, on the
     CPU and on the GPU, as far as they are installed, on the two small
     detectors that come with the package, and compares operators, stages,
-    detections and average precision with plain PyTorch. FOLDER/report.md is
-    what a bug report should hold. The exit status is 1 if anything fails.
+    detections and average precision with plain PyTorch. A backend that breaks
+    is one row; the others are checked all the same. FOLDER/report.md is what a
+    bug report should hold. The exit status is 1 if anything fails.
     """
     with Steps("[dim]·[/dim]") as steps:  # the table says what passed
         steps("load packages")
@@ -80,6 +81,8 @@ def _show(console: Console, result: SelfCheck, output: Path) -> None:
     line(console, str(output / "report.md"))
     if not result.passed:
         console.print("\n[bold red]FAIL[/bold red] see ✗")
+        if any(check.status == "failed" and check.traceback for check in result.checks):
+            line(console, "report.md and carafe-deploy --debug selfcheck have the tracebacks")
         return
     seconds = f"{result.seconds:.0f} s"
     console.print(f"\n[bold green]PASS[/bold green] what runs here agrees ({seconds})")

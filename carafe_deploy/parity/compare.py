@@ -10,10 +10,12 @@ from typing import TypedDict
 from carafe_deploy.errors import (
     AnnotationError,
     CarafeDeployError,
+    EngineError,
     ImageError,
     UnsupportedLevelError,
 )
 from carafe_deploy.evaluate import evaluate_runner
+from carafe_deploy.failures import Failure, failure_of
 from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.matching import MatchResult, combined, match_detections
@@ -58,7 +60,8 @@ def run_parity(
     """Compare two artefacts of one model.
 
     Limits come from :mod:`carafe_deploy.tolerances`, for the coarser precision of the two. Where
-    one artefact accepts fewer sizes than the other, both are run at sizes that both accept.
+    one artefact accepts fewer sizes than the other, both are run at sizes that both accept. What
+    an artefact raises when it runs ends its level only; the report has it in ``failed``.
 
     Args:
         reference: what is right; stays open.
@@ -110,6 +113,7 @@ def run_parity(
 
     rows: list[ParityRow] = []
     skipped: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     for level in chosen:
         try:
             rows += compare(level)
@@ -117,7 +121,11 @@ def run_parity(
             if levels is not None:
                 raise
             skipped[level] = str(error)
-    if skipped and not rows:
+        except Exception as error:
+            if isinstance(error, CarafeDeployError) and not isinstance(error, EngineError):
+                raise
+            failed[level] = failure_of(error)
+    if skipped and not rows and not failed:
         raise UnsupportedLevelError(
             f"nothing can be compared without images or annotations: {'; '.join(skipped.values())}"
         )
@@ -129,6 +137,7 @@ def run_parity(
         image_names=image_names,
         seed=seed,
         skipped=skipped,
+        failed=failed,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.failures import Failure
 from carafe_deploy.images import Image
 from carafe_deploy.parity.strict_json import decoded, encoded
 from carafe_deploy.parity.table import plain, report_lines
@@ -75,6 +76,7 @@ class ParityReport:
         image_names: of these, where they have any.
         seed: of the operators' random inputs.
         skipped: why a level was left out, by its name.
+        failed: what an artefact raised in a level, which has no rows then, by the level's name.
     """
 
     rows: tuple[ParityRow, ...]
@@ -84,11 +86,12 @@ class ParityReport:
     seed: int
     image_names: tuple[str, ...] = field(default=(), kw_only=True)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Failure] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Every row passed, none compared nothing, and there is at least one."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        """No level failed, every row passed, none compared nothing, and there is at least one."""
+        return bool(self.rows) and not self.failed and all(row.passed for row in self.rows)
 
     @property
     def failures(self) -> tuple[ParityRow, ...]:
@@ -104,7 +107,7 @@ class ParityReport:
     def state(self) -> str:
         """``"passed"``, ``"failed"`` or, where nothing failed but a row, or all, lacks
         anything to compare, ``"nothing compared"``."""
-        if self.failures:
+        if self.failures or self.failed:
             return state_of(False)
         return state_of(True if self.passed else None)
 
@@ -133,6 +136,8 @@ class ParityReport:
             del data["passed"]  # follows from the rows
             data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
             data["image_names"] = tuple(data.get("image_names", ()))
+            failed = data.get("failed", {})  # not in files of earlier versions
+            data["failed"] = {level: Failure(**facts) for level, facts in failed.items()}
             return cls(**data)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(

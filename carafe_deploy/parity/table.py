@@ -52,14 +52,19 @@ def report_lines(report: ParityReport) -> list[Line]:
     lines += [
         ((f"{level} not compared: {reason}", "yellow"),) for level, reason in report.skipped.items()
     ]
+    lines += [
+        ((f"{level} failed: {failure.reason}", "red"),) for level, failure in report.failed.items()
+    ]
     lines.append(((subject(report), ""),))
     count = len(report.rows)
     if report.passed:
         lines.append((("PASS", "bold green"), (f" all {count} rows", "")))
-    if report.failures:
-        lines.append((("FAIL", "bold red"), (f" {_rows(len(report.failures))} of {count}", "")))
-    if report.uncompared or not count:
-        text = f" in {_rows(len(report.uncompared))} of {count}"
+    if report.state == "failed":
+        failed = [f"{_count(len(report.failures), 'row')} of {count}"]
+        failed += [_count(len(report.failed), "level")] * bool(report.failed)
+        lines.append((("FAIL", "bold red"), (f" {', '.join(failed)}", "")))
+    if report.state == "nothing compared" or report.uncompared:
+        text = f" in {_count(len(report.uncompared), 'row')} of {count}"
         lines.append((("NOTHING COMPARED", "bold yellow"), (text if count else "", "")))
     return lines
 
@@ -166,5 +171,5 @@ def _summary(kind: str, rows: Sequence[ParityRow]) -> tuple[str, str, ParityRow]
     return row.name, place, row
 
 
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -12,6 +12,7 @@ from carafe_deploy.demo import (
     FOUND_MASK_IOU,
     FOUND_SCORE,
     MATCHED_LIMIT,
+    PARITY_IMAGES,
     DemoResult,
     EngineResult,
     Numbers,
@@ -49,6 +50,7 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         folder: that file links are relative to.
     """
     verdict = "Everything agrees." if result.passed else "**Something deviates: see ✗ below.**"
+    drawn = dict.fromkeys(BACKENDS[d.drawn] for d in result.detectors if d.drawn)
     lines = [
         "# carafe-deploy demo",
         "",
@@ -58,8 +60,10 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         f"![detections]({_link(result.sheet, folder)})",
         "",
-        "Detections of ONNX Runtime, enlarged for their names and scores.",
+        f"Detections of {' and '.join(drawn) or 'no backend'}, enlarged for their names and "
+        "scores.",
         "",
+        *_failed(result),
         "## AP next to mmdetection's",
         "",
         *_ap_table(result),
@@ -74,7 +78,7 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "## Parity with PyTorch",
         "",
         "Operators on random inputs, intermediate tensors and detections on "
-        f"{result.detectors[0].parity[0].images} images: the largest error relative to the "
+        f"{PARITY_IMAGES} images: the largest error relative to the "
         "largest magnitude in its tensor, and how many proposals or detections found their partner "
         "if not all did. AP: the change from PyTorch. Every row is in "
         "[report.json](report.json).",
@@ -100,6 +104,16 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _failed(result: DemoResult) -> list[str]:
+    """What ended with an error, by step; nothing if all went well."""
+    rows = [
+        [f"✗ {detector.title}, {step}", " ".join(failure.reason.split())]
+        for detector in result.detectors
+        for step, failure in detector.failed.items()
+    ]
+    return ["## Failed", "", *markdown_table(["", "error"], rows), ""] if rows else []
 
 
 def _ap_table(result: DemoResult) -> list[str]:
@@ -132,23 +146,30 @@ def _numbers(numbers: Numbers) -> list[str]:
 def _parity_table(result: DemoResult) -> list[str]:
     rows = []
     for detector in result.detectors:
-        for backend, report in zip(detector.backends[1:], detector.parity, strict=True):
+        plain = {backend.backend: backend.numbers for backend in detector.backends}.get("pytorch")
+        for backend in detector.backends:
+            if backend.parity is None:
+                continue
+            report = backend.parity
             name = f"{detector.title}, {BACKENDS[backend.backend]}"
             levels = [level_summary(report, level) for level in LEVELS if level != "ap"]
-            change = max(
-                abs(backend.numbers[kind]["AP"] - numbers["AP"])
-                for kind, numbers in detector.backends[0].numbers.items()
-            )
-            passed = _mark(report.passed)
-            rows.append([name, *levels, f"{change:.0e}" if change else "0", passed])
+            rows.append([name, *levels, _change(backend.numbers, plain), _mark(report.passed)])
     return markdown_table(["", "operators", "stages", "detections", "AP", ""], rows)
+
+
+def _change(numbers: Numbers, plain: Numbers | None) -> str:
+    """Largest difference of an AP from PyTorch's."""
+    if plain is None:
+        return "–"
+    change = max(abs(numbers[kind]["AP"] - plain[kind]["AP"]) for kind in plain)
+    return f"{change:.0e}" if change else "0"
 
 
 def _files(result: DemoResult, folder: Path) -> list[str]:
     rows = []
     for detector in result.detectors:
         files = {backend.backend: backend.file for backend in detector.backends}
-        made = [files["torchscript"], files["onnxruntime"], detector.engine.file]
+        made = [files.get("torchscript"), files.get("onnxruntime"), detector.engine.file]
         pictures = " ".join(f"[{p.stem}]({_link(p, folder)})" for p in detector.pictures)
         rows.append(
             [

@@ -17,6 +17,8 @@ def level_summary(report: ParityReport, level: str) -> str:
 
     Empty if the level was not compared.
     """
+    if level in report.failed:
+        return "failed"
     rows = [row for row in report.rows if row.level == level]
     errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
     matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
@@ -69,8 +71,11 @@ def _verdict(reports: Sequence[ParityReport]) -> Text:
     rows = sum(len(report.rows) for report in reports)
     failed = sum(len(report.failures) for report in reports)
     count = "One comparison" if len(reports) == 1 else f"{len(reports)} comparisons"
-    if failed:
-        return Text(f"{count}: {failed} of {rows} rows exceed their tolerance.", "bad")
+    broken = sum(len(report.failed) for report in reports)
+    if failed or broken:
+        texts = [f"{failed} of {rows} rows exceed their tolerance"] * bool(failed)
+        texts += [f"{'one level' if broken == 1 else f'{broken} levels'} failed"] * bool(broken)
+        return Text(f"{count}: {', '.join(texts)}.", "bad")
     nothing = sum(len(report.uncompared) for report in reports)
     if nothing:
         return Text(f"{count}: {nothing} of {rows} rows had nothing to compare.", "bad")
@@ -112,9 +117,18 @@ def _failures(reports: Sequence[ParityReport]) -> list[Block]:
         for report in reports
         for row in report.uncompared
     )
+    broken = tuple(
+        (f"{report.candidate}, {level}", failure.reason)
+        for report in reports
+        for level, failure in report.failed.items()
+    )
     return [
         Items(items, "bad", title)
-        for items, title in ((failed, "Beyond their tolerance"), (nothing, "Nothing to compare"))
+        for items, title in (
+            (failed, "Beyond their tolerance"),
+            (nothing, "Nothing to compare"),
+            (broken, "Failed"),
+        )
         if items
     ]
 

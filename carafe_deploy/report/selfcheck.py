@@ -31,6 +31,18 @@ def selfcheck_report(result: SelfCheck) -> str:
         "",
         *markdown_table(["", "", *LEVELS, "time", "reason"], rows),
         "",
+        *_tracebacks(result),
         *markdown_table(["machine", ""], result.environment.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _tracebacks(result: SelfCheck) -> list[str]:
+    """Of failed checks, folded."""
+    lines = []
+    for check in result.checks:
+        if check.status == "failed" and check.traceback:
+            name = f"{check.detector.partition('-')[0]}, {check.backend}"
+            lines += ["<details>", f"<summary>{name}: traceback</summary>", "", "```"]
+            lines += [check.traceback.strip(), "```", "", "</details>", ""]
+    return lines

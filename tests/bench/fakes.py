@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from carafe_deploy.bench import subjects
-from carafe_deploy.errors import CarafeDeployError, EngineError
+from carafe_deploy.errors import EngineError
 from carafe_deploy.runners.base import RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
@@ -95,7 +96,7 @@ def info(**changes: object) -> ModelInfo:
     return dataclasses.replace(INFO, **changes)
 
 
-def install(monkeypatch, tmp_path: Path, **runners: FakeRunner | CarafeDeployError) -> list[Path]:
+def install(monkeypatch, tmp_path: Path, **runners: Any) -> list[Path]:
     """Files named ``first.onnx`` and so on for ``first_onnx=``, that open as the runners given.
 
     An error in place of a runner is raised on opening. A checkpoint's runner takes over the
@@ -110,7 +111,7 @@ def install(monkeypatch, tmp_path: Path, **runners: FakeRunner | CarafeDeployErr
 
     def open_runner(path, **settings):
         found = by_name[Path(path)]
-        if isinstance(found, CarafeDeployError):
+        if isinstance(found, Exception):
             raise found
         opened.append((Path(path).name, settings))
         options = settings["options"]

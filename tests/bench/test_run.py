@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from carafe_deploy.bench import probe as probe_module
 from carafe_deploy.bench import run as run_module
+from carafe_deploy.bench.probe import probe
 from carafe_deploy.bench.record import PARTS, BenchResult, Cold
 from carafe_deploy.bench.run import BenchOptions, run_bench
-from carafe_deploy.bench.subjects import Variants
+from carafe_deploy.bench.subjects import Opening, Variants
 from carafe_deploy.data import data_path
 from carafe_deploy.errors import (
+    BackendFailedError,
     BackendUnavailableError,
     CarafeDeployError,
     InputShapeError,
 )
 from carafe_deploy.images import load_image
 from tests.bench.fakes import FakeRunner, info, install
+from tests.scripted import ERRORS, Scripted
 
 IMAGES = {
     name: np.full((height, 100, 3), height, np.uint8) for name, height in (("a", 60), ("b", 90))
@@ -102,25 +108,66 @@ def test_samples_and_agreement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert found[first.name].scores == (0.5,)
 
 
-def test_one_that_breaks_does_not_end_the_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+#: Runs of a subject until its latency is measured: 2 x 2 to warm up, 2 to detect, 4 x (1 + 3).
+TIMED = 4 + 2 + 16
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("script", "part", "samples"),
+    [
+        ("open", "", 0),
+        ({"run": 1}, "", 0),
+        ({"run": 6}, "", 0),
+        ({"run": 8}, "", 0),
+        ({"run": TIMED + 1}, "throughput: ", 12),
+        ({"close": True}, "closing it: ", 12),
+    ],
+    ids=["at open", "first run", "detections", "latency", "throughput", "at close"],
+)
+def test_one_that_breaks_is_a_failed_row_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    script: Any,
+    part: str,
+    samples: int,
 ) -> None:
-    paths = install(
-        monkeypatch, tmp_path, a_onnx=FakeRunner(), b_ts=FakeRunner("torchscript", fails_after=8)
-    )
-    good, bad = run_bench(paths, IMAGES, QUICK).subjects
-    assert (good.status, len(good.samples.total_ms)) == ("measured", 12)
-    assert (bad.status, bad.reason) == ("failed", "the GPU fell off the bus: put it back")
+    good = FakeRunner()
+    bad = error if script == "open" else Scripted(FakeRunner("torchscript"), error, **script)
+    # The broken one is first, and so the reference of others' detections while it works.
+    paths = install(monkeypatch, tmp_path, b_ts=bad, a_onnx=good)
+    broken, measured = run_bench(paths, IMAGES, dataclasses.replace(QUICK, warmup=2)).subjects
+    assert (broken.status, broken.reason) == ("failed", part + ERRORS[error])
+    assert len(broken.samples.total_ms if broken.samples else ()) == samples
+    assert (measured.status, measured.reason) == ("measured", "")
+    assert len(measured.samples.total_ms) == 12
+    assert [len(entry.samples_ms) for entry in measured.throughput] == [3, 3, 0]
+    assert good.closed == 1
+    assert script == "open" or bad.closed == 1
 
 
-def test_one_that_cannot_even_warm_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    paths = install(
-        monkeypatch, tmp_path, a_onnx=FakeRunner(fails_after=0), b_ts=FakeRunner("torchscript")
-    )
-    bad, good = run_bench(paths, IMAGES, dataclasses.replace(QUICK, block=None)).subjects
-    assert (bad.status, bad.samples) == ("failed", None)
-    assert good.agreement is None  # now it is the first that works
-    assert good.samples is not None
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("no\nluck"), BackendFailedError),
+        (BackendUnavailableError("no TorchScript"), BackendUnavailableError),
+    ],
+)
+def test_nothing_that_opens_is_an_error_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, kind: type
+) -> None:
+    paths = install(monkeypatch, tmp_path, a_onnx=BackendUnavailableError("no GPU"), b_ts=error)
+    with pytest.raises(kind, match=r"nothing can be .*Runtime: no GPU; TorchScript: ") as caught:
+        run_bench(paths, IMAGES, QUICK)
+    assert type(caught.value) is kind
+
+
+def test_all_that_break_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner(fails_after=0))
+    options = dataclasses.replace(QUICK, block=None)
+    [subject] = run_bench(paths, IMAGES, options).subjects
+    assert (subject.status, subject.samples) == ("failed", None)
 
 
 def test_an_interrupt_keeps_what_was_measured(
@@ -143,14 +190,6 @@ def test_an_interrupt_before_the_first_turn(
     assert result.partial
     [subject] = result.subjects
     assert (subject.status, subject.reason) == ("skipped", "interrupted before its turn")
-
-
-def test_nothing_to_measure_is_an_error_that_says_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    paths = install(monkeypatch, tmp_path, a_onnx=BackendUnavailableError("install a GPU"))
-    with pytest.raises(BackendUnavailableError, match=r"nothing can be .*Runtime: install a GPU"):
-        run_bench(paths, IMAGES, QUICK)
 
 
 def test_images_are_needed_and_may_be_chosen_for_the_model(
@@ -243,10 +282,42 @@ def test_a_real_detector_in_two_layouts(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_is_a_reason_and_no_figure(tmp_path: Path) -> None:
-    from carafe_deploy.bench.probe import probe
-    from carafe_deploy.bench.subjects import Opening
-
     (tmp_path / "a.onnx").write_bytes(b"nonsense")
     cold = probe(Opening(str(tmp_path / "a.onnx"), "cpu", provider="cpu"), 64, 64)
     assert "cannot be loaded by ONNX Runtime" in cold.reason
     assert cold.peak_memory_mb == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("kill -SEGV $$", "the process died of SIGSEGV"),
+        ("echo munmap >&2; kill -ABRT $$", "the process died of SIGABRT: munmap"),
+        ("echo a >&2; echo b >&2; exit 3", "the process ended with status 3: b"),
+        ("echo loaded", "the process ended with status 0"),
+        ("exec sleep 60", "took longer than 0.3 s"),
+        ("echo '{\"load_s\": 2.0}'; echo bye", ""),
+        ("echo '{\"load_s\": 2.0}'; kill -SEGV $$", "the process died of SIGSEGV"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, reason: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(probe_module, "sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr(probe_module, "LIMIT", 0.3 if "sleep" in script else 60)
+    cold = probe(Opening("a.onnx", "cpu"), 64, 64)
+    assert (cold.reason, cold.load_s) == (reason, 0.0 if reason else 2.0)
+
+
+def test_such_a_process_fails_its_subject_which_keeps_its_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run_module, "probe", lambda *_: Cold(reason="the process died of SIGSEGV"))
+    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner())
+    [subject] = run_bench(paths, IMAGES, dataclasses.replace(QUICK, cold=True)).subjects
+    reason = "memory and loading: the process died of SIGSEGV"
+    assert (subject.status, subject.reason) == ("failed", reason)
+    assert len(subject.samples.total_ms) == 12

@@ -11,7 +11,6 @@ import pytest
 
 import carafe_deploy
 from carafe_deploy.cli import app as application
-from carafe_deploy.cli import main
 
 COMMANDS = (
     "models",
@@ -113,13 +112,33 @@ def test_interrupt_has_its_own_status(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert (outcome.status, outcome.err) == (130, "interrupted\n")
 
 
-def test_an_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (
+            RuntimeError("CUDA error: misaligned address\nset X"),
+            "RuntimeError: CUDA error: misalig",
+        ),
+        (OSError("libcudart.so.13: cannot open"), "OSError: libcudart.so.13: cannot open"),
+        (ImportError("undefined symbol: x"), "ImportError: undefined symbol: x"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_was_not_foreseen_is_one_line_and_its_traceback_for_whoever_asks(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, debug: bool
+) -> None:
     def fail(inputs: object) -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr("carafe_deploy.images.find_images", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["detect", "detector.onnx", "x.png"])
+    outcome = run(*["--debug"] * debug, "detect", "detector.onnx", "x.png")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert [text for text in outcome.err.splitlines() if text.startswith(f"error: {said}")]
+    assert ("Traceback" in outcome.err) is debug
+    assert ("carafe-deploy --debug detect ... shows" in outcome.err) is not debug
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def made_up(folder: Path, ap: float) -> DemoResult:
     for name, value in (("pytorch", 0.5), ("torchscript", ap), ("onnxruntime", ap)):
         file = folder / f"x.{name}"
         file.write_bytes(b"x")
-        backends.append(BackendResult(name, file, numbers(value), 10, 10, 0.05))
+        compared = None if name == "pytorch" else report
+        backends.append(BackendResult(name, file, numbers(value), 10, 10, 0.05, compared))
     engine = EngineResult("tensorrt_rtx", folder / "x.engine", 5.6, 7, 7, "there is no GPU")
     (folder / "x.engine").write_bytes(b"x")
     detector = DetectorResult(
@@ -36,7 +37,6 @@ def made_up(folder: Path, ap: float) -> DemoResult:
         checkpoint=folder / "x.pytorch",
         recorded=numbers(0.5),
         backends=tuple(backends),
-        parity=(report, report),
         engine=engine,
         pictures=(),
     )

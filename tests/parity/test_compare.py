@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from carafe_deploy.errors import (
     AnnotationError,
     ArtefactError,
     CarafeDeployError,
+    EngineError,
     ImageError,
     UnsupportedLevelError,
 )
@@ -27,6 +29,7 @@ from carafe_deploy.runners.base import Runner
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.tolerances import tolerance
 from tests.parity.spoilt import Closed, Spoil, Spoilt, Tensors
+from tests.scripted import ERRORS, Scripted
 
 
 def _failed(report: ParityReport) -> list[str]:
@@ -78,6 +81,37 @@ def test_levels_that_an_artefact_lacks_are_left_out_with_the_reason(
         "operators": "x.engine runs as a whole",
         "stages": "x.engine has no intermediate tensors",
     }
+    assert ParityReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize(
+    ("script", "levels", "failed"),
+    [
+        ({"operators": True}, ["operators", "detections"], ["operators"]),
+        ({"stages": True}, ["stages", "detections"], ["stages"]),
+        ({"run": 1}, ["stages", "detections"], ["detections"]),
+        ({"run": 1, "stages": True}, ["stages", "detections"], ["stages", "detections"]),
+    ],
+    ids=["operators", "stages", "first run", "everything"],
+)
+@pytest.mark.parametrize("error", [next(iter(ERRORS)), EngineError("failed to run: no memory")])
+def test_what_an_artefact_raises_ends_its_level_alone(
+    reference: Runner,
+    images: list[Image],
+    error: Exception,
+    script: dict[str, Any],
+    levels: list[str],
+    failed: list[str],
+) -> None:
+    broken = Scripted(reference, error, **script)
+    report = run_parity(reference, broken, images=images[:1], levels=levels)
+    reason = ERRORS.get(error, str(error))
+    assert {name: one.reason for name, one in report.failed.items()} == dict.fromkeys(
+        failed, reason
+    )
+    assert {row.level for row in report.rows} == set(levels) - set(failed)
+    assert not report.failures
+    assert not report.passed
     assert ParityReport.from_json(report.to_json()) == report
 
 

@@ -1,0 +1,292 @@
+"""The steps of gpu_check.py, and what is read out of their results."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from _gpu_run import Facts, LackingError, Step, StepError
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "gpu"
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+#: Steps of the group that runs first, side by side.
+CORRECTNESS = "correctness"
+#: Names of our kernels, for Nsight Compute.
+KERNELS = "regex:carafe|roi_align|merge_runs|strike|suppress|rank_kept|sort_runs"
+#: Of Nsight Compute, what a row keeps.
+METRICS = (
+    *("Duration", "DRAM Throughput", "L1/TEX Cache Throughput", "L2 Cache Throughput"),
+    *("Compute (SM) Throughput", "Issue Slots Busy", "Eligible Warps Per Scheduler"),
+    *("Registers Per Thread", "Achieved Occupancy", "Theoretical Occupancy", "L1/TEX Hit Rate"),
+)
+
+
+def build_steps(cmake_arguments: Sequence[str]) -> list[Step]:
+    """Compile for the GPU of this machine; plugins only where TensorRT's headers are."""
+    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"]
+    configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += ["-DCARAFE_CUDA=ON", "-DCARAFE_HARNESS=ON", *cmake_arguments]
+    return [
+        Step("configure", tuple(configure), 60),
+        Step("build", ("cmake", "--build", str(BUILD)), 240),
+    ]
+
+
+def steps(output: Path, libraries: Path, programs: Path) -> list[Step]:
+    """What is checked and measured, in order.
+
+    Args:
+        output: folder for results.
+        libraries: folder with our shared libraries.
+        programs: folder with carafe_harness and carafe_designs.
+    """
+    python = sys.executable
+    deploy = (python, "-m", "carafe_deploy")
+    harness, without_harness = _program(programs / "carafe_harness")
+    designs, without_designs = _program(programs / "carafe_designs")
+    driven = (harness, "--library", str(libraries / "libcarafe_tensorrt.so"))
+    junit, ncu = output / "pytest.xml", output / "ncu.csv"
+    operators = output / "operators_gpu.json"
+    return [
+        *(
+            Step(
+                tool,
+                ("compute-sanitizer", "--error-exitcode=1", f"--tool={tool}", *driven, "--small"),
+                120,
+                CORRECTNESS,
+                without_harness,
+            )
+            for tool in SANITIZERS
+        ),
+        Step(
+            "pytest",
+            (
+                *(python, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
+                *(*_workers(), f"--junitxml={junit}"),
+            ),
+            150,
+            CORRECTNESS,
+            read=lambda: tests_passed(junit),
+        ),
+        Step(
+            "selfcheck",
+            (*deploy, "selfcheck", "--json", "--out", str(output / "selfcheck")),
+            120,
+            CORRECTNESS,
+            read=lambda: backends(_json(output / "selfcheck" / "report.json")),
+        ),
+        Step(
+            "operators",
+            (*deploy, "bench", "--op", "all", "--device", "cuda", "-o", str(operators)),
+            110,
+            read=lambda: peers(_json(operators)),
+        ),
+        Step(
+            "designs",
+            (designs, "--output", str(output / "designs.json")),
+            60,
+            lacking=without_designs,
+            read=lambda: design_facts(_json(output / "designs.json")),
+        ),
+        Step(
+            "harness",
+            (*driven, "--output", str(output / "harness.json")),
+            60,
+            lacking=without_harness,
+            read=lambda: harness_facts(_json(output / "harness.json")),
+        ),
+        Step(
+            "detectors",
+            (
+                *(python, str(ROOT / "benchmarks" / "bench.py"), "--device", "cuda"),
+                *("--results", str(output), "mask_r50"),
+            ),
+            200,
+            read=lambda: detector_facts(_json(output / "bench_mask_r50_gpu.json")),
+        ),
+        Step(
+            "ncu",
+            (
+                *("ncu", "--set", "full", "--csv", "--page", "details", "-k", KERNELS),
+                *("--log-file", str(ncu)),
+                *(python, str(ROOT / "benchmarks" / "_gpu_kernels.py")),
+            ),
+            100,
+            read=lambda: kernel_facts(ncu, output / "ncu.json"),
+        ),
+    ]
+
+
+def _program(path: Path) -> tuple[str, str]:
+    """As a command, and why there is none."""
+    return str(path), "" if path.is_file() else f"there is no {path}"
+
+
+def _workers() -> tuple[str, ...]:
+    if importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-n", str(max(1, min(6, (os.cpu_count() or 1) // 2))))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tests_passed(path: Path) -> Facts:
+    """How many tests did what, from pytest's JUnit file.
+
+    Raises:
+        StepError: none ran: skipped for want of a GPU is not passed.
+    """
+    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+    names = ("tests", "failures", "errors", "skipped")
+    counts = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    if passed < 1:
+        raise StepError(f"no test passed, {counts['skipped']} were skipped")
+    return {**counts, "passed": passed, "lines": [f"{passed} passed, {counts['skipped']} skipped"]}
+
+
+def backends(report: Mapping[str, Any]) -> Facts:
+    """What each backend on the GPU came to in the self check.
+
+    Raises:
+        StepError: none ran on the GPU.
+    """
+    found = {
+        f"{check['detector'].partition('-')[0]}, {check['backend']}": check
+        for check in report["checks"]
+        if "cuda" in check["backend"] or check["backend"].startswith("TensorRT")
+    }
+    if not any(check["status"] == "passed" for check in found.values()):
+        reasons = dict.fromkeys(check["reason"] for check in found.values())
+        raise StepError(f"no backend passed on the GPU: {'; '.join(reasons)}")
+    lines = [
+        f"{name}: {check['status']} {check['reason']}".strip() for name, check in found.items()
+    ]
+    return {"lines": lines}
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def peers(result: Mapping[str, Any]) -> Facts:
+    """Our kernels beside mmcv's CARAFE and torchvision, workload by workload.
+
+    A peer is timed as what takes the same inputs: mmcv's CARAFE with the shuffle and softmax before
+    it. Ours is the faster layout.
+    """
+    rows = [row for row in result["rows"] if row["samples_us"]]
+    compared, lines = [], []
+    for row in rows:
+        if row["implementation"] not in ("mmcv, unfused", "torchvision") or row["layout"] not in (
+            "",
+            "nchw",
+        ):
+            continue
+        ours = {
+            one["layout"]: _median(one["samples_us"])
+            for one in rows
+            if one["implementation"] == "CUDA kernel"
+            and all(one[key] == row[key] for key in ("operator", "workload", "entry", "dtype"))
+        }
+        if not ours:
+            continue
+        theirs, best = _median(row["samples_us"]), min(ours.values())
+        peer = row["implementation"].partition(",")[0]
+        where = f"{row['operator']} {row['workload']} {row['dtype']}"
+        compared.append({"call": where, "peer": peer, "peer_us": theirs, "ours_us": ours})
+        lines.append(f"{where}: {best:.1f} us, {peer} {theirs:.1f} us, {theirs / best:.1f} times")
+    lacking = {
+        row["implementation"]: row["reason"]
+        for row in result["rows"]
+        if row["reason"] and not row["reason"].startswith(("wrong: ", "failed: "))
+    }
+    lines += [f"{name}: {reason}" for name, reason in lacking.items()]
+    return {"peers": compared, "lacking": lacking, "lines": lines}
+
+
+def fastest_designs(measured: Mapping[str, Any]) -> list[str]:
+    """A line a call: its designs by cold time, the one that launch_carafe() takes marked."""
+    calls: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for entry in measured["calls"]:
+        calls.setdefault((entry["dtype"], entry["layout"], entry["shape"]), []).append(entry)
+    lines = [f"a copy moves {measured['copy_gb_per_s']:.0f} GB/s"]
+    for call, entries in calls.items():
+        ranked = sorted(entries, key=lambda entry: entry["cold_median_us"])
+        texts = [
+            f"{entry['design']}{'*' if entry['chosen'] else ''} {entry['cold_median_us']:.1f} us"
+            f" ({entry['share_of_copy']:.0%}){'' if entry['agrees'] else ' WRONG'}"
+            for entry in ranked
+        ]
+        lines.append(f"{' '.join(call)}: {', '.join(texts)}")
+    return lines
+
+
+def design_facts(measured: Mapping[str, Any]) -> Facts:
+    """The designs ranked, and where choose() takes another than the fastest."""
+    from _design_choice import disagreements
+
+    others = list(disagreements(measured))
+    lines = [*fastest_designs(measured), *(f"choose() disagrees: {text}" for text in others)]
+    return {"disagreements": others, "lines": lines}
+
+
+def harness_facts(cases: Sequence[Mapping[str, Any]]) -> Facts:
+    """How many of the plugins' cases agree with the CPU."""
+    wrong = [f"{case['plugin']} {case['case']}" for case in cases if not case["agrees"]]
+    if wrong or not cases:
+        raise StepError(f"{len(wrong)} of {len(cases)} cases differ: {', '.join(wrong[:5])}")
+    return {"cases": len(cases), "lines": [f"{len(cases)} cases agree"]}
+
+
+def detector_facts(result: Mapping[str, Any]) -> Facts:
+    """Median latency of each way to run the detector."""
+    medians = {
+        subject["name"]: round(_median(subject["samples"]["total_ms"]), 2)
+        for subject in result["subjects"]
+        if subject["samples"]
+    }
+    failed = [
+        f"{subject['name']} {subject['status']}: {subject['reason']}"
+        for subject in result["subjects"]
+        if subject["status"] != "measured"
+    ]
+    lines = [f"{name}: {median} ms an image" for name, median in medians.items()]
+    return {"median_ms": medians, "lines": [*lines, *failed]}
+
+
+def kernel_facts(table: Path, output: Path) -> Facts:
+    """Nsight Compute's table as one object a launch, written to ``output``.
+
+    Raises:
+        StepError: the table holds no kernel.
+        LackingError: the driver does not let this user profile.
+    """
+    text = table.read_text(encoding="utf-8", errors="replace")
+    if "ERR_NVGPUCTRPERM" in text:
+        raise LackingError("the driver lets only administrators profile (ERR_NVGPUCTRPERM)")
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    launches: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(lines):
+        launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"]})
+        launch |= {"grid": row["Grid Size"], "block": row["Block Size"]}
+        if row["Metric Name"] in METRICS:
+            launch[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+    if not launches:
+        raise StepError("Nsight Compute saw none of our kernels")
+    from carafe_deploy.files import atomic_write_text
+
+    atomic_write_text(output, json.dumps(list(launches.values()), indent=1) + "\n")
+    return {"launches": len(launches), "lines": [f"{len(launches)} launches in {output.name}"]}
