@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import category_ids, load_annotations, to_results
 from carafe_deploy.errors import AnnotationError, BackendUnavailableError
 from carafe_deploy.pipeline import Pipeline, Progress
@@ -28,8 +29,8 @@ COCO_MAX_DETS = (1, 10, 100)
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-@dataclass(frozen=True)
-class EvalResult:
+@dataclass(frozen=True, repr=False)
+class EvalResult(OneLine):
     """What an evaluation found; 0..1, None where the annotations hold no object to average over.
 
     Attributes:

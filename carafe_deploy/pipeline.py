@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import InputShapeError
 from carafe_deploy.gather import Gatherer, in_order
 from carafe_deploy.images import GivenImage, Image, as_images, load_image
@@ -38,8 +39,8 @@ WAITING_BYTES = 256 << 20
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class PipelineTimes:
+@dataclass(frozen=True, repr=False)
+class PipelineTimes(OneLine):
     """Milliseconds that one batch took.
 
     Attributes:

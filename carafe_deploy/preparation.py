@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.gather import Gatherer
 from carafe_deploy.images import Image
 from carafe_deploy.preprocess import Batch, Preprocessor
@@ -16,8 +17,8 @@ __all__ = ["Entry", "Preparation", "Prepared"]
 _Source = TypeVar("_Source")
 
 
-@dataclass(frozen=True)
-class Entry(Generic[_Source]):
+@dataclass(frozen=True, repr=False)
+class Entry(OneLine, Generic[_Source]):
     """A source, its place in the stream, and the image that was loaded from it."""
 
     number: int
@@ -25,8 +26,8 @@ class Entry(Generic[_Source]):
     image: Image
 
 
-@dataclass(frozen=True)
-class Prepared(Generic[_Source]):
+@dataclass(frozen=True, repr=False)
+class Prepared(OneLine, Generic[_Source]):
     """One batch before its run; or a source, by its number, that was left out."""
 
     entries: list[Entry[_Source]]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, InputShapeError
 from carafe_deploy.images import check_image
 from carafe_deploy.types import ModelInfo, Preprocessing
@@ -17,8 +18,8 @@ from carafe_deploy.types import ModelInfo, Preprocessing
 __all__ = ["Batch", "Preprocessor"]
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(OneLine):
     """Images ready for a runner, and what it takes to map its boxes back.
 
     Attributes:

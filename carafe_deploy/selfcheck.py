@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.environment import describe_environment
@@ -51,8 +52,8 @@ Step = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(OneLine):
     """One backend with one detector.
 
     Attributes:
@@ -74,8 +75,8 @@ class Check:
     traceback: str = ""
 
 
-@dataclass(frozen=True)
-class SelfCheck:
+@dataclass(frozen=True, repr=False)
+class SelfCheck(OneLine):
     """All checks, and what they ran on.
 
     Attributes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.verdict import state_of
@@ -46,8 +47,8 @@ SCHEMA = 1
 PARTS = ("preprocess", "upload", "compute", "download", "postprocess")
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(OneLine):
     """Timed images one by one, in the order of measuring; all lists are equally long.
 
     Attributes:
@@ -81,8 +82,8 @@ class Samples:
         return ratio(ours, theirs)
 
 
-@dataclass(frozen=True)
-class Throughput:
+@dataclass(frozen=True, repr=False)
+class Throughput(OneLine):
     """Runs with one batch size: alone, and as one stage of three that overlap.
 
     Attributes:
@@ -186,8 +187,8 @@ class Layer:
     operator: str = ""
 
 
-@dataclass(frozen=True)
-class Layers:
+@dataclass(frozen=True, repr=False)
+class Layers(OneLine):
     """Profile of one subject.
 
     Attributes:
@@ -213,8 +214,8 @@ class Layers:
         return spent / self.total_ms if self.rows else 0.0
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, repr=False)
+class Subject(OneLine):
     """One artefact in one way of running it.
 
     Attributes:
@@ -257,8 +258,8 @@ class Subject:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class SampleDetections:
+@dataclass(frozen=True, repr=False)
+class SampleDetections(OneLine):
     """What one subject found in one image, best first.
 
     Attributes:
@@ -274,8 +275,8 @@ class SampleDetections:
     masks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(OneLine):
     """One image, to show side by side what was found in it.
 
     Attributes:
@@ -293,8 +294,8 @@ class Sample:
     found: Mapping[str, SampleDetections]
 
 
-@dataclass(frozen=True)
-class BenchResult:
+@dataclass(frozen=True, repr=False)
+class BenchResult(OneLine):
     """One run over all subjects.
 
     Attributes:
@@ -325,8 +326,8 @@ class BenchResult:
         return tuple(subject for subject in self.subjects if subject.samples is not None)
 
 
-@dataclass(frozen=True)
-class OperatorRow:
+@dataclass(frozen=True, repr=False)
+class OperatorRow(OneLine):
     """One implementation of an operator on one workload.
 
     Attributes:
@@ -374,8 +375,8 @@ class OperatorRow:
         return None if self.median_us is None else self.flops / self.median_us / 1e3
 
 
-@dataclass(frozen=True)
-class OperatorsResult:
+@dataclass(frozen=True, repr=False)
+class OperatorsResult(OneLine):
     """One run over implementations and workloads.
 
     Attributes:

@@ -23,6 +23,7 @@ from carafe_deploy.bench.record import BenchResult, Sample, Subject
 from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
 from carafe_deploy.bench.trust import busy_machine, doubts
 from carafe_deploy.bench.turns import Turns
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import (
     BackendFailedError,
     BackendUnavailableError,
@@ -58,8 +59,8 @@ FEWEST_BATCHES, MOST_BATCHES = 4, 64
 SHOWN_EDGE, SHOWN_QUALITY = 1000, 85
 
 
-@dataclass(frozen=True)
-class BenchOptions:
+@dataclass(frozen=True, repr=False)
+class BenchOptions(OneLine):
     """What is measured, and how long.
 
     Attributes:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ class UsageError(CarafeDeployError):
     """Options that contradict each other, or a value that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, repr=False)
+class Command(OneLine):
     """One command of the program.
 
     Attributes:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.failures import Failure
 from carafe_deploy.images import Image
@@ -26,8 +27,8 @@ def named_images(
     return (), tuple(images)
 
 
-@dataclass(frozen=True)
-class ParityRow:
+@dataclass(frozen=True, repr=False)
+class ParityRow(OneLine):
     """One compared thing and its verdict.
 
     Attributes:
@@ -64,8 +65,8 @@ class ParityRow:
         return state_of(self.passed)
 
 
-@dataclass(frozen=True)
-class ParityReport:
+@dataclass(frozen=True, repr=False)
+class ParityReport(OneLine):
     """All rows of a comparison.
 
     Attributes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.images import Image
 from carafe_deploy.parity.arrays import ArrayError, array_error, histogram, largest
 from carafe_deploy.parity.compatible import common_stages
@@ -29,8 +30,8 @@ _Indices = npt.NDArray[np.intp]
 _CHOICES = ("proposals", "proposal_scores", DETECTIONS)
 
 
-@dataclass(frozen=True)
-class StageError:
+@dataclass(frozen=True, repr=False)
+class StageError(OneLine):
     """What the comparison of one tensor came to over all images.
 
     Attributes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, ImageError
 from carafe_deploy.images import Image
 from carafe_deploy.parity.arrays import HISTOGRAM_EDGES
@@ -30,8 +31,8 @@ GROWTH = 10.0
 _MANY = 5
 
 
-@dataclass(frozen=True)
-class WalkStep:
+@dataclass(frozen=True, repr=False)
+class WalkStep(OneLine):
     """One tensor of the walk.
 
     Attributes:
@@ -119,8 +120,8 @@ class WalkStep:
         return f"relative error {self.max_rel_error:.1e} {sign} {self.tolerance:g}"
 
 
-@dataclass(frozen=True)
-class StageWalk:
+@dataclass(frozen=True, repr=False)
+class StageWalk(OneLine):
     """All compared tensors in the order of computation.
 
     Attributes:
