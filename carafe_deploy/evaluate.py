@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import (
     category_ids,
     category_names,
@@ -33,8 +34,8 @@ COCO_MAX_DETS = (1, 10, 100)
 _CHECKERS = min(8, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class EvalResult:
+@dataclass(frozen=True, repr=False)
+class EvalResult(OneLine):
     """What an evaluation found; 0..1, None where the annotations hold no object to average over.
 
     Attributes:
@@ -233,6 +234,7 @@ def evaluate_runner(
     *,
     limit: int | None = None,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     max_dets: tuple[int, int, int] = COCO_MAX_DETS,
     skip_broken: bool = False,
     progress: Progress | None = None,
@@ -247,6 +249,8 @@ def evaluate_runner(
         image_dir: folder to which the annotations' ``file_name`` are relative.
         limit: evaluate on the first images of the file only.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too, which changes what is found; see
+            :class:`carafe_deploy.pipeline.Pipeline`.
         max_dets: see :func:`evaluate_results`.
         skip_broken: leave out images that are missing, cannot be read or have another size than
             annotated, together with what is annotated in them.
@@ -270,7 +274,8 @@ def evaluate_runner(
     paths = [Path(image_dir) / image["file_name"] for image in images]
     detections: dict[int, Detections] = {}
     results: list[dict[str, Any]] = []
-    found = Pipeline(runner, batch_size).detect_paths(paths, progress)
+    pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
+    found = pipeline.detect_paths(paths, progress)
     with contextlib.closing(found):
         for image, (_, detected) in zip(images, found, strict=True):
             detections[image["id"]] = detected

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 
 __all__ = ["LOGGER", "Failure", "Outcome", "caught", "failure_of", "first_line"]
@@ -39,8 +40,8 @@ class Failure:
     foreseen: bool = False
 
 
-@dataclass
-class Outcome:
+@dataclass(repr=False)
+class Outcome(OneLine):
     """What :func:`caught` tells once its block has ended.
 
     Attributes:

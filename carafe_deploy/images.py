@@ -5,27 +5,45 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from carafe_deploy.errors import ImageError
+from carafe_deploy.errors import ImageError, InputShapeError
 from carafe_deploy.files import atomic_path
 
-__all__ = ["IMAGE_SUFFIXES", "Image", "find_images", "load_image", "save_image"]
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "GivenImage",
+    "Image",
+    "as_images",
+    "check_image",
+    "find_images",
+    "load_image",
+    "save_image",
+]
 
 #: [H, W, 3] uint8, BGR.
 Image = npt.NDArray[np.uint8]
+#: What :func:`as_images` makes an :data:`Image` of.
+GivenImage: TypeAlias = "Image | str | os.PathLike[str] | PillowImage"
 
 #: What counts as an image inside a folder or a glob; a file named outright may have any suffix.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Expand files, folders and globs to image files.
+def find_images(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> list[Path]:
+    """Expand files, folders and globs to image files; one alone needs no list around it.
 
     The order of ``inputs`` is kept; inside a folder (not recursive) or a glob (``**`` is
     recursive) names are sorted naturally, ``img2`` before ``img10``. A file named twice is
@@ -35,6 +53,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
         ImageError: no input at all, an input does not exist, a folder holds no image, or a glob
             matches none.
     """
+    if isinstance(inputs, (str, os.PathLike)):
+        inputs = [inputs]
     if not inputs:
         raise ImageError("no images given: name files, folders or globs")
     found: dict[Path, None] = {}
@@ -88,8 +108,10 @@ def load_image(path: str | os.PathLike[str]) -> Image:
         [H, W, 3] uint8, BGR.
 
     Raises:
-        ImageError: the file is missing, unreadable, truncated or no image.
+        ImageError: the file is missing, unreadable, truncated or no image, or this is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ImageError(f"path is {_kind(path)}: give the name of an image file")
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -131,6 +153,112 @@ def _jpeg_is_complete(data: bytes) -> bool:
         if marker == 0xDA:  # start of scan: entropy-coded data, where FF is always escaped
             return data.find(b"\xff\xd9", position) >= 0
     return False
+
+
+def as_images(images: Any) -> Iterator[Image]:
+    """Images one by one, from whatever holds them.
+
+    Args:
+        images: one image or an iterable of images, a stack [N, H, W, 3] among them. An image is an
+            array [H, W, 3] uint8 BGR, the path of a file (see :func:`load_image`), or a PIL image,
+            whose EXIF orientation is applied.
+
+    Yields:
+        [H, W, 3] uint8, BGR.
+
+    Raises:
+        InputShapeError: ``images`` is neither, or one of them is no image of this kind; the
+            message says which.
+        ImageError: see :func:`load_image`.
+    """
+    if isinstance(images, (str, os.PathLike)) or _is_pillow(images):
+        images = [images]
+    elif isinstance(images, np.ndarray) and images.ndim != 4 and images.dtype != object:
+        check_image(images)
+        images = [images]
+    elif isinstance(images, (Mapping, bytes, bytearray)) or not isinstance(images, Iterable):
+        raise InputShapeError(f"images is {_kind(images)}: {_EXPECTED}")
+    return _each_image(images)
+
+
+#: What an image should be, and how one comes by it.
+_EXPECTED = (
+    "expected images as non-empty uint8 [H, W, 3] arrays in BGR order: read them with "
+    "carafe_deploy.images.load_image"
+)
+
+
+def _each_image(images: Iterable[Any]) -> Iterator[Image]:
+    for number, given in enumerate(images):
+        image = given
+        if isinstance(given, (str, os.PathLike)):
+            image = load_image(given)
+        elif _is_pillow(given):
+            image = _from_pillow(given)
+        check_image(image, f"image {number}")
+        yield image
+
+
+def check_image(image: Any, name: str = "image") -> tuple[int, int]:
+    """Height and width of an image.
+
+    Args:
+        image: should be [H, W, 3] uint8, BGR.
+        name: for the message.
+
+    Raises:
+        InputShapeError: it is something else; the message says what, and what to do.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InputShapeError(f"{name} is {_kind(image)}: {_EXPECTED}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputShapeError(
+            f"{name} is {image.dtype} {list(image.shape)}, expected non-empty uint8 [H, W, 3] in "
+            f"BGR order: {_remedy(image)}"
+        )
+    return image.shape[0], image.shape[1]
+
+
+def _remedy(image: npt.NDArray[Any]) -> str:
+    """How this array becomes an image."""
+    channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+    if 0 not in image.shape and image.dtype != np.uint8 and channels in (1, 3, 4):
+        return "scale it to 0..255 and convert it with astype(numpy.uint8)"
+    if 0 not in image.shape and channels == 1:
+        return "convert it with cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
+    if 0 not in image.shape and channels == 4:
+        return "convert it with cv2.cvtColor(image, cv2.COLOR_BGRA2BGR), or COLOR_RGBA2BGR"
+    if image.ndim == 3 and image.shape[0] == 3:
+        return "move the channels last with image.transpose(1, 2, 0)"
+    return "read it with carafe_deploy.images.load_image"
+
+
+def _kind(value: Any) -> str:
+    """What something is, for a message."""
+    if value is None:
+        return "None (cv2.imread returns it for a file that it cannot read)"
+    return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+
+
+def _is_pillow(image: Any) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # whoever hands one over has imported it
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+#: With 8 bit samples or fewer.
+_PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def _from_pillow(image: Any) -> Image:
+    from PIL import ImageOps
+
+    if image.mode not in _PILLOW_MODES:
+        raise InputShapeError(
+            f"a PIL image has mode {image.mode!r}, which PIL does not scale to 8 bit: read its "
+            "file with carafe_deploy.images.load_image"
+        )
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.ascontiguousarray(np.asarray(upright, np.uint8)[:, :, ::-1])
 
 
 def save_image(path: str | os.PathLike[str], image: Image) -> None:

@@ -6,33 +6,41 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import InputShapeError
-from carafe_deploy.images import Image, load_image
+from carafe_deploy.gather import Gatherer, in_order
+from carafe_deploy.images import GivenImage, Image, as_images, load_image
 from carafe_deploy.masks import Paste, paste_masks
-from carafe_deploy.overlap import overlapped
+from carafe_deploy.overlap import DEPTH, overlapped
 from carafe_deploy.postprocess import postprocess
+from carafe_deploy.preparation import Entry, Preparation, Prepared
 from carafe_deploy.preprocess import Batch, Preprocessor
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
 
-__all__ = ["Pipeline", "PipelineTimes", "Progress"]
+__all__ = ["WAITING_BYTES", "WINDOW", "Pipeline", "PipelineTimes", "Progress"]
 
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
+
+#: Batches whose images are looked through for those of one padded size.
+WINDOW = 8
+#: Images that wait for others of their size take no more than this, unless all have one size.
+WAITING_BYTES = 256 << 20
 
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class PipelineTimes:
+@dataclass(frozen=True, repr=False)
+class PipelineTimes(OneLine):
     """Milliseconds that one batch took.
 
     Attributes:
@@ -48,14 +56,6 @@ class PipelineTimes:
     postprocess: float
 
 
-@dataclass(frozen=True)
-class _Prepared(Generic[_Source]):
-    """One batch before its run; ``batch`` is None where nothing could be loaded."""
-
-    loaded: list[tuple[_Source, Image]]
-    batch: Batch | None
-
-
 class Pipeline:
     """Preprocess, run, postprocess.
 
@@ -65,16 +65,34 @@ class Pipeline:
     :meth:`detect` does so batch by batch, :meth:`stream` and :meth:`detect_paths` at the same time
     for different batches.
 
+    A detector sees the padding around an image, so a batch holds images of one padded size: each
+    is given what it would be given alone, whatever the batch size. They are looked for among the
+    next ``window`` images; results keep the order given.
+
     Args:
         runner: stays the caller's to close.
         batch_size: images a run. An artefact whose smallest batch is larger gets its smallest; a
             batch that is not full is filled up by repeating its last image.
+        mixed_sizes: batches hold consecutive images, all padded to the largest of them, as
+            mmdetection does. Fewer runs where sizes change often, but what is found in an image
+            depends on the others in its batch.
+        window: consecutive images among which those of one padded size are looked for; no image
+            waits for a later one than that. None for :data:`WINDOW` times the batch size. No
+            matter with a batch size of 1 and with ``mixed_sizes``, where nothing waits.
 
     Raises:
-        InputShapeError: ``batch_size`` is below 1 or above what the artefact accepts.
+        InputShapeError: ``batch_size`` is below 1 or above what the artefact accepts, or
+            ``window`` is below it.
     """
 
-    def __init__(self, runner: Runner, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        batch_size: int = 1,
+        *,
+        mixed_sizes: bool = False,
+        window: int | None = None,
+    ) -> None:
         smallest, largest = runner.info.input.batch
         if not 1 <= batch_size <= largest:
             raise InputShapeError(
@@ -86,29 +104,39 @@ class Pipeline:
         self._paste = _paster(runner)
         self._smallest = smallest
         self._batch_size = max(batch_size, smallest)
+        self._mixed_sizes = mixed_sizes
+        self._window = WINDOW * self._batch_size if window is None else window
+        if self._window < self._batch_size:
+            raise InputShapeError(
+                f"window {window} holds no batch of {self._batch_size}: choose at least as many"
+            )
 
-    def detect(self, images: Sequence[Image]) -> list[Detections]:
+    def detect(self, images: GivenImage | Iterable[GivenImage]) -> list[Detections]:
         """Detect in any number of images.
 
         Args:
-            images: [H, W, 3] uint8 each, BGR, sizes may differ.
+            images: any iterable, a stack [N, H, W, 3] among them, or one image. Each is
+                [H, W, 3] uint8, BGR, sizes may differ; or the path of an image file, read as
+                :func:`carafe_deploy.images.load_image` does; or a PIL image. No more than the
+                window and one batch are held of an iterator.
 
         Returns:
             One :class:`Detections` an image, in order.
 
         Raises:
-            InputShapeError: an image has another shape or dtype.
+            InputShapeError: an image has another shape or dtype, or is none.
+            ImageError: a file cannot be read.
             ArtefactError: the outputs are not those of a detector.
         """
-        return [
-            detections
-            for start in range(0, len(images), self._batch_size)
-            for detections in self._detect_batch(images[start : start + self._batch_size])
-        ]
+        return list(self.each(images))
+
+    def each(self, images: GivenImage | Iterable[GivenImage]) -> Generator[Detections, None, None]:
+        """Detections image by image, in the caller's thread; see :meth:`detect`."""
+        return self.stream(as_images(images), _given, _detections, overlap=False)
 
     def detect_paths(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         progress: Progress | None = None,
         *,
         overlap: bool = True,
@@ -116,20 +144,21 @@ class Pipeline:
         """Detect in image files; see :meth:`stream` for memory, threads and leaving early.
 
         Args:
-            paths: of image files.
+            paths: of image files, or of one.
             progress: called in the caller's thread.
             overlap: see :meth:`stream`.
 
         Raises:
-            ImageError: a file cannot be read; detections of earlier batches are out by then.
+            ImageError: a file cannot be read; detections of earlier images are out by then.
         """
+        files = [Path(path) for path in _listed(paths)]
         results = self.stream(
-            map(Path, paths), load_image, lambda path, _, found: (path, found), overlap=overlap
+            files, load_image, lambda path, _, found: (path, found), overlap=overlap
         )
         with contextlib.closing(results):
             for done, result in enumerate(results, 1):
                 if progress is not None:
-                    progress(done, len(paths))
+                    progress(done, len(files))
                 yield result
 
     def stream(
@@ -144,14 +173,16 @@ class Pipeline:
 
         While one batch runs, the next ones are loaded and preprocessed in a second thread, and
         those before are postprocessed and finished in a third. The runner is used in the thread
-        that takes the results, and no more than five batches are held; see
-        :func:`carafe_deploy.overlap.overlapped`. Detections are those of :meth:`detect`.
+        that takes the results, and no more images are held than five batches and the window
+        together, of the latter no more than :data:`WAITING_BYTES` while sizes differ; see
+        :func:`carafe_deploy.overlap.overlapped` and :class:`carafe_deploy.gather.Gatherer`.
+        Detections are those of :meth:`detect`.
 
         Args:
             sources: of images, in order; taken as there is room.
             load: [H, W, 3] uint8 BGR from a source; None leaves it out. Called in one other thread.
             finish: makes the result of a source, its image and what was found in it. Called in one
-                other thread.
+                other thread, batch by batch, so in another order than that of the sources.
             overlap: False does one thing after the other in the caller's thread.
 
         Yields:
@@ -160,53 +191,61 @@ class Pipeline:
         Raises:
             InputShapeError: see :meth:`detect`.
             ArtefactError: see :meth:`detect`.
-            Exception: whatever ``load`` and ``finish`` raise. In either case results of earlier
-                batches are out by then.
+            Exception: whatever ``sources``, ``load`` and ``finish`` raise. Results of images
+                before one that cannot be loaded are out by then.
         """
+        gatherer: Gatherer[Entry[_Source]] = Gatherer(self._batch_size, self._window, WAITING_BYTES)
+        preparation = Preparation(sources, load, self._preprocess, gatherer, self._mixed_sizes)
 
-        def prepare(chunk: Sequence[_Source]) -> _Prepared[_Source]:
-            loaded = [(source, load(source)) for source in chunk]
-            kept = [(source, image) for source, image in loaded if image is not None]
-            batch = self._preprocess([image for _, image in kept]) if kept else None
-            return _Prepared(kept, batch)
-
-        def run(prepared: _Prepared[_Source]) -> tuple[_Prepared[_Source], dict[str, Array]]:
-            if prepared.batch is None:
-                return prepared, {}
-            return prepared, self._runner.run(self._inputs(prepared.batch))
-
-        def end(ran: tuple[_Prepared[_Source], dict[str, Array]]) -> list[_Result]:
-            prepared, outputs = ran
-            if prepared.batch is None:
-                return []
-            found = self._postprocess(outputs, prepared.batch)
+        def run(
+            batches: list[Prepared[_Source]],
+        ) -> list[tuple[Prepared[_Source], dict[str, Array]]]:
             return [
-                finish(source, image, detections)
-                for (source, image), detections in zip(prepared.loaded, found, strict=True)
+                (one, {} if one.batch is None else self._runner.run(self._inputs(one.batch)))
+                for one in batches
             ]
 
-        chunks = _chunks(sources, self._batch_size)
+        def end(
+            ran: list[tuple[Prepared[_Source], dict[str, Array]]],
+        ) -> list[tuple[int, list[_Result]]]:
+            results: list[tuple[int, list[_Result]]] = []
+            for prepared, outputs in ran:
+                if prepared.left_out is not None:
+                    results.append((prepared.left_out, []))
+                if prepared.batch is not None:
+                    found = self._postprocess(outputs, prepared.batch)
+                    results += [
+                        (one.number, [finish(one.source, one.image, detections)])
+                        for one, detections in zip(prepared.entries, found, strict=True)
+                    ]
+            return results
+
         results = (
-            overlapped(chunks, prepare, run, end)
+            overlapped(preparation, _call, run, end, depth=DEPTH * self._batch_size)
             if overlap
-            else (end(run(prepare(chunk))) for chunk in chunks)
+            else (end(run(step())) for step in preparation)
         )
         # Closed with this one: a generator that is merely dropped may live on in a traceback.
         with contextlib.closing(results):
-            for batch in results:
-                yield from batch
+            for ready in in_order(itertools.chain.from_iterable(results)):
+                yield from ready
 
-    def detect_timed(self, images: Sequence[Image]) -> tuple[list[Detections], PipelineTimes]:
+    def detect_timed(
+        self, images: GivenImage | Iterable[GivenImage]
+    ) -> tuple[list[Detections], PipelineTimes]:
         """Detect in one batch, and tell how long its parts took.
 
         Args:
-            images: [H, W, 3] uint8 each, BGR, as many as the artefact accepts in one run.
+            images: as for :meth:`detect`, as many as the artefact accepts in one run and all of
+                one padded size.
 
         Raises:
-            InputShapeError: see :meth:`detect`.
+            InputShapeError: see :meth:`detect`; or the images differ in their padded sizes, and
+                this pipeline does not mix them.
         """
+        given = list(as_images(images))
         marks = [time.perf_counter()]
-        batch = self._preprocess(images)
+        batch = self._batch(given)
         inputs = self._inputs(batch)
         marks.append(time.perf_counter())
         outputs, run = self._runner.run_timed(inputs)
@@ -216,13 +255,18 @@ class Pipeline:
         begin, prepared, finished, end = (1e3 * mark for mark in marks)
         return found, PipelineTimes(end - begin, prepared - begin, run, end - finished)
 
-    def inputs(self, images: Sequence[Image]) -> dict[str, Array]:
+    def inputs(self, images: GivenImage | Iterable[GivenImage]) -> dict[str, Array]:
         """What the runner is given for one batch of images; see :meth:`detect_timed`."""
-        return self._inputs(self._preprocess(images))
+        return self._inputs(self._batch(list(as_images(images))))
 
-    def _detect_batch(self, images: Sequence[Image]) -> list[Detections]:
-        batch = self._preprocess(images)
-        return self._postprocess(self._runner.run(self._inputs(batch)), batch)
+    def _batch(self, images: Sequence[Image]) -> Batch:
+        sizes = sorted({self._preprocess.padded_size(image) for image in images})
+        if len(sizes) > 1 and not self._mixed_sizes:
+            raise InputShapeError(
+                f"one batch of images with the padded sizes {', '.join(map(_size, sizes))}: give "
+                "images of one, or ask for mixed_sizes=True, which changes what is found"
+            )
+        return self._preprocess(images)
 
     def _inputs(self, batch: Batch) -> dict[str, Array]:
         missing = self._smallest - len(batch)
@@ -249,10 +293,26 @@ def _paster(runner: Runner) -> Paste:
     return TorchPaster(device)
 
 
-def _chunks(sources: Iterable[_Source], size: int) -> Iterator[list[_Source]]:
-    remaining = iter(sources)
-    while chunk := list(itertools.islice(remaining, size)):
-        yield chunk
+def _call(step: Callable[[], _Result]) -> _Result:
+    return step()
+
+
+def _given(image: Image) -> Image:
+    return image
+
+
+def _detections(source: Image, image: Image, found: Detections) -> Detections:
+    return found
+
+
+def _listed(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> Iterable[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _filled(inputs: dict[str, Array], missing: int) -> dict[str, Array]:

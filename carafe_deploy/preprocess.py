@@ -10,14 +10,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, InputShapeError
+from carafe_deploy.images import check_image
 from carafe_deploy.types import ModelInfo, Preprocessing
 
 __all__ = ["Batch", "Preprocessor"]
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(OneLine):
     """Images ready for a runner, and what it takes to map its boxes back.
 
     Attributes:
@@ -69,6 +71,9 @@ class Preprocessor:
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> Batch:
         """Make one batch; images of different sizes are padded to their common maximum.
 
+        A detector sees that padding, so what it finds in an image depends on the others unless all
+        have one :meth:`padded_size`.
+
         Args:
             images: at least one [H, W, 3] uint8 array, BGR.
 
@@ -77,11 +82,9 @@ class Preprocessor:
         """
         if not images:
             raise InputShapeError("a batch needs at least one image")
-        originals = tuple(_size_of(image) for image in images)
+        originals = tuple(check_image(image) for image in images)
         plans = [self._plan(height, width) for height, width in originals]
-        divisor = self._settings.pad_size_divisor
-        height = _padded(max(new_height for new_height, _, _ in plans), divisor, self._height)
-        width = _padded(max(new_width for _, new_width, _ in plans), divisor, self._width)
+        height, width = self._padded(plans)
         shape = (height, width, 3) if self._uint8 else (3, height, width)
         dtype = np.uint8 if self._uint8 else np.float32
         padded = np.zeros((len(images), *shape), dtype)
@@ -100,6 +103,20 @@ class Preprocessor:
             original_sizes=originals,
             shrunk=tuple(plan[2] for plan in plans),
         )
+
+    def padded_size(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
+        """Height and width that a batch of this image alone has.
+
+        Raises:
+            InputShapeError: the image is not a non-empty uint8 [H, W, 3] array.
+        """
+        return self._padded([self._plan(*check_image(image))])
+
+    def _padded(self, plans: Sequence[tuple[int, int, bool]]) -> tuple[int, int]:
+        divisor = self._settings.pad_size_divisor
+        height = _padded(max(new_height for new_height, _, _ in plans), divisor, self._height)
+        width = _padded(max(new_width for _, new_width, _ in plans), divisor, self._width)
+        return height, width
 
     def _plan(self, height: int, width: int) -> tuple[int, int, bool]:
         """New height and width, and whether the artefact's bounds made them smaller."""
@@ -151,12 +168,3 @@ def _normalisation_table(settings: Preprocessing) -> npt.NDArray[np.float32]:
     mean = np.array(settings.mean, np.float32)[:, None]
     std = np.array(settings.std, np.float32)[:, None]
     return (levels - mean) / std
-
-
-def _size_of(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputShapeError(
-            f"image is {image.dtype} {list(image.shape)}, expected non-empty uint8 [H, W, 3] in "
-            "BGR order: read it with carafe_deploy.images.load_image"
-        )
-    return image.shape[0], image.shape[1]

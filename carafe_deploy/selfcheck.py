@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.environment import describe_environment
@@ -51,8 +52,8 @@ Step = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(OneLine):
     """One backend with one detector.
 
     Attributes:
@@ -74,8 +75,8 @@ class Check:
     traceback: str = ""
 
 
-@dataclass(frozen=True)
-class SelfCheck:
+@dataclass(frozen=True, repr=False)
+class SelfCheck(OneLine):
     """All checks, and what they ran on.
 
     Attributes:
@@ -273,8 +274,10 @@ def _check(
         if parity is not None and parity.passed and not closing.failure:
             status = "passed"
     raised = [failure for failure in failures if failure]
-    beyond = [f"{row.level} {row.name}: {row.note}" for row in parity.failures] if parity else []
+    beyond = []
     if parity is not None:
+        told = (*parity.failures, *parity.uncompared)
+        beyond += [f"{row.level} {row.name}: {row.note or row.state}" for row in told]
         beyond += [f"{level}: {failure.reason}" for level, failure in parity.failed.items()]
         raised += parity.failed.values()
     reasons = dict.fromkeys([*beyond, *(failure.reason for failure in failures if failure)])
@@ -295,6 +298,7 @@ def _compare(reference: Runner, candidate: Runner, progress: Progress) -> Parity
         candidate,
         images=[load_image(path) for path in _image_paths()[:IMAGES]],
         batch_size=BATCH,
+        mixed_sizes=True,
         annotations=data_path("shapes", "val.json"),
         image_dir=data_path("shapes", "val"),
         limit=AP_IMAGES,

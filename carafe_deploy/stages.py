@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 
 __all__ = ["DETECTIONS", "IMAGES", "Stage", "describe_stages", "detector_stages"]
@@ -21,8 +22,8 @@ DETECTIONS = "detections"
 _LEVELS = range(2, 7)
 
 
-@dataclass(frozen=True)
-class Stage:
+@dataclass(frozen=True, repr=False)
+class Stage(OneLine):
     """A named tensor.
 
     Attributes:

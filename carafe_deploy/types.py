@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 
 __all__ = [
@@ -30,8 +31,8 @@ ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 METADATA_SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+@dataclass(frozen=True, repr=False)
+class TensorSpec(OneLine):
     """Name, shape and dtype of one input or output of an artefact.
 
     A dimension is an int where fixed and its symbol (``"batch"``, ``"64*height"``) where dynamic.
@@ -43,8 +44,8 @@ class TensorSpec:
     dtype: str
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@dataclass(frozen=True, repr=False)
+class Preprocessing(OneLine):
     """mmdetection's test pipeline: resize, normalise, pad.
 
     Attributes:
@@ -85,8 +86,8 @@ class InputFormat:
         return all(low == high for low, high in (self.batch, self.height, self.width))
 
 
-@dataclass(frozen=True)
-class OperatorCall:
+@dataclass(frozen=True, repr=False)
+class OperatorCall(OneLine):
     """One call of a ``carafe`` operator as a detector makes it.
 
     Attributes:
@@ -101,8 +102,8 @@ class OperatorCall:
     attributes: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
+@dataclass(frozen=True, repr=False)
+class ModelInfo(OneLine):
     """Everything a runner and a pipeline need besides weights; travels inside every artefact.
 
     Attributes:
@@ -221,8 +222,8 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-@dataclass(frozen=True)
-class Detections:
+@dataclass(frozen=True, repr=False)
+class Detections(OneLine):
     """Detections of one image, best first.
 
     Attributes:

@@ -415,6 +415,7 @@ class TestEvaluateRunner:
             shapes_dir / "val.json",
             shapes_dir / "val",
             batch_size=8,
+            mixed_sizes=True,  # what is replayed is in the order of the images
             progress=lambda *call: calls.append(call),
         )
         metrics = json.loads((shapes_dir / "shapes_faster_rcnn_carafe.metrics.json").read_text())

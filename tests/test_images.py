@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from carafe_deploy.errors import CarafeDeployError, ImageError
-from carafe_deploy.images import find_images, load_image, save_image
+from carafe_deploy.errors import CarafeDeployError, ImageError, InputShapeError
+from carafe_deploy.images import as_images, find_images, load_image, save_image
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -87,8 +87,44 @@ class TestFindImages:
         with pytest.raises(ImageError, match="no images given"):
             find_images([])
 
+    def test_one_name_is_not_taken_for_its_letters(self, folder):
+        assert find_images(str(folder / "img1.jpg")) == [folder / "img1.jpg"]
+        assert find_images(folder) == find_images([folder])
+
+
+class TestAsImages:
+    """See the pipeline's tests for containers."""
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6])
+    def test_a_pil_image_is_what_load_image_reads(self, tmp_path, orientation):
+        pillow = pytest.importorskip("PIL.Image")
+        path = tmp_path / "a.jpg"
+        path.write_bytes(with_exif(encoded(".jpg", picture()), orientation))
+        [image] = as_images(pillow.open(path))
+        assert np.abs(image.astype(int) - load_image(path)).max() <= 4  # other decoders
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+    def test_pil_modes(self, mode):
+        pillow = pytest.importorskip("PIL.Image")
+        black_and_white = (np.repeat(picture()[..., :1], 3, axis=2) > 127).astype(np.uint8) * 255
+        [image] = as_images([pillow.fromarray(black_and_white).convert(mode)])
+        np.testing.assert_array_equal(image, black_and_white)
+
+    @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+    def test_pil_modes_that_pil_would_clip(self, mode):
+        pillow = pytest.importorskip("PIL.Image")
+        with pytest.raises(InputShapeError, match=rf"mode '{mode}'.*load_image"):
+            list(as_images(pillow.new(mode, (8, 8))))
+
 
 class TestLoadImage:
+    @pytest.mark.parametrize("value", [None, 3, picture()])
+    def test_what_is_no_path(self, value):
+        with pytest.raises(
+            ImageError, match=r"path is (None|of type).*: give the name of an image"
+        ):
+            load_image(value)
+
     @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
     def test_lossless_formats_come_back_as_written(self, tmp_path, suffix):
         path = tmp_path / f"a{suffix}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from carafe_deploy.artefacts import open_runner
 from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
 from carafe_deploy.masks import decode_mask, paste_masks
@@ -34,12 +36,14 @@ class FrameRunner:
             input=InputFormat(batch=batch),
         )
         self.batches: list[int] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def run(self, inputs):
         check_inputs(self.info, inputs)
         images, sizes = inputs["images"], inputs["image_sizes"]
         batch = len(images)
         self.batches.append(batch)
+        self.shapes.append(images.shape)
         boxes = np.zeros((batch, 3, 4), np.float32)
         boxes[:, 0, 2:] = sizes[:, ::-1]
         scores = np.zeros((batch, 3), np.float32)
@@ -156,6 +160,219 @@ def test_batch_size_that_the_artefact_refuses(batch_size):
         InputShapeError, match=rf"batch size {batch_size} is not within 1 to 8.*: choose another"
     ):
         Pipeline(FrameRunner(), batch_size)
+
+
+# --- one padded size a batch ---------------------------------------------------------------------
+
+
+class PaddingRunner(FrameRunner):
+    """Finds as many boxes as its input has columns of 64 pixels, as detectors do in effect."""
+
+    def __init__(self, batch: tuple[int, int] = (1, 8)) -> None:
+        super().__init__(batch)
+        info = dataclasses.replace(self.info, preprocessing=WIDE)
+        self.info = info
+
+    def run(self, inputs):
+        outputs = super().run(inputs)
+        outputs["num_dets"][:] = inputs["images"].shape[3] // 64
+        return outputs
+
+
+WIDE = Preprocessing((192, 64), (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+#: Padded to 64 x 192, 128 and 64 pixels.
+WIDTHS = {"w": 96, "m": 60, "s": 32}
+
+
+def of_sizes(text: str) -> list[np.ndarray]:
+    """Of the padded sizes that the letters name, each filled with its index."""
+    return [np.full((32, WIDTHS[letter], 3), i, np.uint8) for i, letter in enumerate(text)]
+
+
+def counts(detections) -> str:
+    return "".join(" smw"[len(one)] for one in detections)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    ("text", "batch_size", "window", "runs"),
+    [
+        ("wsws", 1, None, "w1 s1 w1 s1"),
+        ("wsws", 2, None, "w2 s2"),
+        ("wwmss", 2, None, "w2 s2 m1"),
+        ("wsmwsmwsm", 8, None, "w3 s3 m3"),
+        # As many as the window holds wait for one of another size.
+        ("mwwwwww", 2, 4, "w2 m1 w2 w2"),
+        ("s" * 9 + "w", 4, 4, "s4 s4 s1 w1"),
+        ("", 2, None, ""),
+    ],
+)
+def test_any_batch_size_finds_what_batches_of_one_find(text, batch_size, window, runs, overlap):
+    runner = PaddingRunner()
+    pipeline = Pipeline(runner, batch_size, window=window)
+    found = list(
+        pipeline.stream(
+            of_sizes(text), lambda image: image, lambda _, __, one: one, overlap=overlap
+        )
+    )
+    assert counts(found) == text
+    assert indices(found) == list(range(len(text)))
+    assert " ".join(f"{' smw'[w // 64]}{b}" for b, _, _, w in runner.shapes) == runs
+
+
+def test_mixing_sizes_is_a_choice_and_pads_to_the_largest():
+    runner = PaddingRunner()
+    found = Pipeline(runner, 3, mixed_sizes=True).detect(of_sizes("swsms"))
+    assert counts(found) == "wwwmm"
+    assert indices(found) == [0, 1, 2, 3, 4]
+    assert runner.batches == [3, 2]
+
+
+def test_a_fixed_batch_is_filled_up_with_its_own_size():
+    runner = PaddingRunner(batch=(4, 4))
+    assert counts(Pipeline(runner).detect(of_sizes("swsws"))) == "swsws"
+    assert runner.shapes == [(4, 3, 64, 64), (4, 3, 64, 192)]
+
+
+def test_an_artefact_of_one_size_waits_for_nothing():
+    runner = PaddingRunner()
+    fixed = InputFormat(batch=(1, 8), height=(64, 64), width=(192, 192))
+    runner.info = dataclasses.replace(runner.info, input=fixed)
+    assert counts(Pipeline(runner, 2).detect(of_sizes("swms"))) == "wwww"
+    assert runner.batches == [2, 2]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("bad", ["load", "shape", "sources"])
+def test_what_comes_before_a_failure_is_out_although_it_waited(bad, overlap):
+    """The images before it are of other sizes, and no batch is full."""
+
+    def sources():
+        yield from enumerate(of_sizes("swmsw"))
+        if bad == "sources":
+            raise OSError("the camera is gone")
+        yield 5, None
+        yield from enumerate(of_sizes("ssssss"))
+
+    def load(source):
+        if source[1] is None and bad == "load":
+            raise ImageError("5.png is truncated")
+        return np.zeros((8, 8), np.uint8) if source[1] is None else source[1]
+
+    found = []
+    stream = Pipeline(PaddingRunner(), 8).stream(
+        sources(), load, lambda source, _, one: (source[0], len(one)), overlap=overlap
+    )
+    with pytest.raises(
+        (OSError, ImageError, InputShapeError), match=r"camera|truncated|uint8 \[8, 8\]"
+    ):
+        found.extend(stream)
+    assert found == [(0, 1), (1, 3), (2, 2), (3, 1), (4, 3)]
+
+
+def test_no_more_sources_are_taken_than_the_window_and_the_batches_on_their_way():
+    taken = []
+
+    def sources():
+        for number, image in enumerate(of_sizes("m" + "ws" * 100)):
+            taken.append(number)
+            yield image
+
+    stream = Pipeline(PaddingRunner(), 2, window=10).stream(
+        sources(), lambda image: image, lambda _, __, one: len(one)
+    )
+    assert next(stream) == 2
+    assert 10 <= len(taken) <= 10 + 5 * 2
+    stream.close()
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_window_smaller_than_a_batch(window):
+    with pytest.raises(InputShapeError, match=f"window {window} holds no batch of 4: choose"):
+        Pipeline(FrameRunner(), 4, window=window)
+
+
+def test_one_timed_batch_has_one_size():
+    pipeline = Pipeline(PaddingRunner(), 2)
+    for call in (pipeline.detect_timed, pipeline.inputs):
+        with pytest.raises(InputShapeError, match="padded sizes 64x64, 64x192: give images of one"):
+            call(of_sizes("ws"))
+    mixing = Pipeline(PaddingRunner(), 2, mixed_sizes=True)
+    assert mixing.inputs(of_sizes("ws"))["images"].shape == (2, 3, 64, 192)
+
+
+# --- what people hand over -----------------------------------------------------------------------
+
+
+def _pillow(image: np.ndarray):
+    pillow = pytest.importorskip("PIL.Image")
+    return pillow.fromarray(image[:, :, ::-1])
+
+
+GIVEN = {
+    "one image": (lambda folder, i: i[2], [2]),
+    "a tuple": (lambda folder, i: tuple(i), [0, 1, 2]),
+    "a generator": (lambda folder, i: iter(i), [0, 1, 2]),
+    "a stack": (lambda folder, i: np.stack([i[1], i[1]]), [1, 1]),
+    "an array of objects": (lambda folder, i: np.array([i[2], i[0], None], object)[:2], [2, 0]),
+    "an empty stack": (lambda folder, i: np.zeros((0, 8, 8, 3), np.uint8), []),
+    "an empty list": (lambda folder, i: [], []),
+    "a path": (lambda folder, i: folder / "1.png", [1]),
+    "the name of a file": (lambda folder, i: str(folder / "2.png"), [2]),
+    "paths": (lambda folder, i: [str(folder / "2.png"), folder / "0.png"], [2, 0]),
+    "a PIL image": (lambda folder, i: _pillow(i[1]), [1]),
+    "a mixture": (lambda folder, i: [_pillow(i[1]), folder / "0.png", i[2]], [1, 0, 2]),
+    "a view": (lambda folder, i: i[1][::-1, ::-1], [1]),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_images_as_people_have_them(tmp_path, given):
+    saved(tmp_path, 3)
+    make, expected = GIVEN[given]
+    assert indices(Pipeline(FrameRunner(), 2).detect(make(tmp_path, images(3)))) == expected
+
+
+def test_one_path_is_not_taken_for_its_letters(tmp_path):
+    saved(tmp_path, 2)
+    [(path, found)] = Pipeline(FrameRunner()).detect_paths(str(tmp_path / "1.png"))
+    assert path == tmp_path / "1.png"
+    assert indices([found]) == [1]
+
+
+GOOD = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"images is None .*: expected images as .*load_image"),
+        ([GOOD, None], r"image 1 is None .*: expected images as .*load_image"),
+        (3, "images is of type int: expected images as .*load_image"),
+        (b"\x89PNG", "images is of type bytes: .*load_image"),
+        ({"a.png": GOOD}, "images is of type dict: .*load_image"),
+        ([[1, 2], [3, 4]], "image 0 is of type list: .*load_image"),
+        (GOOD[:, :, 0], r"image is uint8 \[8, 8\], .*COLOR_GRAY2BGR"),
+        ([GOOD, GOOD[:, :, :1]], r"image 1 is uint8 \[8, 8, 1\], .*COLOR_GRAY2BGR"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\], .*COLOR_BGRA2BGR"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"image 0 is uint8 \[8, 8, 4\], .*COLOR_BGRA2BGR"),
+        (np.zeros((8, 8, 3)), r"float64 \[8, 8, 3\], .*scale it to 0\.\.255"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\], .*transpose\(1, 2, 0\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"image 0 is uint8 \[3, 8, 8\], .*transpose"),
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\], expected non-empty"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), r"uint8 \[1, 2, 8, 8, 3\], .*load_image"),
+        (np.uint8(4), "images is of type numpy.uint8"),
+    ],
+)
+@pytest.mark.parametrize("method", ["detect", "detect_timed", "inputs"])
+def test_what_is_no_image_is_named(given, message, method):
+    with pytest.raises(InputShapeError, match=message):
+        getattr(Pipeline(FrameRunner(), 2), method)(given)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ImageError, match=r"nowhere\.jpg does not exist"):
+        Pipeline(FrameRunner()).detect("nowhere.jpg")
 
 
 def saved(folder: Path, count: int) -> list[Path]:
@@ -283,3 +500,16 @@ def test_a_timed_batch_is_filled_up():
     found, _ = Pipeline(runner).detect_timed(images(1))
     assert runner.batches == [4]
     assert len(found) == 1
+
+
+def test_a_trained_detector_finds_the_same_with_any_batch_size(shapes_dir):
+    """The first 16 validation images have three padded sizes."""
+    paths = sorted((shapes_dir / "val").iterdir())[:16]
+    with open_runner(shapes_dir / "shapes_faster_rcnn_carafe-2a9d7f44.pth") as runner:
+        alone, together = (Pipeline(runner, size).detect(paths) for size in (1, 8))
+        mixed = Pipeline(runner, 8, mixed_sizes=True).detect(paths)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+    assert list(map(len, mixed)) != list(map(len, alone))

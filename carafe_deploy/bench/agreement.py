@@ -34,9 +34,9 @@ def agreement(
         matched=match.matched,
         total=match.total,
         max_score_error=match.max_score_error,
-        min_iou=1.0 if match.min_iou is None else match.min_iou,
+        min_iou=match.min_iou,
         min_mask_iou=match.min_mask_iou,
-        passed=limit.accepts(match.fraction),
+        passed=limit.accepts(match.fraction) if match.total else None,
     )
 
 

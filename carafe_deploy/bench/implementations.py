@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor
 
 from carafe_deploy.bench.workloads import Variant, Workload
+from carafe_deploy.brief import OneLine
 from carafe_deploy.environment import is_installed
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import missing
@@ -49,8 +50,8 @@ _OPERATORS: Mapping[str, Operator] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+@dataclass(frozen=True, eq=False, repr=False)
+class Job(OneLine):
     """The calls of a workload through one entry, in one type and layout.
 
     Attributes:
@@ -86,8 +87,8 @@ class Job:
             return [_tuple(self.operator(*inputs, **attributes)) for inputs, attributes in exact]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Candidate(OneLine):
     """One implementation of a job.
 
     Attributes:

@@ -31,6 +31,7 @@ from carafe_deploy.bench.machine import (
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
 from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.runners._memory import keep_freed_memory
@@ -50,8 +51,8 @@ ABSURD = 10
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
-@dataclass(frozen=True)
-class OperatorOptions:
+@dataclass(frozen=True, repr=False)
+class OperatorOptions(OneLine):
     """What is measured, and how long.
 
     Attributes:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import atomic_write_text
+from carafe_deploy.verdict import state_of
 
 __all__ = [
     "PARTS",
@@ -45,8 +47,8 @@ SCHEMA = 1
 PARTS = ("preprocess", "upload", "compute", "download", "postprocess")
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(OneLine):
     """Timed images one by one, in the order of measuring; all lists are equally long.
 
     Attributes:
@@ -80,14 +82,15 @@ class Samples:
         return ratio(ours, theirs)
 
 
-@dataclass(frozen=True)
-class Throughput:
+@dataclass(frozen=True, repr=False)
+class Throughput(OneLine):
     """Runs with one batch size: alone, and as one stage of three that overlap.
 
     Attributes:
         batch: images a run.
-        samples_ms: of each run, copies and compute, without pre- and postprocessing; empty if
-            ``reason`` says why.
+        samples_ms: of each run, copies and compute, without pre- and postprocessing; of images
+            with several padded sizes the mean of one run each, by their share. Empty if ``reason``
+            says why.
         reason: why this batch size was not measured.
         pipelined_ms: a batch, from decoded images to detections with encoded masks: each the time
             of a stream of batches (see :meth:`carafe_deploy.pipeline.Pipeline.stream`) over their
@@ -143,17 +146,28 @@ class Agreement:
         matched: pairs found, see :func:`carafe_deploy.parity.match_detections`.
         total: pairs and those left over on either side.
         max_score_error: largest difference of a pair's scores.
-        min_iou: smallest IoU of a pair's boxes.
+        min_iou: smallest IoU of a pair's boxes; None without pairs.
         min_mask_iou: of a pair's masks; None without masks.
-        passed: within :mod:`carafe_deploy.tolerances`.
+        passed: within :mod:`carafe_deploy.tolerances`; None where neither found anything, so that
+            nothing was compared.
     """
 
     matched: int
     total: int
     max_score_error: float
-    min_iou: float
+    min_iou: float | None
     min_mask_iou: float | None
-    passed: bool
+    passed: bool | None
+
+    @property
+    def state(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"nothing compared"``."""
+        return state_of(self.passed)
+
+    @property
+    def found_again(self) -> str:
+        """Pairs of the total, for people."""
+        return f"{self.matched} of {self.total}" if self.total else self.state
 
 
 @dataclass(frozen=True)
@@ -173,8 +187,8 @@ class Layer:
     operator: str = ""
 
 
-@dataclass(frozen=True)
-class Layers:
+@dataclass(frozen=True, repr=False)
+class Layers(OneLine):
     """Profile of one subject.
 
     Attributes:
@@ -200,8 +214,8 @@ class Layers:
         return spent / self.total_ms if self.rows else 0.0
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, repr=False)
+class Subject(OneLine):
     """One artefact in one way of running it.
 
     Attributes:
@@ -244,8 +258,8 @@ class Subject:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class SampleDetections:
+@dataclass(frozen=True, repr=False)
+class SampleDetections(OneLine):
     """What one subject found in one image, best first.
 
     Attributes:
@@ -261,8 +275,8 @@ class SampleDetections:
     masks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(OneLine):
     """One image, to show side by side what was found in it.
 
     Attributes:
@@ -280,8 +294,8 @@ class Sample:
     found: Mapping[str, SampleDetections]
 
 
-@dataclass(frozen=True)
-class BenchResult:
+@dataclass(frozen=True, repr=False)
+class BenchResult(OneLine):
     """One run over all subjects.
 
     Attributes:
@@ -312,8 +326,8 @@ class BenchResult:
         return tuple(subject for subject in self.subjects if subject.samples is not None)
 
 
-@dataclass(frozen=True)
-class OperatorRow:
+@dataclass(frozen=True, repr=False)
+class OperatorRow(OneLine):
     """One implementation of an operator on one workload.
 
     Attributes:
@@ -361,8 +375,8 @@ class OperatorRow:
         return None if self.median_us is None else self.flops / self.median_us / 1e3
 
 
-@dataclass(frozen=True)
-class OperatorsResult:
+@dataclass(frozen=True, repr=False)
+class OperatorsResult(OneLine):
     """One run over implementations and workloads.
 
     Attributes:

@@ -23,6 +23,7 @@ from carafe_deploy.bench.record import BenchResult, Sample, Subject
 from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
 from carafe_deploy.bench.trust import busy_machine, doubts
 from carafe_deploy.bench.turns import Turns
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import (
     BackendFailedError,
     BackendUnavailableError,
@@ -33,7 +34,9 @@ from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline, PipelineTimes
-from carafe_deploy.types import Detections, ModelInfo
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.runners.base import Runner
+from carafe_deploy.types import Detections
 
 __all__ = ["BenchOptions", "run_bench"]
 
@@ -56,8 +59,8 @@ FEWEST_BATCHES, MOST_BATCHES = 4, 64
 SHOWN_EDGE, SHOWN_QUALITY = 1000, 85
 
 
-@dataclass(frozen=True)
-class BenchOptions:
+@dataclass(frozen=True, repr=False)
+class BenchOptions(OneLine):
     """What is measured, and how long.
 
     Attributes:
@@ -119,7 +122,7 @@ class BenchOptions:
 
 def run_bench(
     paths: Sequence[Path],
-    images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+    images: Mapping[str, Image] | Callable[[Runner], Mapping[str, Image]],
     options: BenchOptions,
     *,
     step: Step = lambda name: None,
@@ -134,7 +137,8 @@ def run_bench(
 
     Args:
         paths: of the artefacts.
-        images: [H, W, 3] uint8 BGR each, by name; or a function that chooses them for the model.
+        images: [H, W, 3] uint8 BGR each, by name; or a function that chooses them for the runner of
+            the first artefact that can be opened.
         options: see there.
         step: told the name of each step as it begins.
         progress: within a step, told the parts done and their total.
@@ -184,7 +188,7 @@ class _Bench:
     def __init__(
         self,
         entries: Sequence[Opened],
-        images: Mapping[str, Image] | Callable[[ModelInfo], Mapping[str, Image]],
+        images: Mapping[str, Image] | Callable[[Runner], Mapping[str, Image]],
         options: BenchOptions,
         step: Step,
         progress: Progress,
@@ -197,7 +201,7 @@ class _Bench:
         self._timed_turns: list[Turns] = []
         self._part = ""
         self._model = self._turns[0].runner.info
-        self._images = images(self._model) if callable(images) else images
+        self._images = images(self._turns[0].runner) if callable(images) else images
         self._pictures = list(self._images.values())
         if not self._pictures:
             raise InputShapeError("there are no images to measure with: give at least one")
@@ -312,16 +316,26 @@ class _Bench:
         if not low <= batch <= high:
             turn.refused[batch] = f"the artefacts accept batches of {low} to {high}"
             return
-        images = [self._pictures[index % len(self._pictures)] for index in range(batch)]
-        inputs = turn.pipeline.inputs(images)
-        if is_first or self._settles:
+        seconds = 0.0
+        for pictures in self._by_size(turn):
+            inputs = turn.pipeline.inputs(list(itertools.islice(itertools.cycle(pictures), batch)))
+            if is_first or self._settles:
+                turn.runner.run(inputs)
+            begun = time.perf_counter()
             turn.runner.run(inputs)
-        begun = time.perf_counter()
-        turn.runner.run(inputs)
-        seconds = time.perf_counter() - begun
+            share = len(pictures) / len(self._pictures)
+            seconds += (time.perf_counter() - begun) * share
         turn.batches.setdefault(batch, []).append(seconds * 1e3)
         count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
         self._run_stream(turn, batch, count)
+
+    def _by_size(self, turn: Turns) -> list[list[Image]]:
+        """The images by the size that they are padded to."""
+        preprocess = Preprocessor(turn.runner.info)
+        groups: dict[tuple[int, int], list[Image]] = {}
+        for image in self._pictures:
+            groups.setdefault(preprocess.padded_size(image), []).append(image)
+        return list(groups.values())
 
     def _run_stream(self, turn: Turns, batch: int, count: int) -> None:
         """Time `count` batches from decoded images to detections, the stages overlapping."""
@@ -409,8 +423,9 @@ class _Bench:
             f"{self._block} images one by one{settled}; {PAUSE:g} s pause before",
             "outliers": "kept",
             "latency": "from a decoded image to detections with encoded masks",
-            "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, without "
-            "pre- and postprocessing; after each one overlapped: a stream of at least "
+            "throughput": f"{max(LEAST_TURNS, options.rounds // 4)} runs a batch size, each "
+            "of images of one padded size (of several the mean, by their share), without pre- and "
+            "postprocessing; after each one overlapped: a stream of at least "
             f"{FEWEST_BATCHES} batches from decoded images to detections with encoded masks, "
             "preprocessing, run and postprocessing at work on different batches",
             "threads": threads,

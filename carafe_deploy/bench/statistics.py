@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
+
 __all__ = ["Ratio", "Summary", "ratio", "summary"]
 
 #: Resamples of a bootstrap, and the share of them that an interval holds.
@@ -15,8 +17,8 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(OneLine):
     """A distribution; everything but ``count`` and ``variation`` in the unit of the samples.
 
     Attributes:

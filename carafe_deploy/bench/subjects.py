@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from carafe_deploy.artefacts import SUFFIXES, open_runner
 from carafe_deploy.bench.record import Subject
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, CarafeDeployError
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
@@ -31,8 +32,8 @@ _PRECISIONS = ("fp32", "fp16", "bf16")
 _PROVIDERS = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt", "tensorrt-rtx")}
 
 
-@dataclass(frozen=True)
-class Variants:
+@dataclass(frozen=True, repr=False)
+class Variants(OneLine):
     """Ways to run the artefacts; empty means the usual ones.
 
     Attributes:
@@ -68,8 +69,8 @@ class Variants:
         return self
 
 
-@dataclass(frozen=True)
-class Opening:
+@dataclass(frozen=True, repr=False)
+class Opening(OneLine):
     """How to open one subject, in plain values, so that another process can do it, too.
 
     Attributes:
@@ -203,8 +204,8 @@ def expand(
     return found
 
 
-@dataclass
-class Opened:
+@dataclass(repr=False)
+class Opened(OneLine):
     """A subject in the making.
 
     Attributes:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from carafe_deploy.brief import OneLine
+
 __all__ = [
     "DATA",
     "OPERATORS",
@@ -141,8 +143,8 @@ class CarafeCall:
         return features, encoded * 2
 
 
-@dataclass(frozen=True)
-class RoiAlignCall:
+@dataclass(frozen=True, repr=False)
+class RoiAlignCall(OneLine):
     """One call of MultilevelRoiAlign over P2 to P5; its inputs are RoIs and a list of maps."""
 
     entry: ClassVar[str] = "multilevel_roi_align"
@@ -209,8 +211,8 @@ def _all_above(ranks: Tensor) -> Tensor:
     return 0.05 + 0.95 * ranks
 
 
-@dataclass(frozen=True)
-class NmsCall:
+@dataclass(frozen=True, repr=False)
+class NmsCall(OneLine):
     """One call of BatchedNms; its inputs are boxes and scores.
 
     Attributes:
@@ -297,8 +299,8 @@ Call = CarafeCall | RoiAlignCall | NmsCall
 # --- the table -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Workload:
+@dataclass(frozen=True, repr=False)
+class Workload(OneLine):
     """Calls of one operator that are measured as one.
 
     Attributes:

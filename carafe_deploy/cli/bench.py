@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from carafe_deploy.bench.record import BenchResult, Subject
     from carafe_deploy.bench.run import BenchOptions
     from carafe_deploy.images import Image
-    from carafe_deploy.types import ModelInfo
+    from carafe_deploy.runners.base import Runner
 
 __all__ = ["COMMAND", "bench"]
 
@@ -69,7 +69,8 @@ def bench(
         typer.Option(
             "--images",
             metavar="IMAGES",
-            help="File, folder or glob, repeatable; by default images that come with the package.",
+            help="File, folder or glob, repeatable; by default one of the package in which the "
+            "first artefact finds something.",
             show_default=False,
         ),
     ] = None,
@@ -235,7 +236,7 @@ def bench(
         )
         result = run_bench(
             [artefact_path(name) for name in artefacts],
-            lambda info: _images(info, images, random_size),
+            lambda runner: _images(runner, images, random_size),
             options,
             step=steps,
             progress=lambda done, total: steps.update(f"{done}/{total}"),
@@ -274,11 +275,12 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def _images(
-    info: ModelInfo, named: list[str] | None, random_size: str | None
+    runner: Runner, named: list[str] | None, random_size: str | None
 ) -> Mapping[str, Image]:
     import numpy as np
 
     from carafe_deploy.images import find_images, load_image
+    from carafe_deploy.samples import sample_images
 
     if random_size is not None:
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", random_size)
@@ -286,14 +288,18 @@ def _images(
             raise UsageError(f"--random is {random_size!r}: give HEIGHTxWIDTH, e.g. 800x1216")
         shape = (int(match[1]), int(match[2]), 3)
         return {"noise": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
-    paths = find_images(named) if named else default_images(info)
-    return {path.name: load_image(path) for path in paths}
+    if named:
+        return {str(path): load_image(path) for path in find_images(named)}
+    try:
+        return default_images(runner, 1)
+    except Exception:  # a runner that breaks shall be a row of the table, with the reason
+        return dict([next(sample_images())])
 
 
 def _agrees(result: BenchResult) -> bool:
     return not any(
         subject.status == "failed"
-        or (subject.agreement is not None and not subject.agreement.passed)
+        or (subject.agreement is not None and not subject.agreement.passed)  # or nothing compared
         for subject in result.subjects
     )
 
@@ -342,7 +348,11 @@ def _show(
         line(console, "interrupted: this is what was measured by then", style="yellow")
     failed = [subject for subject in result.subjects if subject.status == "failed"]
     if not result.partial and not _agrees(result):
-        names = [s.name for s in measured if s.agreement is not None and not s.agreement.passed]
+        names = [
+            f"{s.name} ({s.agreement.state})" if s.agreement.passed is None else s.name
+            for s in measured
+            if s.agreement is not None and not s.agreement.passed
+        ]
         names = list(dict.fromkeys([*(subject.name for subject in failed), *names]))
         console.print(f"\n[bold red]FAIL[/bold red] {', '.join(names)}")
         if failed:
@@ -376,6 +386,8 @@ def _cells(subject: Subject, first: Subject) -> list[str]:
     agree = ""
     if subject.agreement is not None:
         agree = f"{subject.agreement.matched}/{subject.agreement.total}"
+        if subject.agreement.passed is None:
+            agree = "nothing"
     return [
         f"{total.median:.1f}",
         f"{total.p95:.1f}",

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError
 
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from carafe_deploy.images import Image
     from carafe_deploy.runners.base import Runner
-    from carafe_deploy.types import ModelInfo
 
 __all__ = [
     "AnnotationsOption",
@@ -39,6 +40,7 @@ __all__ = [
     "Layout",
     "LayoutOption",
     "LimitOption",
+    "MixedSizesOption",
     "Mode",
     "ModeOption",
     "Steps",
@@ -111,7 +113,22 @@ ImageDirOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images a run.")]
+BatchSizeOption = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Images a run; those of one padded size are gathered, so it changes no result.",
+    ),
+]
+MixedSizesOption = Annotated[
+    bool,
+    typer.Option(
+        "--mixed-sizes",
+        help="Pad the images of a batch to the largest of them instead, as mmdetection does: fewer "
+        "runs, but what is found in an image depends on the others.",
+    ),
+]
 LayoutOption = Annotated[
     Layout | None,
     typer.Option(
@@ -137,8 +154,8 @@ class UsageError(CarafeDeployError):
     """Options that contradict each other, or a value that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, repr=False)
+class Command(OneLine):
     """One command of the program.
 
     Attributes:
@@ -342,21 +359,37 @@ def open_artefact(
 
 
 def default_images(
-    info: ModelInfo, annotations: Path | None = None, image_dir: Path | None = None
-) -> list[Path]:
-    """The first annotated images; else those in the package that show the model's classes.
+    runner: Runner,
+    count: int,
+    annotations: Path | None = None,
+    image_dir: Path | None = None,
+) -> Mapping[str, Image]:
+    """The first annotated images; else those in the package that show the model's classes, or in
+    which it finds something.
+
+    Args:
+        runner: of the model.
+        count: of images where there are no annotations of its classes.
+        annotations: COCO file.
+        image_dir: that its file names are relative to; None for its own folder.
+
+    Returns:
+        By name.
 
     Raises:
         AnnotationError: the annotations cannot be read.
+        ImageError: an annotated image cannot be read.
     """
-    from carafe_deploy.data import data_path
+    from carafe_deploy.images import load_image
+    from carafe_deploy.samples import shapes_image, telling_images
 
-    if annotations is None and info.classes != ("circle", "square", "triangle"):
-        return [data_path("chelsea.png")]
-    from carafe_deploy.coco import load_annotations
+    if annotations is not None:
+        from carafe_deploy.coco import load_annotations
 
-    if annotations is None:
-        annotations, image_dir = data_path("shapes", "val.json"), data_path("shapes", "val")
-    folder = annotations.parent if image_dir is None else image_dir
-    entries = load_annotations(annotations)["images"][:_SAMPLES]
-    return [folder / entry["file_name"] for entry in entries]
+        folder = annotations.parent if image_dir is None else image_dir
+        entries = load_annotations(annotations)["images"][:_SAMPLES]
+        paths = [folder / entry["file_name"] for entry in entries]
+        return {str(path): load_image(path) for path in paths}
+    if runner.info.classes == ("circle", "square", "triangle"):
+        return dict(map(shapes_image, range(1, _SAMPLES + 1)))
+    return telling_images(runner, count)

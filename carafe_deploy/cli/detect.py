@@ -22,6 +22,7 @@ from carafe_deploy.cli.common import (
     DeviceOption,
     JsonOption,
     LayoutOption,
+    MixedSizesOption,
     Mode,
     ModeOption,
     UsageError,
@@ -73,6 +74,7 @@ def detect(
         ),
     ] = False,
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     mode: ModeOption = Mode.eager,
@@ -95,7 +97,7 @@ def detect(
     earlier = earlier_pictures(json_path, [*paths, *pictures.values()])
     with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
         document = _Document(runner.info, score_threshold)
-        pipeline = Pipeline(runner, batch_size)
+        pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
         unreadable: list[str] = []
         with image_progress("detect") as progress:
             drawn = pipeline.stream(

@@ -18,6 +18,7 @@ from carafe_deploy.cli.common import (
     DeviceOption,
     JsonOption,
     LayoutOption,
+    MixedSizesOption,
     Mode,
     ModeOption,
     examples,
@@ -71,6 +72,7 @@ def evaluate(
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
     ] = Path("out/eval"),
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     mode: ModeOption = Mode.eager,
@@ -95,6 +97,7 @@ def evaluate(
             images,
             limit=limit,
             batch_size=batch_size,
+            mixed_sizes=mixed_sizes,
             skip_broken=skip_broken,
             progress=progress,
         )

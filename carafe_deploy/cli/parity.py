@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from carafe_deploy.cli.common import (
     ImageDirOption,
     JsonOption,
     LimitOption,
+    MixedSizesOption,
     Steps,
     UsageError,
     artefact_path,
@@ -34,10 +35,14 @@ from carafe_deploy.cli.parity_tables import show_report, show_walk
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from carafe_deploy.images import Image
     from carafe_deploy.parity import ParityReport
     from carafe_deploy.runners.base import Runner
 
 __all__ = ["COMMAND", "open_pair", "parity"]
+
+#: Images used when none are named: large detectors take seconds for one on a CPU.
+_DEFAULTS = 4
 
 ReferenceArgument = Annotated[
     str,
@@ -65,7 +70,7 @@ ImagesOption = Annotated[
         "--images",
         metavar="IMAGES",
         help="File, folder or glob, repeatable; by default the first annotated images, "
-        "else images that come with the package.",
+        "else images of the package in which REFERENCE finds something.",
         show_default=False,
     ),
 ]
@@ -115,6 +120,7 @@ def parity(
     bisect: BisectOption = False,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 1,
+    mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = "cpu",
     config: ConfigOption = None,
     output: OutputOption = None,
@@ -126,7 +132,8 @@ def parity(
     on a COCO set. A checkpoint is run in PyTorch with the precision,
     thresholds and sizes of the other artefact. Several candidates are compared
     one after the other; one that breaks is a failed row. The exit status is 1
-    if anything differs by more than its tolerance, or fails.
+    if anything differs by more than its tolerance, fails, or had nothing to
+    compare: give images in which the detector finds something.
     """
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images, load_image
@@ -138,30 +145,39 @@ def parity(
             f"{'--stages' if stages else '--bisect'} looks at intermediate tensors alone, so "
             f"--levels {levels} contradicts it: drop one of them"
         )
+    chosen = None if levels is None else [name.strip() for name in levels.split(",")]
     settings: dict[str, Any] = {
-        "levels": None if levels is None else [name.strip() for name in levels.split(",")],
+        "levels": chosen,
         "batch_size": batch_size,
+        "mixed_sizes": mixed_sizes,
         "annotations": annotations,
         "image_dir": image_dir,
         "limit": limit,
     }
     others = artefacts_among(more_images or ())
+    named = [*(images or ()), *(word for word in more_images or () if word not in others)]
+
+    def pictures(first: Runner) -> Mapping[str, Image]:
+        if named:
+            return {str(path): load_image(path) for path in find_images(named)[:limit]}
+        if not walk_only and chosen is not None and not {"stages", "detections"} & set(chosen):
+            return {}
+        given = default_images(first, _DEFAULTS, annotations, image_dir)
+        return dict(list(given.items())[:limit])
+
     if others:
         if walk_only:
             raise UsageError(f"--{'stages' if stages else 'bisect'} takes one candidate: name one")
-        named = [*(images or ()), *(word for word in more_images or () if word not in others)]
         with Steps() as steps:
 
             def compare(name: str) -> ParityReport:
                 steps(name)
                 with ExitStack() as stack:
                     first, second = open_pair(reference, name, device, config, stack)
-                    paths = find_images(named) if named else None
-                    paths = paths or default_images(first.info, annotations, image_dir)
                     return run_parity(
                         first,
                         second,
-                        images=[load_image(path) for path in paths[:limit]],
+                        images=pictures(first),
                         progress=lambda level, done, total: steps.update(f"{level} {done}/{total}"),
                         **settings,
                     )
@@ -178,10 +194,8 @@ def parity(
     with ExitStack() as stack, Steps() as steps:
         steps("open")
         first, second = open_pair(reference, candidate, device, config, stack)
-        named = [*(images or ()), *(more_images or ())]
-        paths = (
-            find_images(named) if named else default_images(first.info, annotations, image_dir)
-        )[:limit]
+        steps("read images" if named else "choose images")
+        loaded = pictures(first)
         current = ""
 
         def progress(level: str, done: int, total: int) -> None:
@@ -191,13 +205,13 @@ def parity(
                 current = level
             steps.update(f"{done}/{total}")
 
-        loaded = [load_image(path) for path in paths]
         if walk_only:
             found: ParityReport | StageWalk = walk_stages(
                 first,
                 second,
                 loaded,
                 batch_size=batch_size,
+                mixed_sizes=mixed_sizes,
                 progress=lambda done, total: progress("stages", done, total),
             )
         else:
@@ -215,11 +229,11 @@ def parity(
         typer.echo(text, nl=False)
     elif isinstance(found, StageWalk):
         if stages:
-            show_walk(console, found, _named(paths))
+            show_walk(console, found)
         else:
             line(console, found.verdict())
     else:
-        show_report(console, found, _named(paths))
+        show_report(console, found)
         _show_next(console, found, reference, candidate)
     if not found.passed:
         raise typer.Exit(1)
@@ -263,10 +277,6 @@ def open_pair(
     return first, second
 
 
-def _named(paths: Sequence[Path]) -> str:
-    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-
-
 def _show_next(console: Console, report: ParityReport, reference: str, candidate: str) -> None:
     if report.passed:
         hint(
@@ -275,6 +285,8 @@ def _show_next(console: Console, report: ParityReport, reference: str, candidate
             shell("carafe-deploy", "eval", candidate, "--annotations", "instances.json")
             + " --images IMAGES",
         )
+    elif report.state == "nothing compared":
+        hint(console, shell("carafe-deploy", "parity", reference, candidate) + " --images IMAGES")
     elif any(row.level == "stages" for row in report.failures):
         hint(console, shell("carafe-deploy", "parity", reference, candidate, "--bisect"))
 

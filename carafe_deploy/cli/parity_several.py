@@ -41,7 +41,8 @@ class _Row:
     def reason(self) -> str:
         reasons = []
         if self.report is not None:
-            reasons += [f"{row.level} {row.name}: {row.note}" for row in self.report.failures[:1]]
+            told = (*self.report.failures, *self.report.uncompared)[:1]
+            reasons += [f"{row.level} {row.name}: {row.note or row.state}" for row in told]
             reasons += [f"{level}: {one.reason}" for level, one in self.report.failed.items()]
         return "; ".join([*reasons, *([self.failure.reason] if self.failure else [])])
 

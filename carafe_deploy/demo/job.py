@@ -227,6 +227,7 @@ class Job:
             candidate,
             images=[load_image(path) for path in validation_images()[:PARITY_IMAGES]],
             batch_size=PARITY_BATCH,
+            mixed_sizes=True,
             progress=lambda level, done, total: self._progress(done, total),
         )
 

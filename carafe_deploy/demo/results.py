@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.record import BenchResult
+from carafe_deploy.brief import OneLine
 from carafe_deploy.failures import Failure
 from carafe_deploy.parity import ParityReport
 from carafe_deploy.runners.base import TITLES
@@ -55,8 +56,8 @@ BACKENDS = TITLES
 Numbers = Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class BackendResult:
+@dataclass(frozen=True, repr=False)
+class BackendResult(OneLine):
     """One artefact on the validation images.
 
     Attributes:
@@ -78,8 +79,8 @@ class BackendResult:
     parity: ParityReport | None = None
 
 
-@dataclass(frozen=True)
-class EngineResult:
+@dataclass(frozen=True, repr=False)
+class EngineResult(OneLine):
     """The engine of one detector, built ahead of time.
 
     Attributes:
@@ -99,8 +100,8 @@ class EngineResult:
     reason: str
 
 
-@dataclass(frozen=True)
-class DetectorResult:
+@dataclass(frozen=True, repr=False)
+class DetectorResult(OneLine):
     """One detector.
 
     Attributes:
@@ -141,7 +142,7 @@ class DetectorResult:
 
     def agrees(self, backend: BackendResult) -> bool:
         """A backend has mmdetection's AP and finds its detections."""
-        found = backend.matched >= MATCHED_LIMIT * backend.recorded
+        found = backend.recorded > 0 and backend.matched >= MATCHED_LIMIT * backend.recorded
         return found and self.deviation(backend) <= AP_LIMIT
 
     @property
@@ -151,8 +152,8 @@ class DetectorResult:
         return not self.failed and agree and all(report.passed for report in self.parity)
 
 
-@dataclass(frozen=True)
-class DemoResult:
+@dataclass(frozen=True, repr=False)
+class DemoResult(OneLine):
     """All detectors.
 
     Attributes:

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from carafe_deploy.brief import OneLine
+
 __all__ = ["Diagnosis", "Finding", "Purpose", "make_purpose", "missing", "ok", "optional", "wrong"]
 
 Status = Literal["ok", "missing", "wrong"]
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(OneLine):
     """One thing.
 
     Attributes:
@@ -51,8 +53,8 @@ def optional(finding: Finding) -> Finding:
     return replace(finding, needed=False)
 
 
-@dataclass(frozen=True)
-class Purpose:
+@dataclass(frozen=True, repr=False)
+class Purpose(OneLine):
     """Something one may want to do here.
 
     Attributes:
@@ -79,8 +81,8 @@ def make_purpose(name: str, findings: Iterable[Finding], also: Iterable[Finding]
     return Purpose(name, findings, tuple(lacks))
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(OneLine):
     """All of it."""
 
     purposes: tuple[Purpose, ...]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.environment import ask_nvidia_smi
 
@@ -43,8 +44,8 @@ class Gpu:
         return "{}, compute capability {}.{}".format(self.name, *self.capability)
 
 
-@dataclass(frozen=True)
-class Driver:
+@dataclass(frozen=True, repr=False)
+class Driver(OneLine):
     """What is known of the driver.
 
     Attributes:

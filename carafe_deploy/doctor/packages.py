@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.environment import installed_version, is_installed
 
@@ -18,8 +19,8 @@ __all__ = ["PACKAGES", "Package", "check_package", "check_python", "numbers"]
 _PYTHON = ((3, 10), (3, 13))
 
 
-@dataclass(frozen=True)
-class Package:
+@dataclass(frozen=True, repr=False)
+class Package(OneLine):
     """A package as pyproject.toml requires it.
 
     Attributes:

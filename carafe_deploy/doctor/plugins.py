@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.doctor.fatbin import GpuCode, read_gpu_code
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.doctor.gpu import Cuda, Driver, Gpu
@@ -35,8 +36,8 @@ CREATORS = ("Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms")
 _KERNELS_VARIABLE = "CARAFE_DEPLOY_KERNELS"
 
 
-@dataclass(frozen=True)
-class Library:
+@dataclass(frozen=True, repr=False)
+class Library(OneLine):
     """One of the libraries.
 
     Attributes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from carafe_deploy import __version__
+from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.device import open_device
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, choose_flavour
 from carafe_deploy.engine.log import Heard, Listener
@@ -31,8 +32,8 @@ __all__ = ["BuildOptions", "build_engine"]
 _RTX_DEFAULT = ("8.0" + ANY_LATER,)
 
 
-@dataclass(frozen=True)
-class BuildOptions:
+@dataclass(frozen=True, repr=False)
+class BuildOptions(OneLine):
     """Choices for one engine.
 
     Attributes:

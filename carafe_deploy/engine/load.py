@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, find_flavour
 from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
@@ -23,8 +24,8 @@ __all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise", "
 _NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")
 
 
-@dataclass(frozen=True)
-class CheckedEngine:
+@dataclass(frozen=True, repr=False)
+class CheckedEngine(OneLine):
     """An engine file that fits its sidecar and the software here; the GPU is not asked yet.
 
     Attributes:

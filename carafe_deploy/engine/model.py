@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.suffixes import SUFFIXES, mistaken
@@ -24,8 +25,8 @@ DOMAIN = "carafe"
 METADATA_KEY = "carafe_deploy"
 
 
-@dataclass(frozen=True)
-class CustomNode:
+@dataclass(frozen=True, repr=False)
+class CustomNode(OneLine):
     """A node of domain ``carafe``.
 
     Attributes:
@@ -46,8 +47,8 @@ class CustomNode:
         return self.attributes.get("plugin_namespace") == DOMAIN
 
 
-@dataclass(frozen=True)
-class SourceModel:
+@dataclass(frozen=True, repr=False)
+class SourceModel(OneLine):
     """What is needed of the file besides TensorRT's own reading of it.
 
     Attributes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import EngineError
 from carafe_deploy.types import InputFormat, ModelInfo
 
@@ -18,8 +19,8 @@ Size = tuple[int, int, int]
 _NAMES = ("batch", "height", "width")
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(OneLine):
     """Smallest, usual and largest input; kernels are chosen for the usual one.
 
     Attributes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.profiles import Profile
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.types import ModelInfo
@@ -23,8 +24,8 @@ SIDECAR_SCHEMA = 1
 ANY_LATER = "+"
 
 
-@dataclass(frozen=True)
-class PluginRecord:
+@dataclass(frozen=True, repr=False)
+class PluginRecord(OneLine):
     """The plugin library an engine was built with.
 
     Attributes:
@@ -40,8 +41,8 @@ class PluginRecord:
     layers: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class Sidecar:
+@dataclass(frozen=True, repr=False)
+class Sidecar(OneLine):
     """Everything that opening an engine is checked against.
 
     Attributes:

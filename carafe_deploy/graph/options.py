@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ExportError
 from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import (
@@ -25,8 +26,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Range = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, repr=False)
+class ExportOptions(OneLine):
     """Choices that are fixed inside an exported file.
 
     Attributes:

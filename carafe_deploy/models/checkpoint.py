@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CheckpointError, ConfigError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.models import zoo
@@ -29,8 +30,8 @@ _PUBLISHED = re.compile(r"(?P<name>.+)-(?P<hash>[0-9a-f]{8})\.pth(?:\.tar)?")
 _DIFF_LINES = 8
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(OneLine):
     """A checkpoint's weights and what they mean.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.types import Preprocessing
 
 __all__ = [
@@ -48,16 +49,16 @@ class BackboneConfig:
         return (base, base * 2, base * 4, base * 8)
 
 
-@dataclass(frozen=True)
-class NeckConfig:
+@dataclass(frozen=True, repr=False)
+class NeckConfig(OneLine):
     """FPN_CARAFE with five outputs, P2..P6."""
 
     out_channels: int = 256
     upsample: UpsampleConfig = field(default_factory=UpsampleConfig)
 
 
-@dataclass(frozen=True)
-class AnchorConfig:
+@dataclass(frozen=True, repr=False)
+class AnchorConfig(OneLine):
     """Anchors of mmdetection's AnchorGenerator; strides in pixels, ratios are height/width."""
 
     scales: tuple[float, ...] = (8.0,)
@@ -65,16 +66,16 @@ class AnchorConfig:
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
 
 
-@dataclass(frozen=True)
-class BoxCoderConfig:
+@dataclass(frozen=True, repr=False)
+class BoxCoderConfig(OneLine):
     """DeltaXYWHBBoxCoder: how deltas are denormalised."""
 
     means: Vec4 = (0.0, 0.0, 0.0, 0.0)
     stds: Vec4 = (1.0, 1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class RpnConfig:
+@dataclass(frozen=True, repr=False)
+class RpnConfig(OneLine):
     """Region proposal network and its test settings."""
 
     feat_channels: int = 256
@@ -87,8 +88,8 @@ class RpnConfig:
     min_box_size: float = 0.0
 
 
-@dataclass(frozen=True)
-class BoxHeadConfig:
+@dataclass(frozen=True, repr=False)
+class BoxHeadConfig(OneLine):
     """Shared2FCBBoxHead over RoIAlign, and its test settings."""
 
     roi_size: int = 7
@@ -104,8 +105,8 @@ class BoxHeadConfig:
     max_detections: int = 100
 
 
-@dataclass(frozen=True)
-class MaskHeadConfig:
+@dataclass(frozen=True, repr=False)
+class MaskHeadConfig(OneLine):
     """FCNMaskHead with CARAFE upsampling, and its test settings."""
 
     roi_size: int = 14
@@ -116,8 +117,8 @@ class MaskHeadConfig:
     mask_threshold: float = 0.5
 
 
-@dataclass(frozen=True)
-class DetectorConfig:
+@dataclass(frozen=True, repr=False)
+class DetectorConfig(OneLine):
     """A whole detector; `mask` is None for Faster R-CNN."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

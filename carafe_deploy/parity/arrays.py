@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.runners.base import Array
 
@@ -27,8 +28,8 @@ _CHUNK = 1 << 17
 _Floats = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class ArrayError:
+@dataclass(frozen=True, repr=False)
+class ArrayError(OneLine):
     """Differences between two arrays, and how many elements agree.
 
     Attributes:

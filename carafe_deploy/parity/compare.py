@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from carafe_deploy.errors import (
     AnnotationError,
@@ -19,7 +20,7 @@ from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.matching import MatchResult, combined, match_detections
 from carafe_deploy.parity.operators import compare_operators
-from carafe_deploy.parity.report import ParityReport, ParityRow
+from carafe_deploy.parity.report import ParityReport, ParityRow, named_images
 from carafe_deploy.parity.stages import compare_stages
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner
@@ -46,9 +47,10 @@ def run_parity(
     reference: Runner,
     candidate: Runner,
     *,
-    images: Sequence[Image] = (),
+    images: Sequence[Image] | Mapping[str, Image] = (),
     levels: Sequence[str] | None = None,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     annotations: str | os.PathLike[str] | None = None,
     image_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -64,12 +66,15 @@ def run_parity(
     Args:
         reference: what is right; stays open.
         candidate: what is checked; stays open.
-        images: [H, W, 3] uint8 BGR each, for the levels ``stages`` and ``detections``.
+        images: [H, W, 3] uint8 BGR each, for the levels ``stages`` and ``detections``; also by
+            name.
         levels: some of :data:`LEVELS`; None for every level whose data is given, that is
             ``operators``, with images ``stages`` and ``detections``, with annotations ``ap``.
             Without being asked for, a level that an artefact cannot be looked into for is left
             out; the report says why.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too, which changes what both find; see
+            :class:`carafe_deploy.pipeline.Pipeline`.
         annotations: COCO file for the level ``ap``.
         image_dir: to which its file names are relative; None for the file's own folder.
         limit: use the first images of the annotations only.
@@ -85,9 +90,11 @@ def run_parity(
         AnnotationError: ``ap`` needs annotations and there are none, or see
             :func:`carafe_deploy.evaluate.evaluate_runner`.
     """
-    chosen = _levels(levels, images, annotations)
+    image_names, pictures = named_images(images)
+    chosen = _levels(levels, pictures, annotations)
     check_same_model(reference.info, candidate.info)
     pair = bounded_alike(reference, candidate)
+    batches = _Batches(batch_size=batch_size, mixed_sizes=mixed_sizes)
 
     def step(level: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(level, done, total) if progress else None
@@ -97,14 +104,12 @@ def run_parity(
         if level == "operators":
             return compare_operators(*pair, seed=seed, progress=told)
         if level == "stages":
-            return compare_stages(*pair, images, batch_size=batch_size, progress=told)
+            return compare_stages(*pair, pictures, **batches, progress=told)
         if level == "detections":
-            return [compare_detections(*pair, images, batch_size=batch_size, progress=told)]
+            return [compare_detections(*pair, pictures, **batches, progress=told)]
         assert annotations is not None
         folder = Path(annotations).parent if image_dir is None else image_dir
-        return compare_ap(
-            *pair, annotations, folder, limit=limit, batch_size=batch_size, progress=told
-        )
+        return compare_ap(*pair, annotations, folder, limit=limit, **batches, progress=told)
 
     rows: list[ParityRow] = []
     skipped: dict[str, str] = {}
@@ -128,11 +133,17 @@ def run_parity(
         rows=tuple(rows),
         reference=describe(reference),
         candidate=describe(candidate),
-        images=len(images),
+        images=len(pictures),
+        image_names=image_names,
         seed=seed,
         skipped=skipped,
         failed=failed,
     )
+
+
+class _Batches(TypedDict):
+    batch_size: int
+    mixed_sizes: bool
 
 
 def _levels(
@@ -191,6 +202,7 @@ def compare_detections(
     images: Sequence[Image],
     *,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ParityRow:
     """Detect with both artefacts and pair what they find, see :func:`match_within_tolerance`.
@@ -200,6 +212,7 @@ def compare_detections(
         candidate: likewise.
         images: [H, W, 3] uint8 BGR each.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total.
     """
     info = reference.info
@@ -207,33 +220,34 @@ def compare_detections(
     iou, score, mask_iou, limit = (
         tolerance("detections", kind, precision) for kind in ("iou", "score", "mask_iou", "matched")
     )
-    pipelines = Pipeline(reference, batch_size), Pipeline(candidate, batch_size)
-    size = max(batch_size, info.input.batch[0])
+    found = (
+        Pipeline(runner, batch_size, mixed_sizes=mixed_sizes).each(images)
+        for runner in (reference, candidate)
+    )
     results = []
-    for start in range(0, len(images), size):
-        chunk = images[start : start + size]
-        found = (pipeline.detect(chunk) for pipeline in pipelines)
-        infos = info, candidate.info
-        results += [match_within_tolerance(infos, *pair) for pair in zip(*found, strict=True)]
+    for pair in zip(*found, strict=True):
+        results.append(match_within_tolerance((info, candidate.info), *pair))
         if progress is not None:
-            progress(min(start + size, len(images)), len(images))
+            progress(len(results), len(images))
     match = combined(results)
     masks = f", mask IoU >= {mask_iou.value:g}" if info.has_masks else ""
     return ParityRow(
         level="detections",
         name="boxes and masks" if info.has_masks else "boxes",
-        max_abs_error=match.max_box_error,
+        max_abs_error=match.max_box_error if match.matched else None,
         max_rel_error=None,
         matched=match.matched,
         total=match.total,
         tolerance=limit.value,
         measure=limit.measure,
-        passed=limit.accepts(match.fraction),
+        passed=limit.accepts(match.fraction) if match.total else None,
         note=(
             f"same class, IoU >= {iou.value:g}, score within {score.value:g}{masks}; "
             f"{match.only_in_reference} only in the reference, {match.only_in_candidate} only in "
             f"the candidate, {match.borderline} at a threshold"
-            + ("" if match.total else "; nothing to compare, choose other images")
+            if match.total
+            else "neither artefact finds anything that counts in these images: choose others, "
+            f"which show {_some(info.classes)}, or export with a lower --score-threshold"
         ),
         details={
             "only_in_reference": match.only_in_reference,
@@ -254,6 +268,7 @@ def compare_ap(
     *,
     limit: int | None = None,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ParityRow, ...]:
     """Difference of average precision, of boxes and, for Mask R-CNN, of masks.
@@ -265,6 +280,7 @@ def compare_ap(
         image_dir: to which its file names are relative.
         limit: use the first images only.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total, both artefacts together.
 
     Raises:
@@ -279,10 +295,17 @@ def compare_ap(
                 progress(turn * total + done, 2 * total)
 
         result, _ = evaluate_runner(
-            runner, annotations, image_dir, limit=limit, batch_size=batch_size, progress=step
+            runner,
+            annotations,
+            image_dir,
+            limit=limit,
+            batch_size=batch_size,
+            mixed_sizes=mixed_sizes,
+            progress=step,
         )
         results.append(result)
     allowed = tolerance("ap", "ap", coarsest(reference.info.precision, candidate.info.precision))
+    found = any(result.detections for result in results)
     rows = []
     for kind, name in (("bbox", "box AP"), ("segm", "mask AP")):
         if kind not in results[0].numbers:
@@ -302,9 +325,15 @@ def compare_ap(
                 total=None,
                 tolerance=allowed.value,
                 measure=allowed.measure,
-                passed=allowed.accepts(abs(ours - theirs)),
-                note=f"{ours:.4f} and {theirs:.4f} on {results[0].images} images",
+                passed=allowed.accepts(abs(ours - theirs)) if found else None,
+                note=f"{ours:.4f} and {theirs:.4f} on {results[0].images} images"
+                + ("" if found else ", in which neither artefact finds anything"),
                 details={"reference": ours, "candidate": theirs},
             )
         )
     return tuple(rows)
+
+
+def _some(classes: Sequence[str]) -> str:
+    """A few class names."""
+    return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError
 from carafe_deploy.types import Detections
 
@@ -24,8 +25,8 @@ __all__ = [
 _Floats = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class MatchResult:
+@dataclass(frozen=True, repr=False)
+class MatchResult(OneLine):
     """How far two sets of detections agree.
 
     Attributes:
@@ -211,8 +212,8 @@ def _mask_iou(reference: Detections, candidate: Detections) -> npt.NDArray[np.fl
     return overlaps
 
 
-@dataclass(frozen=True)
-class ProposalMatch:
+@dataclass(frozen=True, repr=False)
+class ProposalMatch(OneLine):
     """Paired proposals of one image.
 
     Attributes:

@@ -95,7 +95,7 @@ def _compare_elements(
         total=error.total,
         tolerance=limit.value,
         measure=limit.measure,
-        passed=limit.accepts(error.max_rel),
+        passed=limit.accepts(error.max_rel) if error.total else None,
     )
 
 
@@ -126,7 +126,7 @@ def _compare_kept(
         total=total,
         tolerance=limit.value,
         measure=limit.measure,
-        passed=limit.accepts(matched / total if total else 1.0),
+        passed=limit.accepts(matched / total) if total else None,
         note="boxes kept; equal scores in any order",
     )
 

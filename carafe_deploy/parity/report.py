@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.failures import Failure
+from carafe_deploy.images import Image
 from carafe_deploy.parity.strict_json import decoded, encoded
+from carafe_deploy.parity.table import plain, report_lines
+from carafe_deploy.verdict import state_of
 
-__all__ = ["ParityReport", "ParityRow"]
+__all__ = ["ParityReport", "ParityRow", "named_images"]
 
 
-@dataclass(frozen=True)
-class ParityRow:
+def named_images(
+    images: Sequence[Image] | Mapping[str, Image],
+) -> tuple[tuple[str, ...], tuple[Image, ...]]:
+    """Names, as far as there are any, and images."""
+    if isinstance(images, Mapping):
+        return tuple(images), tuple(images.values())
+    return (), tuple(images)
+
+
+@dataclass(frozen=True, repr=False)
+class ParityRow(OneLine):
     """One compared thing and its verdict.
 
     Attributes:
@@ -29,7 +42,7 @@ class ParityRow:
         total: how many there are.
         tolerance: limit from :mod:`carafe_deploy.tolerances`.
         measure: what the limit applies to, see :class:`carafe_deploy.tolerances.Tolerance`.
-        passed: the verdict.
+        passed: the verdict; None where there was nothing to compare, which is neither.
         note: what a reader should know besides.
         details: more numbers by name, for machines.
     """
@@ -42,13 +55,18 @@ class ParityRow:
     total: int | None
     tolerance: float
     measure: str
-    passed: bool
+    passed: bool | None
     note: str = ""
     details: Mapping[str, float | None] = field(default_factory=dict)
 
+    @property
+    def state(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"nothing compared"``."""
+        return state_of(self.passed)
 
-@dataclass(frozen=True)
-class ParityReport:
+
+@dataclass(frozen=True, repr=False)
+class ParityReport(OneLine):
     """All rows of a comparison.
 
     Attributes:
@@ -56,6 +74,7 @@ class ParityReport:
         reference: backend, precision and model, for people.
         candidate: likewise.
         images: how many went through stages and detections.
+        image_names: of these, where they have any.
         seed: of the operators' random inputs.
         skipped: why a level was left out, by its name.
         failed: what an artefact raised in a level, which has no rows then, by the level's name.
@@ -66,22 +85,42 @@ class ParityReport:
     candidate: str
     images: int
     seed: int
+    image_names: tuple[str, ...] = field(default=(), kw_only=True)
     skipped: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, Failure] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """No row and no level failed, and there is at least one row."""
+        """No level failed, every row passed, none compared nothing, and there is at least one."""
         return bool(self.rows) and not self.failed and all(row.passed for row in self.rows)
 
     @property
     def failures(self) -> tuple[ParityRow, ...]:
         """The rows that failed."""
-        return tuple(row for row in self.rows if not row.passed)
+        return tuple(row for row in self.rows if row.passed is False)
+
+    @property
+    def uncompared(self) -> tuple[ParityRow, ...]:
+        """The rows that had nothing to compare."""
+        return tuple(row for row in self.rows if row.passed is None)
+
+    @property
+    def state(self) -> str:
+        """``"passed"``, ``"failed"`` or, where nothing failed but a row, or all, lacks
+        anything to compare, ``"nothing compared"``."""
+        if self.failures or self.failed:
+            return state_of(False)
+        return state_of(True if self.passed else None)
+
+    def __str__(self) -> str:
+        """The table that the command prints."""
+        return plain(report_lines(self))
 
     def to_json(self) -> str:
         """Strict JSON; an infinite error becomes the string ``"inf"``."""
-        data = {"passed": self.passed, **dataclasses.asdict(self)}
+        data = {"passed": self.passed, "state": self.state, **dataclasses.asdict(self)}
+        for entry, row in zip(data["rows"], self.rows, strict=True):
+            entry["state"] = row.state
         return json.dumps(encoded(data), indent=2, allow_nan=False)
 
     @classmethod
@@ -93,8 +132,11 @@ class ParityReport:
         """
         try:
             data = decoded(json.loads(text))
+            for entry in (data, *data["rows"]):
+                entry.pop("state", None)  # follows from passed; not in files of earlier versions
             del data["passed"]  # follows from the rows
             data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
+            data["image_names"] = tuple(data.get("image_names", ()))
             failed = data.get("failed", {})  # not in files of earlier versions
             data["failed"] = {level: Failure(**facts) for level, facts in failed.items()}
             return cls(**data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.images import Image
 from carafe_deploy.parity.arrays import ArrayError, array_error, histogram, largest
 from carafe_deploy.parity.compatible import common_stages
@@ -29,8 +30,8 @@ _Indices = npt.NDArray[np.intp]
 _CHOICES = ("proposals", "proposal_scores", DETECTIONS)
 
 
-@dataclass(frozen=True)
-class StageError:
+@dataclass(frozen=True, repr=False)
+class StageError(OneLine):
     """What the comparison of one tensor came to over all images.
 
     Attributes:
@@ -40,7 +41,7 @@ class StageError:
             about shifts of paired boxes over their longer side; ``within`` and ``total`` count
             boxes that found a partner and all distinct ones.
         limit: from the table of tolerances.
-        passed: the verdict.
+        passed: the verdict; None where there was nothing to compare.
         share: smallest accepted fraction of rows within the limit; None where all must be, or
             where that is what the limit says.
         note: what a reader should know besides.
@@ -50,7 +51,7 @@ class StageError:
     stage: Stage
     error: ArrayError
     limit: Tolerance
-    passed: bool
+    passed: bool | None
     share: float | None = None
     note: str = ""
     details: Mapping[str, float | None] = field(default_factory=dict)
@@ -62,16 +63,24 @@ def compare_stages(
     images: Sequence[Image],
     *,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ParityRow, ...]:
     """One row for each stage, worst over all images; see :func:`stage_errors`."""
-    found = stage_errors(reference, candidate, images, batch_size=batch_size, progress=progress)
+    found = stage_errors(
+        reference,
+        candidate,
+        images,
+        batch_size=batch_size,
+        mixed_sizes=mixed_sizes,
+        progress=progress,
+    )
     return tuple(
         ParityRow(
             level="stages",
             name=result.stage.name,
-            max_abs_error=result.error.max_abs,
-            max_rel_error=result.error.max_rel,
+            max_abs_error=result.error.max_abs if result.error.total else None,
+            max_rel_error=result.error.max_rel if result.error.total else None,
             matched=result.error.within,
             total=result.error.total,
             tolerance=result.limit.value,
@@ -91,6 +100,7 @@ def stage_errors(
     images: Sequence[Image],
     *,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[StageError, ...]:
     """Compare all tensors that both artefacts name, in the order of computation.
@@ -111,6 +121,7 @@ def stage_errors(
         candidate: likewise.
         images: [H, W, 3] uint8 BGR each.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total.
 
     Raises:
@@ -123,8 +134,9 @@ def stage_errors(
     precision = coarsest(reference.info.precision, candidate.info.precision)
     comparison = _Comparison(reference.info, stages, precision)
     preprocessors = Preprocessor(reference.info), Preprocessor(candidate.info)
-    for start in range(0, len(images), size):
-        chunk = list(images[start : start + size])
+    done = 0
+    for chunk in _batches(images, preprocessors[0], size, mixed_sizes):
+        done += len(chunk)
         chunk += chunk[-1:] * (smallest - len(chunk))  # a fixed batch is filled up
         batches = preprocessors[0](chunk), preprocessors[1](chunk)
         comparison.add(
@@ -133,8 +145,21 @@ def stage_errors(
             candidate.run_stages(batches[1].inputs),
         )
         if progress is not None:
-            progress(min(start + size, len(images)), len(images))
+            progress(done, len(images))
     return comparison.results()
+
+
+def _batches(
+    images: Sequence[Image], preprocess: Preprocessor, size: int, mixed_sizes: bool
+) -> Iterator[list[Image]]:
+    """All images, those of one padded size together unless sizes are to be mixed."""
+    groups: dict[tuple[int, int] | None, list[Image]] = {}
+    for image in images:
+        key = None if mixed_sizes else preprocess.padded_size(image)
+        groups.setdefault(key, []).append(image)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 class _Comparison:
@@ -240,14 +265,16 @@ class _Comparison:
     def _tensor(self, stage: Stage) -> StageError:
         error, limit = largest(self._errors[stage.name]), self._limits[stage.name]
         if not stage.rows:
-            return StageError(stage, error, limit, limit.accepts(error.max_rel))
+            passed = limit.accepts(error.max_rel) if error.total else None
+            return StageError(stage, error, limit, passed)
         share = self._row_limit
         note = (
             f"rows of paired {stage.rows}, {share.value:.1%} must be within the tolerance"
             if error.total
             else f"there are no paired {stage.rows}"
         )
-        return StageError(stage, error, limit, share.accepts(error.fraction), share.value, note)
+        passed = share.accepts(error.fraction) if error.total else None
+        return StageError(stage, error, limit, passed, share.value, note)
 
     def _choice(self, stage: Stage) -> StageError:
         error, limit = largest(self._errors[stage.name]), self._limits[stage.name]
@@ -258,13 +285,14 @@ class _Comparison:
             else f"paired where classes are equal, IoU >= {self._iou:g} and scores differ by at "
             f"most {self._score:g}"
         )
+        if not error.total:
+            note = "neither artefact has any in these images"
         details = {
             "max_score_error": max(self._score_errors[stage.name], default=0.0),
             "borderline": self._borderline[stage.name],
         }
-        return StageError(
-            stage, error, limit, limit.accepts(error.fraction), note=note, details=details
-        )
+        passed = limit.accepts(error.fraction) if error.total else None
+        return StageError(stage, error, limit, passed, note=note, details=details)
 
 
 def _choice_error(shifts: npt.NDArray[np.floating], pixels: float, total: int) -> ArrayError:

@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, ImageError
 from carafe_deploy.images import Image
 from carafe_deploy.parity.arrays import HISTOGRAM_EDGES
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
+from carafe_deploy.parity.report import named_images
 from carafe_deploy.parity.stages import StageError, stage_errors
 from carafe_deploy.parity.strict_json import decoded, encoded
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import ROUNDING, coarsest
+from carafe_deploy.verdict import state_of
 
 __all__ = ["GROWTH", "StageWalk", "WalkStep", "walk_stages"]
 
@@ -28,8 +31,8 @@ GROWTH = 10.0
 _MANY = 5
 
 
-@dataclass(frozen=True)
-class WalkStep:
+@dataclass(frozen=True, repr=False)
+class WalkStep(OneLine):
     """One tensor of the walk.
 
     Attributes:
@@ -52,7 +55,7 @@ class WalkStep:
         measure: what it applies to, see :class:`carafe_deploy.tolerances.Tolerance`.
         share: smallest accepted fraction of rows within the limit; None where all elements must
             be, or where the limit is such a fraction.
-        passed: the verdict.
+        passed: the verdict; None where there was nothing to compare.
         histogram: elements of compared rows by relative error, paired boxes by shift: one count
             more than there are edges, equal ones in the first bin, and what is no number on one
             side only in the last.
@@ -74,9 +77,14 @@ class WalkStep:
     tolerance: float
     measure: str
     share: float | None
-    passed: bool
+    passed: bool | None
     histogram: tuple[int, ...]
     note: str = ""
+
+    @property
+    def state(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"nothing compared"``."""
+        return state_of(self.passed)
 
     @property
     def fraction(self) -> float:
@@ -95,6 +103,8 @@ class WalkStep:
     @property
     def outcome(self) -> str:
         """Error and tolerance in words."""
+        if self.passed is None:
+            return "nothing compared"
         sign = "<=" if self.passed else ">"
         if self.measure != "relative":
             return (
@@ -110,8 +120,8 @@ class WalkStep:
         return f"relative error {self.max_rel_error:.1e} {sign} {self.tolerance:g}"
 
 
-@dataclass(frozen=True)
-class StageWalk:
+@dataclass(frozen=True, repr=False)
+class StageWalk(OneLine):
     """All compared tensors in the order of computation.
 
     Attributes:
@@ -120,6 +130,7 @@ class StageWalk:
         candidate: likewise.
         precision: the coarser one of the two, which chose the tolerances.
         images: how many went through.
+        image_names: of these, where they have any.
         left_out: tensors that only one artefact names, being exported by another version.
         edges: between the bins of every histogram.
     """
@@ -131,16 +142,29 @@ class StageWalk:
     images: int
     left_out: tuple[str, ...] = ()
     edges: tuple[float, ...] = HISTOGRAM_EDGES
+    image_names: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Every tensor is within its tolerance."""
-        return self.first_outside is None
+        """Every tensor was compared and is within its tolerance."""
+        return all(step.passed for step in self.steps)
+
+    @property
+    def state(self) -> str:
+        """As :attr:`carafe_deploy.parity.ParityReport.state`."""
+        if self.first_outside is not None:
+            return state_of(False)
+        return state_of(True if self.passed else None)
+
+    @property
+    def uncompared(self) -> tuple[WalkStep, ...]:
+        """The tensors that had nothing to compare."""
+        return tuple(step for step in self.steps if step.passed is None)
 
     @property
     def first_outside(self) -> WalkStep | None:
         """The first tensor outside its tolerance."""
-        return next((step for step in self.steps if not step.passed), None)
+        return next((step for step in self.steps if step.passed is False), None)
 
     @property
     def first_growth(self) -> WalkStep | None:
@@ -151,11 +175,17 @@ class StageWalk:
         """The first tensor outside its tolerance and what lies before it, in one line."""
         step = self.first_outside
         if step is None:
-            nearest = max(self.steps, key=lambda step: step.used)
-            text = (
-                f"all {len(self.steps)} tensors are within tolerance; nearest to it is "
-                f"{nearest.name}: {nearest.outcome}"
-            )
+            compared = [other for other in self.steps if other.passed is not None]
+            nearest = max(compared, key=lambda step: step.used)
+            count = len(self.steps)
+            text = f"all {count} tensors are within tolerance"
+            if len(compared) < count:
+                text = (
+                    f"nothing to compare in {count - len(compared)} of {count} tensors, "
+                    f"{self.uncompared[0].name} first ({self.uncompared[0].note}): choose other "
+                    "images; the others are within tolerance"
+                )
+            text += f"; nearest to it is {nearest.name}: {nearest.outcome}"
         else:
             text = (
                 f"{step.name} is the first of {len(self.steps)} tensors outside tolerance: "
@@ -202,11 +232,14 @@ class StageWalk:
         outside, growth = self.first_outside, self.first_growth
         data = {
             "passed": self.passed,
+            "state": self.state,
             "first_outside": None if outside is None else outside.name,
             "first_growth": None if growth is None else growth.name,
             "verdict": self.verdict(),
             **dataclasses.asdict(self),
         }
+        for entry, step in zip(data["steps"], self.steps, strict=True):
+            entry["state"] = step.state
         return json.dumps(encoded(data), indent=2, allow_nan=False)
 
     @classmethod
@@ -220,6 +253,8 @@ class StageWalk:
             data = decoded(json.loads(text))
             for name in ("passed", "first_outside", "first_growth", "verdict"):
                 del data[name]  # follow from the steps
+            for entry in (data, *data["steps"]):
+                entry.pop("state", None)  # likewise; not in files of earlier versions
             data["steps"] = tuple(WalkStep(**_tuples(step)) for step in data["steps"])
             return cls(**_tuples(data))
         except (ValueError, KeyError, TypeError) as error:
@@ -250,9 +285,10 @@ def _listed(texts: Sequence[str]) -> str:
 def walk_stages(
     reference: Runner,
     candidate: Runner,
-    images: Sequence[Image],
+    images: Sequence[Image] | Mapping[str, Image],
     *,
     batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> StageWalk:
     """Compare all intermediate tensors that both artefacts name, and the detections.
@@ -263,8 +299,9 @@ def walk_stages(
     Args:
         reference: what is right; stays open.
         candidate: what is checked; stays open.
-        images: [H, W, 3] uint8 BGR each.
+        images: [H, W, 3] uint8 BGR each, also by name.
         batch_size: images a run.
+        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total.
 
     Raises:
@@ -276,7 +313,10 @@ def walk_stages(
         raise ImageError("a walk through the stages needs images: give at least one")
     check_same_model(reference.info, candidate.info)
     pair = bounded_alike(reference, candidate)
-    errors = stage_errors(*pair, images, batch_size=batch_size, progress=progress)
+    image_names, pictures = named_images(images)
+    errors = stage_errors(
+        *pair, pictures, batch_size=batch_size, mixed_sizes=mixed_sizes, progress=progress
+    )
     precision = coarsest(reference.info.precision, candidate.info.precision)
     means: dict[str, float] = {}
     steps = []
@@ -292,6 +332,7 @@ def walk_stages(
         precision=precision,
         images=len(images),
         left_out=tuple(sorted(names[0] ^ names[1])),
+        image_names=image_names,
     )
 
 

@@ -118,9 +118,11 @@ def _agreement(result: BenchResult) -> Text | None:
     if not found:
         return None
     first = result.measured[0].name
-    failed = [f"{name} ({a.matched} of {a.total})" for name, a in found if not a.passed]
+    failed = [f"{name} ({a.found_again})" for name, a in found if a.passed is False]
     if failed:
         return Text(f"Other detections than {first}: {', '.join(failed)}.", "bad")
+    if any(a.passed is None for _, a in found):
+        return Text("Nothing is found in these images, so no detections were compared.", "bad")
     name, worst = min(found, key=lambda entry: entry[1].matched / (entry[1].total or 1))
     if worst.matched == worst.total:
         return Text(f"All backends detect what {first} detects.", "good")

@@ -19,6 +19,7 @@ from carafe_deploy.report.numbers import (
 )
 from carafe_deploy.report.subjects import Timed, fastest, ratio_over, timed
 from carafe_deploy.types import ARCHITECTURES
+from carafe_deploy.verdict import mark_of
 
 __all__ = [
     "accuracy_table",
@@ -222,15 +223,15 @@ def _agreement(subject: Subject, *, is_reference: bool) -> list[str]:
     if found is None:
         return ["reference" if is_reference else NONE, NONE, NONE, NONE]
     return [
-        f"{found.matched} of {found.total}",
-        scientific(found.max_score_error),
-        f"{found.min_iou:.4f}",
+        found.found_again,
+        scientific(found.max_score_error) if found.total else NONE,
+        optional(found.min_iou, "{:.4f}"),
         optional(found.min_mask_iou, "{:.4f}"),
     ]
 
 
 def _mark(subject: Subject) -> str:
-    return "" if subject.agreement is None else "✓" if subject.agreement.passed else "✗"
+    return "" if subject.agreement is None else mark_of(subject.agreement.passed)
 
 
 def comparison_table(results: Sequence[BenchResult], corner: str = "") -> Table:
@@ -290,4 +291,4 @@ def _memory(subject: Subject) -> str:
 
 def _found(subject: Subject) -> str:
     found = subject.agreement
-    return "" if found is None else f"{found.matched} of {found.total}"
+    return "" if found is None else found.found_again

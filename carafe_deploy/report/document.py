@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from carafe_deploy.brief import OneLine
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
@@ -44,8 +46,8 @@ class Text:
     tone: str = ""
 
 
-@dataclass(frozen=True)
-class Items:
+@dataclass(frozen=True, repr=False)
+class Items(OneLine):
     """What is said of single things.
 
     Attributes:
@@ -59,8 +61,8 @@ class Items:
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, repr=False)
+class Table(OneLine):
     """Cells by row.
 
     Attributes:
@@ -90,8 +92,8 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, repr=False)
+class Figure(OneLine):
     """A chart.
 
     Attributes:
@@ -124,8 +126,8 @@ class Tile:
     height: int
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(OneLine):
     """Pictures of one image side by side, so many in a row where there is room."""
 
     title: str
@@ -133,16 +135,16 @@ class Comparison:
     columns: int
 
 
-@dataclass(frozen=True)
-class Gallery:
+@dataclass(frozen=True, repr=False)
+class Gallery(OneLine):
     """Pictures side by side, made when they are needed."""
 
     draw: Callable[[], tuple[Comparison, ...]]
     caption: str
 
 
-@dataclass(frozen=True)
-class Fold:
+@dataclass(frozen=True, repr=False)
+class Fold(OneLine):
     """Blocks that are shown when asked for."""
 
     summary: str
@@ -152,8 +154,8 @@ class Fold:
 Block = Heading | Text | Items | Table | Figure | Gallery | Fold
 
 
-@dataclass(frozen=True)
-class Section:
+@dataclass(frozen=True, repr=False)
+class Section(OneLine):
     """What one result says.
 
     Attributes:

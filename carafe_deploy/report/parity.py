@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from carafe_deploy.parity import LEVELS, ParityReport, ParityRow
 from carafe_deploy.report.document import Block, Fold, Heading, Items, Section, Table, Text
 from carafe_deploy.report.numbers import NONE, scientific
+from carafe_deploy.verdict import mark_of, state_of
 
 __all__ = ["level_summary", "parity_section"]
 
@@ -22,6 +23,8 @@ def level_summary(report: ParityReport, level: str) -> str:
     errors = [row.max_rel_error or 0.0 for row in rows if row.measure == "relative"]
     matched = [row for row in rows if row.measure == "matched" and row.matched is not None]
     errors += [row.max_abs_error or 0.0 for row in rows if row.level == "ap"]
+    if rows and all(row.passed is None for row in rows):
+        return state_of(None)
     parts = [f"{max(errors):.0e}" if max(errors) else "0"] if errors else []
     if matched:
         worst = min(matched, key=lambda row: (row.matched or 0) / (row.total or 1))
@@ -47,7 +50,7 @@ def parity_section(reports: Sequence[ParityReport]) -> Section:
         blocks.append(Items(skipped, "note", "Not compared"))
     blocks += [
         Fold(
-            f"{'✓' if report.passed else '✗'} {report.candidate} against {report.reference}: "
+            f"{_mark(report)} {report.candidate} against {report.reference}: "
             f"all {len(report.rows)} rows",
             (_rows(report.rows),),
         )
@@ -73,6 +76,9 @@ def _verdict(reports: Sequence[ParityReport]) -> Text:
         texts = [f"{failed} of {rows} rows exceed their tolerance"] * bool(failed)
         texts += [f"{'one level' if broken == 1 else f'{broken} levels'} failed"] * bool(broken)
         return Text(f"{count}: {', '.join(texts)}.", "bad")
+    nothing = sum(len(report.uncompared) for report in reports)
+    if nothing:
+        return Text(f"{count}: {nothing} of {rows} rows had nothing to compare.", "bad")
     if not all(report.passed for report in reports):
         return Text(f"{count}: one compared nothing.", "bad")
     return Text(f"{count}: all {rows} rows are within their tolerance.", "good")
@@ -89,7 +95,7 @@ def _summary(reports: Sequence[ParityReport]) -> Table:
                 report.candidate,
                 report.reference,
                 *(level_summary(report, level) or NONE for level in levels),
-                "✓" if report.passed else "✗",
+                _mark(report),
             )
             for report in reports
         ),
@@ -106,6 +112,11 @@ def _failures(reports: Sequence[ParityReport]) -> list[Block]:
         for report in reports
         for row in report.failures
     )
+    nothing = tuple(
+        (f"{report.candidate}, {row.level} {row.name}", row.note)
+        for report in reports
+        for row in report.uncompared
+    )
     broken = tuple(
         (f"{report.candidate}, {level}", failure.reason)
         for report in reports
@@ -113,7 +124,11 @@ def _failures(reports: Sequence[ParityReport]) -> list[Block]:
     )
     return [
         Items(items, "bad", title)
-        for items, title in ((failed, "Beyond their tolerance"), (broken, "Failed"))
+        for items, title in (
+            (failed, "Beyond their tolerance"),
+            (nothing, "Nothing to compare"),
+            (broken, "Failed"),
+        )
         if items
     ]
 
@@ -132,7 +147,7 @@ def _average_precision(reports: Sequence[ParityReport]) -> list[Block]:
             *(_ap(row.details.get(side)) for side in ("reference", "candidate")),
             scientific(row.max_abs_error),
             f"≤ {row.tolerance:g}",
-            "✓" if row.passed else "✗",
+            mark_of(row.passed),
         )
         for report in reports
         for row in report.rows
@@ -159,6 +174,8 @@ def _rows(rows: Sequence[ParityRow]) -> Table:
 def _cells(row: ParityRow) -> tuple[str, str, str, str, str, str]:
     counted = row.measure in ("matched", "iou")
     matched = f"{row.matched} of {row.total}" if row.matched is not None else NONE
+    if row.passed is None:
+        matched = row.state
     limit = f"≥ {row.tolerance:g}" if counted else f"≤ {row.tolerance:g}"
     # Tensors are held to their relative error; say so where it is the other one.
     limit += " abs" if row.measure == "absolute" else ""
@@ -166,10 +183,14 @@ def _cells(row: ParityRow) -> tuple[str, str, str, str, str, str]:
         row.name,
         scientific(row.max_abs_error),
         scientific(row.max_rel_error),
-        matched if counted else NONE,
+        matched if counted or row.passed is None else NONE,
         limit,
-        "✓" if row.passed else "✗",
+        mark_of(row.passed),
     )
+
+
+def _mark(report: ParityReport) -> str:
+    return mark_of(None if report.state == state_of(None) else report.passed)
 
 
 def _title(level: str) -> str:

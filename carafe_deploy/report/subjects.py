@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from carafe_deploy.bench.record import BenchResult, Samples, Subject
 from carafe_deploy.bench.statistics import Ratio
+from carafe_deploy.brief import OneLine
 from carafe_deploy.types import ARCHITECTURES
 
 __all__ = ["Timed", "fastest", "gpus", "machine", "ratio_over", "timed", "title"]
 
 
-@dataclass(frozen=True)
-class Timed:
+@dataclass(frozen=True, repr=False)
+class Timed(OneLine):
     """A subject that has samples; an interrupted run may leave some without."""
 
     subject: Subject
@@ -33,7 +34,7 @@ class Timed:
     @property
     def agrees(self) -> bool:
         """It detects what the first subject does, or nothing says otherwise."""
-        return self.subject.agreement is None or self.subject.agreement.passed
+        return self.subject.agreement is None or self.subject.agreement.passed is not False
 
 
 def timed(result: BenchResult) -> list[Timed]:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy.brief import OneLine
+
 __all__ = ["EngineProfile", "layer_information", "make_profiler"]
 
 
-@dataclass(frozen=True)
-class EngineProfile:
+@dataclass(frozen=True, repr=False)
+class EngineProfile(OneLine):
     """Layers of an engine and their times.
 
     Attributes:

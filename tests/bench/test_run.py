@@ -202,8 +202,8 @@ def test_images_are_needed_and_may_be_chosen_for_the_model(
     assert runner.closed == 1
     names: list[str] = []
 
-    def choose(model):
-        names.append(model.name)
+    def choose(runner):
+        names.append(runner.info.name)
         return IMAGES
 
     assert isinstance(run_bench(paths, choose, QUICK), BenchResult)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.parity import open_pair
 from carafe_deploy.cli.parity_tables import bars, show_report
 from carafe_deploy.errors import UnsupportedLevelError
+from carafe_deploy.images import save_image
 from carafe_deploy.parity import ParityReport, ParityRow, StageWalk
 
 Run = Callable[..., Any]
@@ -74,7 +76,7 @@ def test_few_stages_have_a_line_each() -> None:
 
 def _stage_lines(rows: list[ParityRow]) -> list[str]:
     console = Console(file=io.StringIO(), width=120)
-    show_report(console, ParityReport(tuple(rows), "a", "b", images=1, seed=0), "x.png")
+    show_report(console, ParityReport(tuple(rows), "a", "b", images=1, seed=0))
     return re.findall(r"^  (\w\S*.*?) +\S+ +\S+ +≤ 1e-05 [✓✗]$", console.file.getvalue(), re.M)
 
 
@@ -176,7 +178,43 @@ def test_average_precision_is_compared(
 def test_images_of_the_package_are_the_default(run: Run, ts_file: Path) -> None:
     outcome = run("parity", ts_file, ts_file, "--levels", "detections", "--limit", 2)
     assert outcome.status == 0, outcome.err
-    assert re.search(r"2 images: .*shapes/val/000001\.png and 1 more", outcome.out)
+    assert "2 images: package:shapes/000001.png, package:shapes/000002.png\n" in outcome.out
+
+
+def test_other_classes_are_tried_on_images_in_which_the_reference_finds_something(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    config = content["meta"]["config"] if "config" in content["meta"] else content["meta"]["cfg"]
+    assert "circle" in config
+    text = config.replace("'circle'", "'scratch'").replace("'square'", "'dent'")
+    content["meta"]["config" if "config" in content["meta"] else "cfg"] = text
+    content["meta"].pop("CLASSES", None)
+    own = tmp_path / "own.pth"
+    torch.save(content, own)
+    outcome = run("parity", own, own, "--levels", "detections")
+    assert outcome.status == 0, outcome.err
+    assert (
+        "4 images: package:chelsea.png, package:shapes/000001.png, package:scene-1" in outcome.out
+    )
+    assert re.search(r" ([1-9]\d*)/\1 +≥ ", outcome.out)
+
+
+@pytest.mark.parametrize("option", [(), ("--levels", "detections"), ("--stages",), ("--bisect",)])
+def test_a_blank_image_proves_nothing(
+    run: Run, ts_file: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    blank = tmp_path / "blank.png"
+    save_image(blank, np.zeros((120, 160, 3), np.uint8))
+    outcome = run("parity", ts_file, ts_file, "--images", blank, *option)
+    assert outcome.status == 1
+    assert "PASS" not in outcome.out
+    if option in ((), ("--levels", "detections")):
+        assert re.search(r"^  boxes and masks .* nothing +≥ \S+ –$", outcome.out, re.MULTILINE)
+        assert "NOTHING COMPARED in " in outcome.out
+        assert f"carafe-deploy parity {ts_file} {ts_file} --images IMAGES" in outcome.out
+    else:
+        assert re.search("^nothing to compare in .* of 56 tensors", outcome.out, re.MULTILINE)
 
 
 def test_names_that_a_shell_expanded_are_images(run: Run, ts_file: Path, images: Path) -> None:

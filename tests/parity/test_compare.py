@@ -343,17 +343,43 @@ def test_detections_of_equal_score_may_swap(reference: Runner, images: list[Imag
     assert report.rows[0].max_abs_error == 0.0
 
 
-def test_images_without_detections_pass_and_say_so(reference: Runner, images: list[Image]) -> None:
+def test_a_comparison_of_nothing_neither_passes_nor_fails(
+    reference: Runner, images: list[Image]
+) -> None:
     def find_nothing(tensors: Tensors) -> None:
         tensors["num_dets"][:] = 0
 
     candidate = Spoilt(reference, run=find_nothing, stages=find_nothing)
     report = run_parity(candidate, candidate, images=images[:1], levels=("stages", "detections"))
-    assert report.passed
+    assert (report.passed, report.failures, report.state) == (False, (), "nothing compared")
+    assert report.rows[-1] in report.uncompared
     assert report.rows[-1].total == 0
-    assert report.rows[-1].note.endswith("nothing to compare, choose other images")
-    masks = next(row for row in report.rows if row.name == "mask_logits")
+    assert report.rows[-1].max_abs_error is None
+    assert "choose others, which show circle, square, triangle" in report.rows[-1].note
+    masks = next(row for row in report.uncompared if row.name == "mask_logits")
     assert masks.note == "there are no paired detections"
+    # What was compared has passed all the same.
+    assert {row.state for row in report.rows if row not in report.uncompared} == {"passed"}
+    assert f"NOTHING COMPARED in {len(report.uncompared)} rows of " in str(report)
+    data = json.loads(report.to_json())
+    assert (data["passed"], data["state"]) == (False, "nothing compared")
+    assert (data["rows"][-1]["passed"], data["rows"][-1]["state"]) == (None, "nothing compared")
+    assert ParityReport.from_json(report.to_json()) == report
+
+
+def test_ap_of_two_that_find_nothing_is_no_success(
+    reference: Runner, val: Path, shapes_dir: Path
+) -> None:
+    def find_nothing(tensors: Tensors) -> None:
+        tensors["num_dets"][:] = 0
+
+    blind = Spoilt(reference, run=find_nothing)
+    data = {"annotations": val, "image_dir": shapes_dir / "val", "limit": 1}
+    report = run_parity(blind, blind, levels=("ap",), **data)
+    assert [row.state for row in report.rows] == ["nothing compared"] * 2
+    assert "in which neither artefact finds anything" in report.rows[0].note
+    # One that finds what the other does not is a difference.
+    assert run_parity(reference, blind, levels=("ap",), **data).state == "failed"
 
 
 # --- average precision ---------------------------------------------------------------------------

@@ -49,3 +49,18 @@ def test_not_a_number_is_infinitely_wrong() -> None:
 def test_nothing_compared_is_no_success() -> None:
     empty = ParityReport((), "a", "b", 0, 0, {"stages": "an engine has none"})
     assert "✗ One comparison: one compared nothing." in to_markdown([empty])
+
+
+def test_rows_that_compared_nothing_are_listed() -> None:
+    report = parity()
+    rows = tuple(
+        dataclasses.replace(row, passed=None, note="neither finds anything")
+        if row.level == "detections"
+        else row
+        for row in report.rows
+    )
+    text = to_markdown([dataclasses.replace(report, rows=rows)])
+    assert "✗ One comparison: 1 of 11 rows had nothing to compare." in text
+    assert "Nothing to compare" in text
+    assert "- ✗ onnxruntime fp32 shapes, detections boxes" in text
+    assert "| nothing compared |" in text
