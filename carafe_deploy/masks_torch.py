@@ -1,12 +1,13 @@
 """Pasting masks on a torch device: :mod:`carafe_deploy.masks` for all masks at once.
 
 What is worth moving to a GPU is the arithmetic: of the host's time for 100 masks in an image of
-800x1216 pixels (benchmarks/results/paste_masks.json) nearly all is finding where runs begin and end,
-little is encoding them. The masks themselves are small: 100 x 28 x 28 float32 are 0.3 MB, so that downloading them with the other
-outputs and uploading them again costs some 0.03 ms each way at 10 GB/s. Pixels are large: 800x1333
-of them are 107 MB as bytes and 13 MB as bits, which the host would have to scan for runs, longer
-than it takes to find those from the probabilities. So the device finds the runs, by the host's
-method and not pixel by pixel, and hands over their ends: 0.2 MB, 1.6 MB at worst. The host encodes.
+800x1216 pixels (benchmarks/results/paste_masks.json) nearly all is finding where runs begin and
+end, little is encoding them. The masks themselves are small: 100 x 28 x 28 float32 are 0.3 MB, so
+that downloading them with the other outputs and uploading them again costs some 0.03 ms each way at
+10 GB/s. Pixels are large: 800x1333 of them are 107 MB as bytes and 13 MB as bits, which the host
+would have to scan for runs, longer than it takes to find those from the probabilities. So the
+device finds the runs, by the host's method and not pixel by pixel, and hands over their ends:
+0.2 MB, 1.6 MB at worst. The host encodes.
 
 On an H100 pasting and encoding 69 masks took 4.6 ms, as long as the detector
 (benchmarks/results/h100/profile.json). On a CPU it is slower than the host's way, since it works on

@@ -21,8 +21,8 @@ def keep_freed_memory() -> bool:
     """Keep what PyTorch frees for its next allocation, in the whole process.
 
     PyTorch takes every tensor on the CPU from malloc, and glibc's returns large ones to the system
-    at once, so that every run of a detector faults its pages in again. ONNX Runtime keeps such memory
-    in an arena of its own; this is the same for PyTorch.
+    at once, so that every run of a detector faults its pages in again. ONNX Runtime keeps such
+    memory in an arena of its own; this is the same for PyTorch.
 
     Returns:
         Whether malloc is glibc's and takes the setting.
