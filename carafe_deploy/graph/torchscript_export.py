@@ -13,6 +13,7 @@ from carafe_deploy.errors import ExportError
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, deployable
+from carafe_deploy.graph.torchscript_numbers import check_portable, numbers_for_tensors
 from carafe_deploy.models.detector import (
     Detector,
     ImageNormalization,
@@ -78,8 +79,8 @@ def export_torchscript(
         progress: is told each step's name.
 
     Raises:
-        ExportError: the options are out of range, or the trace holds a device, so that it would
-            run nowhere else.
+        ExportError: the options are out of range, or the trace holds a device or a tensor, so that
+            it would run nowhere else.
     """
     info = model_info(detector.config, options, name=name, source=source)
     progress("prepare")
@@ -99,7 +100,8 @@ def export_torchscript(
             {"forward": (images, sizes), "stages": (images, sizes)},
             check_trace=False,
         )
-    _check_portable(traced)
+    numbers_for_tensors(traced)
+    check_portable(traced, ("forward", "stages"))
     progress("write")
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,13 +114,3 @@ def _trace_shape(detector: Detector, info: ModelInfo) -> tuple[int, int, int]:
     if info.input.is_static:
         return reference_shape(detector.config, info.input)
     return info.input.batch[0], info.input.height[0], info.input.width[0]
-
-
-def _check_portable(traced: torch.jit.ScriptModule) -> None:
-    for method in ("forward", "stages"):
-        graph = str(getattr(traced, method).inlined_graph)
-        line = next((line for line in graph.splitlines() if "Device =" in line), None)
-        if line is not None:
-            raise ExportError(
-                f"the trace names a device, so the file would run there only: {line.strip()}"
-            )
