@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from carafe_deploy.errors import ExportError
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.graph.torchscript_numbers import check_portable, numbers_for_tensors
+from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.models.detector import (
     Detector,
     ImageNormalization,
@@ -93,8 +92,7 @@ def export_torchscript(
         images = torch.zeros(batch, 3, height, width)
     sizes = torch.tensor([[height, width]] * batch, dtype=torch.float32)
     progress("trace")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with without_known_warnings(), torch.no_grad():
         traced = torch.jit.trace_module(
             module,
             {"forward": (images, sizes), "stages": (images, sizes)},
@@ -103,8 +101,7 @@ def export_torchscript(
     numbers_for_tensors(traced)
     check_portable(traced, ("forward", "stages"))
     progress("write")
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with atomic_path(path) as temporary, without_known_warnings():
         torch.jit.save(traced, str(temporary), _extra_files={METADATA_KEY: info.to_json()})
     return info
 

@@ -21,7 +21,6 @@ Any other name makes the load fail, and the error says which one it was.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,6 +30,7 @@ import torch
 from torch.serialization import safe_globals
 
 from carafe_deploy.errors import CheckpointError
+from carafe_deploy.known_warnings import without_known_warnings
 
 __all__ = ["Discarded", "load_weights_only"]
 
@@ -106,8 +106,7 @@ def load_weights_only(path: Path) -> Any:
     if kind is not None:
         raise CheckpointError(f"{path} is {kind}, not a checkpoint: download or copy it again")
     try:
-        with warnings.catch_warnings(), safe_globals(_STAND_INS):
-            warnings.simplefilter("ignore")  # on pickle protocols and typed storages
+        with without_known_warnings(), safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes the unpickler raise anything
         raise _explain(path, error) from error

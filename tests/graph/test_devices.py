@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from carafe_deploy.errors import ExportError
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.boxes import BoxCoder
@@ -28,15 +27,14 @@ from carafe_deploy.models.detector import Detector, ImageNormalization, StagedDe
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.types import ModelInfo
 
+CHECKPOINTS = (
+    "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+    "shapes_mask_rcnn_carafe-fbec7e06.pth",
+)
 CHOICES = pytest.mark.parametrize(
     "options",
-    [
-        ExportOptions(),
-        ExportOptions(precision="fp16"),
-        ExportOptions(uint8_input=True),
-        ExportOptions(precision="fp16", uint8_input=True),
-    ],
-    ids=lambda options: f"{options.precision}-{'uint8' if options.uint8_input else 'float'}",
+    [ExportOptions(), ExportOptions(precision="fp16", uint8_input=True)],
+    ids=["fp32-float", "fp16-uint8"],
 )
 
 
@@ -92,13 +90,13 @@ def run(module: Callable[..., Any], arguments: Any) -> Devices:
 def inputs(options: ExportOptions, device: str = "cuda") -> tuple[Tensor, Tensor]:
     sizes = torch.full((2, 2), 128.0, device=device)
     if options.uint8_input:
-        return torch.zeros(2, 128, 192, 3, dtype=torch.uint8, device=device), sizes
-    return torch.zeros(2, 3, 128, 192, device=device), sizes
+        return torch.zeros(2, 64, 128, 3, dtype=torch.uint8, device=device), sizes
+    return torch.zeros(2, 3, 64, 128, device=device), sizes
 
 
-@pytest.fixture(scope="module", params=["faster_rcnn_carafe-2a9d7f44", "mask_rcnn_carafe-fbec7e06"])
+@pytest.fixture(scope="module", params=CHECKPOINTS, ids=["faster", "mask"])
 def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
-    return load_detector(shapes_dir / f"shapes_{request.param}.pth")[0]
+    return load_detector(shapes_dir / request.param)[0]
 
 
 def ready(
@@ -133,7 +131,9 @@ def compiled(detector: Detector, options: ExportOptions) -> Devices:
     info = ModelInfo("x", "faster_rcnn", ("a",))
     torch._dynamo.reset()
     with pytest.MonkeyPatch.context() as patch, fake_cuda():
-        patch.setattr(torch, "compile", partial(torch.compile, backend=aot_autograd(fw_compiler=keep)))
+        patch.setattr(
+            torch, "compile", partial(torch.compile, backend=aot_autograd(fw_compiler=keep))
+        )
         runner = PyTorchRunner(info, torch.device("cuda"), place(module), module, mode="compile")
         with torch.no_grad():
             runner.module(*inputs(options))
@@ -151,8 +151,13 @@ def exported(detector: Detector, options: ExportOptions) -> Devices:
         program = torch.export.export(module, inputs(options, "cpu"), dynamic_shapes=shapes)
     weights = {*program.state_dict, *dict(module.named_buffers())}
     assert set(program.constants) <= weights, "a constant that no buffer holds"
+    moved = program.module(check_guards=False)
+    for node in list(moved.graph.nodes):  # it checks that inputs are on the CPU, as they were
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            moved.graph.erase_node(node)
+    moved.recompile()
     with fake_cuda():
-        return run(place(program.module()), inputs(options))
+        return run(place(moved), inputs(options))
 
 
 @CHOICES
@@ -164,73 +169,38 @@ def test_nothing_is_made_on_another_device(
 
 
 @pytest.mark.parametrize("path", [eager, compiled, exported])
-@pytest.mark.parametrize("constant", [lambda: torch.zeros(()), lambda: torch.tensor(0.0)])
-def test_what_is_made_there_is_found(
-    detector: Detector,
-    path: Callable[..., Devices],
-    constant: Callable[[], Tensor],
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_is_made_elsewhere_is_found(
+    shapes_dir: Path, path: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, lambda deltas: constant())
-    with pytest.raises(AssertionError, match=r"on \['cpu|no buffer holds"):
-        assert path(detector, ExportOptions()).elsewhere == []
+    decode = BoxCoder.forward
 
-
-def plant(monkeypatch: pytest.MonkeyPatch, constant: Callable[[Tensor], Any]) -> None:
-    """Have the box coder add something of its own."""
-    forward = BoxCoder.forward
-
-    def planted(self: BoxCoder, boxes: Tensor, deltas: Tensor, sizes: Tensor) -> Tensor:
-        return forward(self, boxes, deltas, sizes) + constant(deltas)
+    def planted(self: BoxCoder, *arguments: Tensor) -> Tensor:
+        return decode(self, *arguments) + torch.zeros(())
 
     monkeypatch.setattr(BoxCoder, "forward", planted)
+    small = load_detector(shapes_dir / CHECKPOINTS[0])[0]
+    found = path(small, ExportOptions()).elsewhere
+    assert any("aten.add" in call and "'cpu', 'cuda'" in call for call in found)
 
 
 # --- TorchScript ---------------------------------------------------------------------------------
 
 
 @CHOICES
-@pytest.mark.parametrize("channels_last", [True, False])
 def test_a_torchscript_file_computes_where_its_inputs_are(
-    detector: Detector, tmp_path: Path, options: ExportOptions, channels_last: bool
+    detector: Detector, tmp_path: Path, options: ExportOptions
 ) -> None:
     path = str(tmp_path / "toy.ts")
-    export_torchscript(
-        detector, path, options, name="toy", source={}, channels_last=channels_last
-    )
+    export_torchscript(detector, path, options, name="toy", source={})
     loaded = torch.jit.load(path)
     for method in (loaded.forward, loaded.stages):
-        for node in method.inlined_graph.nodes():
-            assert node.kind() != "prim::NumToTensor"
-            assert node.kind() != "prim::Constant" or node.output().type().kind() not in (
-                "TensorType",
-                "DeviceObjType",
-            )
-    torch.jit.load(path, map_location="meta")  # which refuses constants in other methods, too
+        nodes = list(method.inlined_graph.nodes())
+        assert "prim::NumToTensor" not in {node.kind() for node in nodes}
+        constants = {n.output().type().kind() for n in nodes if n.kind() == "prim::Constant"}
+        assert {"IntType", "FloatType"} <= constants
+        assert not {"TensorType", "DeviceObjType"} & constants
+    torch.jit.load(path, map_location="meta")  # compares constant tensors, which fails there
     with fake_cuda():
         place(loaded)
         for method in (loaded.forward, loaded.stages):
             assert run(method, inputs(options)).elsewhere == []
-
-
-@pytest.mark.parametrize(
-    ("constant", "message"),
-    [
-        (lambda deltas: torch.zeros(4), "names a device"),
-        (lambda deltas: torch.zeros(4, device=deltas.device), "names a device"),
-        (lambda deltas: torch.tensor([0.0] * 4), "holds a tensor"),
-        (lambda deltas: torch.stack([torch.tensor(0.0)] * 4), "holds a tensor"),
-        (lambda deltas: torch.logical_not(deltas.shape[1]), "makes a number a tensor"),
-    ],
-)
-def test_a_torchscript_file_that_would_not_is_refused(
-    detector: Detector,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    constant: Callable[[Tensor], Any],
-    message: str,
-) -> None:
-    plant(monkeypatch, constant)
-    with pytest.raises(ExportError, match=f"the trace .*{message}.*so the file would run there"):
-        export_torchscript(detector, tmp_path / "x.ts", ExportOptions(), name="", source={})
-    assert list(tmp_path.iterdir()) == []

@@ -95,6 +95,10 @@ class HistoryBuffer:
         return float(self._log_history.min())
 
 
+# Python 3.13 pickles a method under its function's module, as in mmengine the class's own.
+HistoryBuffer.minimum.__module__ = HistoryBuffer.__module__
+
+
 class ConfigDict(dict):  # type: ignore[type-arg]
     """As mmengine's: rebuilt by a call with a plain dict."""
 
