@@ -18,7 +18,7 @@ KNOWN: dict[str, str] = {
         "images and their sizes share the batch, as they should"
     ),
     r"Detected pickle protocol \d+ in the checkpoint": "what cannot be read is refused by name",
-    r"'torch\.load' received a zip file that looks like a TorchScript archive": "it is refused by name",
+    r"'torch\.load' received a zip file that looks like a TorchScript": "it is refused",
     r"TypedStorage is deprecated": "PyTorch's own reading of files from before 1.6",
 }
 

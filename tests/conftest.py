@@ -92,4 +92,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _no_gpu_reason() if gpu_items else None
     if reason is not None:
         for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+            item.add_marker(pytest.mark.skip(reason=f"{reason}; `make gpu-check` runs this on one"))

@@ -101,7 +101,7 @@ def counts(report: Path) -> dict[str, int]:
     return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
 
 
-def test(python: str, arguments: list[str]) -> dict[str, Any]:
+def measure(python: str, arguments: list[str]) -> dict[str, Any]:
     """One row of the table."""
     short = ".".join(versions(python)["python"].split(".")[:2])
     log_path, report = FOLDER / f"{short}.log", FOLDER / f"{short}.xml"
@@ -148,10 +148,10 @@ def main() -> int:
     rows = []
     for python in pythons:
         print(f"testing {python} ...", file=sys.stderr, flush=True)
-        rows.append(test(python, shlex.split(chosen.pytest)))
+        rows.append(measure(python, shlex.split(chosen.pytest)))
         chosen.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
-    return int(any(row.get("failed") or "error" in row or not row["passed"] for row in rows))
+    return int(any("error" in row or row["failed"] or not row["passed"] for row in rows))
 
 
 if __name__ == "__main__":
