@@ -18,15 +18,15 @@ CPP_SOURCES = $(shell git ls-files 'plugins/**.cpp' 'plugins/**.h' 'plugins/**.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo plugins test test-cpp test-sanitized lint format bench wheel release-check \
-  kernel-report mutants gpu-check clean
+.PHONY: help setup demo plugins test test-matrix test-cpp test-sanitized lint format bench wheel \
+  release-check kernel-report mutants gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "Python 3.10 or newer is needed: choose one with make PYTHON=/path/to/python3"; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed: choose one with make PYTHON=/path/to/python3"; \
 	  exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments:" \
@@ -50,6 +50,9 @@ demo: plugins ## Export, build engines, detect, compare and report on the small 
 
 test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
 	$(BIN)/python -m pytest --complete
+
+test-matrix: ## Fast tests under every supported Python that is found (PIP_ARGS is passed on)
+	PIP_ARGS='$(PIP_ARGS)' $(PYTHON) tests/matrix.py
 
 test-cpp: plugins ## C++ tests, on the CPU; they take GoogleTest from the system, else from GitHub
 	$(CMAKE) -B $(BUILD) -DCARAFE_TESTS=ON

@@ -1,15 +1,33 @@
-"""Fixtures for all tests, and what may be skipped: GPU tests where there is no GPU."""
+"""Fixtures for all tests, what they test, and what may be skipped: GPU tests without a GPU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+import carafe_deploy
 from carafe_deploy.data import data_path
 
 TESTS = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """Tests are of the tree that they are in, and so are the programs that they start.
+
+    Another tree's editable install comes before pytest's ``pythonpath``.
+    """
+    tree, found = TESTS.resolve().parent, Path(carafe_deploy.__file__).resolve().parents[1]
+    if found != tree:
+        raise pytest.UsageError(
+            f"these tests are of {tree}, but `import carafe_deploy` finds {found}: "
+            f"run `make setup` in {tree}, or take {found} out of this Python with "
+            "`pip uninstall carafe-deploy`"
+        )
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tree), *([path] if path else [])])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,4 +92,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _no_gpu_reason() if gpu_items else None
     if reason is not None:
         for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+            item.add_marker(pytest.mark.skip(reason=f"{reason}; `make gpu-check` runs this on one"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +119,35 @@ def test_importing_needs_numpy_only(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
+
+
+def test_programs_that_tests_start_are_of_this_tree(tmp_path: Path) -> None:
+    code = "import carafe_deploy; print(carafe_deploy.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()) == PACKAGE / "__init__.py"
+    tree = os.environ["PYTHONPATH"].split(os.pathsep)[0]
+    assert Path(tree) == PACKAGE.parent == Path(__file__).resolve().parents[1]
+
+
+def test_tests_of_one_tree_do_not_run_against_another(tmp_path: Path) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    shutil.copy(Path(__file__).with_name("conftest.py"), tests)
+    (tests / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", tmp_path, tests],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4, done.stdout
+    assert (
+        f"these tests are of {tmp_path}, but `import carafe_deploy` finds {PACKAGE.parent}: "
+        f"run `make setup` in {tmp_path}"
+    ) in done.stderr
 
 
 def test_version_is_that_of_the_installed_metadata() -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from carafe_deploy.environment import describe_environment
@@ -41,7 +41,7 @@ def describe_run() -> Mapping[str, str]:
     if threads:
         facts["threads"] = ", ".join(threads)
     facts["commit"] = _commit()
-    facts["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    facts["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     return facts
 
 

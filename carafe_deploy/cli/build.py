@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +38,7 @@ _SHAPE = "Shape"
 _BUILDER = "Builder"
 
 
-class FlavourName(str, Enum):
+class FlavourName(StrEnum):
     """Which of NVIDIA's packages builds it, and runs it later."""
 
     tensorrt = "tensorrt"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,14 +67,14 @@ _SAMPLES = 8
 _LOG_WIDTH = 120
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     """Memory format of weights and feature maps."""
 
     channels_last = "channels-last"
     nchw = "nchw"
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """How a checkpoint or an engine is run."""
 
     eager = "eager"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "export"]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What is written."""
 
     onnx = "onnx"
     torchscript = "torchscript"
 
 
-class Exporter(str, Enum):
+class Exporter(StrEnum):
     """Which of PyTorch's two ONNX exporters writes it."""
 
     dynamo = "dynamo"
     torchscript = "torchscript"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Of convolutions and matrix products."""
 
     fp32 = "fp32"

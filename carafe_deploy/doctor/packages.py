@@ -16,7 +16,7 @@ from carafe_deploy.environment import installed_version, is_installed
 __all__ = ["PACKAGES", "Package", "check_package", "check_python", "numbers"]
 
 #: Python versions that this package is for.
-_PYTHON = ((3, 10), (3, 13))
+_PYTHON = ((3, 11), (3, 13))
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import logging
 import math
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
@@ -22,7 +19,8 @@ from carafe_deploy.errors import ExportError
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
-from carafe_deploy.graph.options import ExportOptions, Range, deployable
+from carafe_deploy.graph.options import ExportOptions, Range, deployable, evaluation_mode
+from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import (
     Detector,
@@ -99,10 +97,11 @@ def export_onnx(
     module: nn.Module = staged
     if options.uint8_input:
         module = ImageNormalization(staged, deployed.config.preprocessing)
+    module.eval()
     names = (*info.output_names, *info.stages)
     progress("trace and translate")
     with atomic_path(path) as temporary:
-        with _quiet():
+        with without_known_warnings():
             export = _export_dynamo if exporter == "dynamo" else _export_torchscript
             model = export(module, deployed.config, info.input, names, opset)
         progress("attach function bodies and metadata")
@@ -125,8 +124,12 @@ def export_operator_network(
 ) -> onnx.ModelProto:
     """Write any network that uses the ``carafe`` operators as ONNX, with function bodies.
 
+    It is exported in evaluation mode, in whatever mode it is: without dropout, with the running
+    statistics of batch normalisation. Every part is then in its own mode again. Warnings of the
+    exporter reach the caller, except for those of :mod:`carafe_deploy.known_warnings`.
+
     Args:
-        module: in evaluation mode.
+        module: the network; weights and modes stay as they are.
         arguments: example inputs.
         path: of the file to write; it appears complete or not at all.
         exporter: ``"dynamo"`` or ``"torchscript"``.
@@ -141,7 +144,7 @@ def export_operator_network(
     """
     if exporter not in EXPORTERS:
         raise ExportError(f"exporter is {exporter!r}: choose from {', '.join(EXPORTERS)}")
-    with _quiet(), torch.no_grad():
+    with without_known_warnings(), evaluation_mode(module), torch.no_grad():
         translate = _run_dynamo if exporter == "dynamo" else _run_torchscript
         model = translate(module, arguments, opset, **settings)
     _clean(model)
@@ -258,20 +261,6 @@ def _export_torchscript(
             input_names=["images", "image_sizes"],
             output_names=list(names),
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' remarks about themselves; errors are raised, not printed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 # --- after the exporter --------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ExportError
@@ -18,7 +21,7 @@ from carafe_deploy.models.detector import (
 )
 from carafe_deploy.types import InputFormat, ModelInfo
 
-__all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "padded_limits"]
+__all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "evaluation_mode", "padded_limits"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -147,3 +150,15 @@ def deployable(
         setattr(copy.get_submodule(owner), leaf, buffer)
     prepare_for_inference(copy, DTYPES[options.precision])
     return lay_out_channels_last(copy) if channels_last else copy
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Inside, a network is in evaluation mode; afterwards each part is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

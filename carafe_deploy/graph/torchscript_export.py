@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from carafe_deploy.errors import ExportError
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, deployable
+from carafe_deploy.graph.torchscript_numbers import check_portable, numbers_for_tensors
+from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.models.detector import (
     Detector,
     ImageNormalization,
@@ -78,8 +78,8 @@ def export_torchscript(
         progress: is told each step's name.
 
     Raises:
-        ExportError: the options are out of range, or the trace holds a device, so that it would
-            run nowhere else.
+        ExportError: the options are out of range, or the trace holds a device or a tensor, so that
+            it would run nowhere else.
     """
     info = model_info(detector.config, options, name=name, source=source)
     progress("prepare")
@@ -92,17 +92,16 @@ def export_torchscript(
         images = torch.zeros(batch, 3, height, width)
     sizes = torch.tensor([[height, width]] * batch, dtype=torch.float32)
     progress("trace")
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with without_known_warnings(), torch.no_grad():
         traced = torch.jit.trace_module(
             module,
             {"forward": (images, sizes), "stages": (images, sizes)},
             check_trace=False,
         )
-    _check_portable(traced)
+    numbers_for_tensors(traced)
+    check_portable(traced, ("forward", "stages"))
     progress("write")
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with atomic_path(path) as temporary, without_known_warnings():
         torch.jit.save(traced, str(temporary), _extra_files={METADATA_KEY: info.to_json()})
     return info
 
@@ -112,13 +111,3 @@ def _trace_shape(detector: Detector, info: ModelInfo) -> tuple[int, int, int]:
     if info.input.is_static:
         return reference_shape(detector.config, info.input)
     return info.input.batch[0], info.input.height[0], info.input.width[0]
-
-
-def _check_portable(traced: torch.jit.ScriptModule) -> None:
-    for method in ("forward", "stages"):
-        graph = str(getattr(traced, method).inlined_graph)
-        line = next((line for line in graph.splitlines() if "Device =" in line), None)
-        if line is not None:
-            raise ExportError(
-                f"the trace names a device, so the file would run there only: {line.strip()}"
-            )

@@ -96,17 +96,19 @@ class Anchors(_Float32Constants):
         base = torch.stack((-half_width, -half_height, half_width, half_height), dim=-1)
         self._constant("base", base)  # [levels, per_cell, 4]
 
-    def forward(self, level: int, index: Tensor, width: int) -> Tensor:
+    def forward(self, level: int, index: Tensor, scores: Tensor) -> Tensor:
         """Boxes of anchors of one level.
 
         Args:
             level: 0 is the finest.
-            index: [...] int64, ``(y*width + x)*per_cell + anchor``.
-            width: of the level's feature map.
+            index: [...] int64, ``(y*W + x)*per_cell + anchor``.
+            scores: [..., H, W] of the level, for W alone. (A number handed from module to module is
+                a tensor on the CPU in a TorchScript trace.)
 
         Returns:
             [..., 4] float32, x1, y1, x2, y2 in image pixels.
         """
+        width = scores.shape[-1]
         cell = torch.div(index, self.per_cell, rounding_mode="trunc")
         row = torch.div(cell, width, rounding_mode="trunc")
         column = cell - row * width

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import ConfigError
-from carafe_deploy.quiet import without_warnings
+from carafe_deploy.known_warnings import without_known_warnings
 
 __all__ = ["merge_configs", "parse_config", "read_config", "short"]
 
@@ -198,7 +198,7 @@ def _evaluate(text: str, source: str) -> dict[str, Any]:
                 f"{source}, line {number}: {found.group()} is a substitution; {_REMEDY}"
             )
     try:
-        with without_warnings():  # of invalid escapes of Windows paths in dumped configs
+        with without_known_warnings():
             tree = ast.parse(text)
         return _Reader(source).module(tree)
     except SyntaxError as error:

@@ -91,7 +91,7 @@ class ProposalSelector(nn.Module):
         self, level: int, logits: Tensor, deltas: Tensor, image_sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Boxes [B, nms_pre, 4] and logits [B, nms_pre]; -inf where there is no candidate."""
-        batch, width, count = logits.shape[0], logits.shape[3], self.config.nms_pre
+        batch, count = logits.shape[0], self.config.nms_pre
         scores = logits.permute(0, 2, 3, 1).reshape(batch, -1).float()
         flat_deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
         total = scores.shape[1]
@@ -99,7 +99,7 @@ class ProposalSelector(nn.Module):
         scores, index = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1)
         index = index.clamp(max=total - 1)
         boxes = self.coder(
-            self.anchors(level, index, width), gather_rows(flat_deltas, index), image_sizes
+            self.anchors(level, index, logits), gather_rows(flat_deltas, index), image_sizes
         )
         if self.config.min_box_size >= 0:
             sides = boxes[..., 2:] - boxes[..., :2]

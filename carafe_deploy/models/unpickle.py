@@ -30,7 +30,7 @@ import torch
 from torch.serialization import safe_globals
 
 from carafe_deploy.errors import CheckpointError
-from carafe_deploy.quiet import without_warnings
+from carafe_deploy.known_warnings import without_known_warnings
 
 __all__ = ["Discarded", "load_weights_only"]
 
@@ -106,8 +106,8 @@ def load_weights_only(path: Path) -> Any:
     if kind is not None:
         raise CheckpointError(f"{path} is {kind}, not a checkpoint: download or copy it again")
     try:
-        # On pickle protocols and typed storages; the list of safe globals is the process's, too.
-        with without_warnings(), safe_globals(_STAND_INS):
+        # The list of safe globals is the process's, like its filters of warnings.
+        with without_known_warnings(), safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes the unpickler raise anything
         raise _explain(path, error) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from carafe_deploy.errors import ArtefactError
-from carafe_deploy.quiet import without_warnings
+from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.runners._torch import TorchRunner, resolve_device
 from carafe_deploy.types import ModelInfo
 
@@ -37,7 +37,7 @@ class TorchScriptRunner(TorchRunner):
         target = resolve_device(device)
         extra_files: dict[str, Any] = {_METADATA_KEY: ""}
         try:
-            with without_warnings():
+            with without_known_warnings():
                 module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]

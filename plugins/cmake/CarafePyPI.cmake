@@ -1,6 +1,6 @@
 # Fetching from PyPI at configure time, into the build folder only.
 
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 
 # carafe_pip(<result variable> <pip arguments>...): true on success, else the output is shown.
 function(carafe_pip result)

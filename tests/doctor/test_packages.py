@@ -121,7 +121,7 @@ def test_numbers_of_a_version(version: str, expected: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("version", "status"),
-    [((3, 9, 18), "wrong"), ((3, 10, 0), "ok"), ((3, 13, 7), "ok"), ((3, 14, 0), "wrong")],
+    [((3, 10, 18), "wrong"), ((3, 11, 0), "ok"), ((3, 13, 7), "ok"), ((3, 14, 0), "wrong")],
 )
 def test_python(
     version: tuple[int, int, int], status: str, monkeypatch: pytest.MonkeyPatch

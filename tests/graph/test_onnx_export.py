@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,14 @@ def detector(shapes_dir: Path) -> Detector:
 
 @pytest.fixture(scope="module")
 def dynamic(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a detector as it is during training, and without a warning."""
     path = tmp_path_factory.mktemp("onnx") / "dynamic.onnx"
-    export_onnx(detector, path, ExportOptions((1, 4)), name="toy", source={"file": "toy.pth"})
+    detector.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export_onnx(detector, path, ExportOptions((1, 4)), name="toy", source={"file": "toy.pth"})
+    assert all(module.training for module in detector.modules())
+    detector.eval()
     return path
 
 
@@ -145,7 +152,9 @@ def test_uint8_input_normalises_and_clears_padding_inside_the_graph(
 ) -> None:
     options = ExportOptions((1, 1), (64, 64), (128, 128), uint8_input=True)
     path = tmp_path / "uint8.onnx"
-    export_onnx(detector, path, options, name="toy", source={}, exporter=exporter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export_onnx(detector, path, options, name="toy", source={}, exporter=exporter)
     pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 128, 3), np.uint8)
     pixels[:, 50:] = pixels[:, :, 90:] = 0
     settings = detector.config.preprocessing

@@ -36,7 +36,7 @@ def test_anchor_grid_order_and_centres(
     units: dict[str, np.ndarray], level: int, height: int, width: int
 ) -> None:
     index = torch.arange(height * width * 3)
-    grid = Anchors(AnchorConfig())(level, index, width)
+    grid = Anchors(AnchorConfig())(level, index, torch.empty(height, width))
     np.testing.assert_allclose(grid.numpy(), units[f"anchors/grid{level}"], rtol=1e-6, atol=1e-5)
 
 
