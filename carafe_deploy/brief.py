@@ -24,9 +24,8 @@ class OneLine:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        assert dataclasses.is_dataclass(self)
         name, shown = type(self).__qualname__, ""
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if not field.repr:
                 continue
             text = f"{field.name}={brief(getattr(self, field.name))}"

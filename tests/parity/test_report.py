@@ -102,11 +102,11 @@ def test_a_report_prints_its_table() -> None:
         REPORT, rows=(ROW, nothing), image_names=("a.png", "b.png"), skipped={"ap": "no data"}
     )
     assert str(report).splitlines() == [
-        "            error relative matched   limit",
+        "          error relative matched   limit",
         "stages",
-        "  P2      1.0e-06  2.5e-07         ≤ 1e-05 ✓",
+        "  P2    1.0e-06  2.5e-07         ≤ 1e-05 ✓",
         "detections",
-        "  boxes            2.5e-07 nothing ≥ 1e-05 –",
+        "  boxes          2.5e-07 nothing ≥ 1e-05 –",
         "",
         "boxes: inf",
         "ap not compared: no data",
