@@ -66,9 +66,9 @@ def show_walk(console: Console, walk: StageWalk) -> None:
     console.print()
     _show(console, aligned(rows, (0, -2, -1)))
     console.print()
-    for step in (walk.first_outside, *walk.uncompared[:1]):
-        if step is not None and step.note:
-            line(console, f"{step.name}: {step.note}", style="dim")
+    for noted in (walk.first_outside, *walk.uncompared[:1]):
+        if noted is not None and noted.note:
+            line(console, f"{noted.name}: {noted.note}", style="dim")
     if walk.left_out:
         names = ", ".join(walk.left_out)
         line(console, f"named by one artefact only, so not compared: {names}", style="yellow")
