@@ -22,8 +22,8 @@ from carafe_deploy.cli.common import (
     DeviceOption,
     JsonOption,
     LayoutOption,
-    Mode,
     ModeOption,
+    Tf32Option,
     UsageError,
     examples,
     hint,
@@ -63,10 +63,11 @@ def detect(
         typer.Option(min=0.0, max=1.0, help="Draw and count detections with at least this score."),
     ] = 0.3,
     batch_size: BatchSizeOption = 1,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     config: ConfigOption = None,
-    mode: ModeOption = Mode.eager,
+    mode: ModeOption = None,
     layout: LayoutOption = None,
+    tf32: Tf32Option = False,
     json_output: JsonOption = False,
 ) -> None:
     """Detect in images, draw what is found and write it as JSON.
@@ -81,7 +82,7 @@ def detect(
 
     paths = find_images(images)
     pictures = picture_names(paths, output)
-    with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
+    with open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size)
         unreadable: list[str] = []
