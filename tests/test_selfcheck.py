@@ -39,6 +39,7 @@ class Runner:
     """Nothing but something to open and close; ``outcome`` is what comparing it gives."""
 
     backend, info, inputs, outputs = "fake", None, (), ()
+    device, pastes_on_device = "cpu", False
 
     def __init__(self, outcome: Any = None) -> None:
         self.outcome = outcome

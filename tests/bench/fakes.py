@@ -36,6 +36,8 @@ class FakeRunner:
 
     inputs = ()
     outputs = ()
+    device = "cpu"
+    pastes_on_device = False
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ def install(monkeypatch, tmp_path: Path, **runners: FakeRunner | CarafeDeployErr
         if isinstance(found, CarafeDeployError):
             raise found
         opened.append((Path(path).name, settings))
-        options = settings["options"]
+        options = settings.get("options")
         if options is not None:
             found.info = dataclasses.replace(
                 found.info,
