@@ -58,7 +58,11 @@ def _refusal(folder: Path, name: str, options: dict[str, Any]) -> CarafeDeployEr
             "precision is 'fp32': options.precision is 'fp16': give one of them",
         ),
         ("a.engine", {"tf32": True}, "tf32 is True: a.engine is an engine, which takes mode"),
-        ("a.engine", {"device": "cpu"}, "device is 'cpu': a.engine is an engine, which runs on cud"),
+        (
+            "a.engine",
+            {"device": "cpu"},
+            "device is 'cpu': a.engine is an engine, which runs on cud",
+        ),
         ("a.onnx", {"tf32": "yes"}, "tf32 is 'yes': a.onnx is an ONNX file, which takes True or"),
     ],
 )

@@ -126,8 +126,9 @@ class OnnxRuntimeRunner(Lifetime):
             and os.environ.get(_TF32_OVERRIDE) != "0"
         ):
             raise BackendUnavailableError(
-                f"ONNX Runtime's provider {self.provider} rounds float32 to TF32, which no option "
-                f"of it stops: allow it (--tf32, tf32=True), set {_TF32_OVERRIDE}=0, or build an engine"
+                f"ONNX Runtime's provider {self.provider} rounds float32 to TF32, which none of "
+                f"its options stops: allow it (--tf32, tf32=True), set {_TF32_OVERRIDE}=0, or build "
+                "an engine"
             )
 
     def _open(self, model: str | bytes, profile: Path | None = None) -> Any:

@@ -46,7 +46,11 @@ def test_what_the_runner_is_opened_with(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.onnx", ("--mode", "cuda-graph"), "--mode cuda-graph does not fit: a.onnx is an ONNX fi"),
+        (
+            "a.onnx",
+            ("--mode", "cuda-graph"),
+            "--mode cuda-graph does not fit: a.onnx is an ONNX fi",
+        ),
         ("a.ts", ("--mode", "cuda-graph"), "--mode cuda-graph does not fit: a.ts is a TorchScript"),
         ("a.engine", ("--mode", "compile"), "--mode compile does not fit: a.engine is an engine"),
         ("a.ts", ("--layout", "nchw"), "--layout nchw does not fit: a.ts is a TorchScript file"),

@@ -16,9 +16,7 @@ STATIC = ExportOptions((1, 1), (64, 64), (128, 128))
 
 
 @pytest.fixture(scope="session")
-def shapes_files(
-    shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def shapes_files(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files by backend, of batch 1 and 64x128 pixels; the checkpoint takes anything."""
     folder = tmp_path_factory.mktemp("artefacts")
     detector, _ = load_detector(shapes_dir / CHECKPOINT)

@@ -106,9 +106,7 @@ def test_a_runner_in_another_process_says_how_to_do_without(
         ("tensorrt", r"<TensorRTRunner .*toy\.engine: faster_rcnn fp32, on cuda:0>"),
     ],
 )
-def test_one_line_when_printed(
-    opened: Callable[[str], Any], backend: str, expected: str
-) -> None:
+def test_one_line_when_printed(opened: Callable[[str], Any], backend: str, expected: str) -> None:
     with opened(backend) as runner:
         assert re.fullmatch(expected, repr(runner))
         bounded = BoundedRunner(runner, (1, 1), (64, 64), (128, 128))

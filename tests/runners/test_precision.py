@@ -161,7 +161,10 @@ def test_a_torchscript_file_runs_so(shapes_files: dict[str, Path]) -> None:
         runner._forward = lambda *inputs: (seen.append(rounds()), forward(*inputs))[1]
         cudnn.allow_tf32 = True
         runner.run(
-            {"images": np.zeros((1, 3, 64, 128), np.float32), "image_sizes": np.float32([[64, 128]])}
+            {
+                "images": np.zeros((1, 3, 64, 128), np.float32),
+                "image_sizes": np.float32([[64, 128]]),
+            }
         )
     assert seen == [EXACT]
     assert settings() == before
@@ -264,7 +267,9 @@ def test_providers_that_cannot_be_told_take_no_fp32(
     sessions: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
     path = tmp_path / "x.onnx"
-    with pytest.raises(BackendUnavailableError, match=f"provider {provider} rounds float32.*--tf32"):
+    with pytest.raises(
+        BackendUnavailableError, match=f"provider {provider} rounds float32.*--tf32"
+    ):
         OnnxRuntimeRunner(path, "cuda", provider=provider)
     assert OnnxRuntimeRunner(path, "cuda", provider=provider, tf32=True).info.precision == "tf32"
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
