@@ -127,7 +127,7 @@ class OnnxRuntimeRunner(Lifetime):
         ):
             raise BackendUnavailableError(
                 f"ONNX Runtime's provider {self.provider} rounds float32 to TF32, which none of "
-                f"its options stops: allow it (--tf32, tf32=True), set {_TF32_OVERRIDE}=0, or build "
+                f"its options stops: allow it (--tf32), set {_TF32_OVERRIDE}=0, or build "
                 "an engine"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from carafe_deploy.bench import subjects
 from carafe_deploy.errors import CarafeDeployError, EngineError
-from carafe_deploy.runners.base import RunTimes, check_inputs
+from carafe_deploy.runners.base import RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
 INFO = ModelInfo(
@@ -122,6 +123,9 @@ def install(monkeypatch, tmp_path: Path, **runners: FakeRunner | CarafeDeployErr
                 precision=options.precision,
                 score_threshold=options.score_threshold or found.info.score_threshold,
             )
+        if settings.get("tf32"):
+            found = copy.copy(found)
+            found.info = with_tf32(found.info)
         return found
 
     monkeypatch.setattr(subjects, "open_runner", open_runner)
