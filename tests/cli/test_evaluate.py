@@ -69,7 +69,7 @@ def test_no_detections_score_zero(run: Run, blind_file: Path, data: list[object]
     [
         ({"--annotations": "none.json"}, "annotation file none.json does not exist"),
         ({"--images": "none"}, "5 of 5 annotated images are missing, none/000001.png first"),
-        ({"--config": "config.py"}, "--config config.py belongs to a .pth checkpoint, not to"),
+        ({"--config": "config.py"}, "--config config.py does not fit: "),
     ],
 )
 def test_bad_requests(
