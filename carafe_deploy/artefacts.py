@@ -6,89 +6,166 @@ This stands outside `runners` because a checkpoint needs the model code, which r
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError
+from carafe_deploy.errors import ArtefactError, BackendUnavailableError, OptionError
 from carafe_deploy.runners.base import Runner
-from carafe_deploy.suffixes import SUFFIXES
+from carafe_deploy.suffixes import KINDS, SUFFIXES
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
 
-__all__ = ["SUFFIXES", "open_runner"]
+__all__ = ["BACKENDS", "MODES", "SUFFIXES", "Backend", "open_runner"]
+
+#: How an artefact can be run.
+MODES = ("eager", "compile", "cuda-graph")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What opens artefacts of one kind, and what can be chosen then.
+
+    Attributes:
+        kind: of artefact, for people.
+        device: where it runs unless another is given.
+        options: name -> the values that fit; empty where a list cannot say it.
+        open: opens a file on a device with the options that were given.
+        reasons: why it does not take a value that others take.
+    """
+
+    kind: str
+    device: str
+    options: Mapping[str, tuple[Any, ...]]
+    open: Callable[[Path, str, Mapping[str, Any]], Runner]
+    reasons: Mapping[Any, str] = field(default_factory=dict)
 
 
 def open_runner(
     path: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: str | None = None,
+    mode: str | None = None,
+    tf32: bool | None = None,
     config: str | os.PathLike[str] | None = None,
+    precision: str | None = None,
     options: ExportOptions | None = None,
-    mode: str = "eager",
-    channels_last: bool = True,
+    channels_last: bool | None = None,
     provider: str | None = None,
-    graphs: bool = False,
     threads: int | None = None,
 ) -> Runner:
     """Open an artefact by its suffix.
 
+    An option that is None was not given. Any other value must fit the artefact; nothing that was
+    asked for is left out silently. :data:`BACKENDS` holds what fits which.
+
     Args:
-        path: ``.pth`` (eager PyTorch), ``.ts`` (TorchScript), ``.onnx`` (ONNX Runtime) or
-            ``.engine`` (TensorRT).
-        device: ``"cpu"`` or ``"cuda"``; an engine runs on the first GPU in either case, and
-            ``"cuda:N"`` chooses another.
+        path: ``.pth`` (PyTorch), ``.ts`` (TorchScript), ``.onnx`` (ONNX Runtime) or ``.engine``
+            (TensorRT).
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the CPU, and the first GPU for an
+            engine, which runs on no CPU.
+        mode: ``"eager"``, the usual one; ``"compile"``, for a checkpoint; or ``"cuda-graph"``, for
+            a checkpoint or an engine on a GPU, which captures the whole detector for each input
+            size.
+        tf32: on a GPU, let what is computed in float32 round the factors of convolutions and matrix
+            products to 10 bits of mantissa: faster, and off by as much as half types can be. By
+            default float32 is float32. An engine has this inside.
         config: for a checkpoint, the mmdetection config beside it.
-        options: for a checkpoint, precision and test settings; the others have theirs inside.
-        mode: for a checkpoint, ``"eager"``, ``"compile"`` or ``"cuda-graph"``.
+        precision: for a checkpoint, ``"fp32"``, ``"fp16"`` or ``"bf16"``; the others have theirs
+            inside.
+        options: for a checkpoint, its precision, bounds and test settings.
         channels_last: for a checkpoint, keep weights and feature maps in that memory format, which
-            convolutions compute in; False for NCHW.
-        provider: for an ONNX file, one of :data:`carafe_deploy.runners.onnxruntime.PROVIDERS`.
-        graphs: for an engine, capture CUDA graphs.
-        threads: of one operator of an ONNX file on the CPU; None lets ONNX Runtime choose.
+            convolutions compute in, as is usual; False for NCHW.
+        provider: for an ONNX file, one of :data:`carafe_deploy.runners.onnxruntime.PROVIDERS`; by
+            default that of the device.
+        threads: for an ONNX file, of one operator on the CPU; by default ONNX Runtime chooses.
 
     Raises:
         ArtefactError: the file is missing, or of a kind that nothing here opens.
-        BackendUnavailableError: the package that would open it is not installed.
+        BackendUnavailableError: the package or device that would run it is not there.
         CheckpointError: see :func:`carafe_deploy.models.checkpoint.load_detector`.
+        OptionError: an option does not fit the artefact, has a value that there is not, or
+            contradicts another.
     """
     path = Path(path)
-    backend = SUFFIXES.get(path.suffix.lower())
-    if backend is None:
+    name = SUFFIXES.get(path.suffix.lower())
+    if name is None:
         raise ArtefactError(
             f"{path} has the suffix {path.suffix!r}: give one of {', '.join(SUFFIXES)}"
         )
+    given: dict[str, Any] = {
+        "mode": mode,
+        "tf32": tf32,
+        "config": config,
+        "precision": precision,
+        "options": options,
+        "channels_last": channels_last,
+        "provider": provider,
+        "threads": threads,
+    }
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist")
+    backend = BACKENDS[name]
+    given = {option: value for option, value in given.items() if value is not None}
+    _check_options(path, backend, device, given)
     try:
-        if backend == "onnxruntime":
-            from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
-
-            return OnnxRuntimeRunner(path, device, threads, provider)
-        if backend == "torchscript":
-            from carafe_deploy.runners.torchscript import TorchScriptRunner
-
-            return TorchScriptRunner(path, device)
-        if backend == "tensorrt":
-            from carafe_deploy.runners.tensorrt import TensorRTRunner
-
-            return TensorRTRunner(path, "cuda" if device == "cpu" else device, graphs=graphs)
-        return _open_checkpoint(path, device, config, options, mode, channels_last)
+        return backend.open(path, device or backend.device, given)
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
-            f"{path.name} needs {backend}, but {error.name} is not installed: "
-            f"pip install {error.name}"
+            f"{path.name} needs {name}, but {error.name} is not installed: pip install {error.name}"
         ) from error
 
 
-def _open_checkpoint(
-    path: Path,
-    device: str,
-    config: str | os.PathLike[str] | None,
-    options: ExportOptions | None,
-    mode: str,
-    channels_last: bool,
-) -> Runner:
+# --- what fits -----------------------------------------------------------------------------------
+
+#: What only a GPU does.
+_ON_A_GPU = (("mode", "cuda-graph"), ("tf32", True))
+
+
+def _check_options(
+    path: Path, backend: Backend, device: str | None, given: Mapping[str, Any]
+) -> None:
+    """Refuse the first option that does not fit the artefact, the device or another option."""
+    this = f"{path.name} is {backend.kind}"
+    if device == "cpu" and backend.device != "cpu":
+        raise OptionError("device", device, f"{this}, which runs on cuda or cuda:N")
+    for option, value in given.items():
+        if option == "mode" and value not in MODES:
+            raise OptionError(option, value, f"choose from {', '.join(MODES)}")
+        if option not in backend.options:
+            raise OptionError(
+                option, value, f"{this}, which takes {_listed(backend.options)}: leave it out"
+            )
+        fitting = backend.options[option]
+        if fitting and value not in fitting:
+            reason = backend.reasons.get(value, "")
+            raise OptionError(option, value, f"{this}, which takes {_listed(fitting)}{reason}")
+        if (option, value) in _ON_A_GPU and (device or backend.device) == "cpu":
+            named = option if value is True else f"{option} {value}"
+            raise BackendUnavailableError(
+                f'{named} needs a GPU, device is cpu: give --device cuda (device="cuda")'
+            )
+    if given.get("threads", 1) < 1:
+        raise OptionError("threads", given["threads"], "give at least 1")
+    if "precision" in given and "options" in given:
+        other = given["options"].precision
+        if given["precision"] != other:
+            raise OptionError(
+                "precision", given["precision"], f"options.precision is {other!r}: give one of them"
+            )
+
+
+def _listed(values: Iterable[Any]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+# --- how each is opened --------------------------------------------------------------------------
+
+
+def _open_checkpoint(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
     import torch
 
     from carafe_deploy.graph.metadata import model_info
@@ -101,8 +178,11 @@ def _open_checkpoint(
 
     target = resolve_device(device)
     anything = InputFormat()
-    options = options or ExportOptions(anything.batch, anything.height, anything.width)
-    detector, checkpoint = load_detector(path, config)
+    options = given.get("options") or ExportOptions(
+        anything.batch, anything.height, anything.width, given.get("precision", "fp32")
+    )
+    channels_last = given.get("channels_last", True)
+    detector, checkpoint = load_detector(path, given.get("config"))
     info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
     deployed = deployable(detector, options, channels_last=channels_last).to(target)
     forward: torch.nn.Module = deployed
@@ -112,4 +192,74 @@ def _open_checkpoint(
             ImageNormalization(module, info.preprocessing, channels_last)
             for module in (forward, stages)
         )
-    return PyTorchRunner(info, target, forward, stages, mode=mode, channels_last=channels_last)
+    return PyTorchRunner(
+        info,
+        target,
+        forward,
+        stages,
+        mode=given.get("mode", "eager"),
+        channels_last=channels_last,
+        tf32=given.get("tf32", False),
+        label=str(path),
+    )
+
+
+def _open_torchscript(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
+    from carafe_deploy.runners.torchscript import TorchScriptRunner
+
+    return TorchScriptRunner(path, device, tf32=given.get("tf32", False))
+
+
+def _open_onnx(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
+    from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+    chosen = {name: given[name] for name in ("threads", "provider", "tf32") if name in given}
+    return OnnxRuntimeRunner(path, device, **chosen)
+
+
+def _open_engine(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
+    from carafe_deploy.runners.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(path, device, mode=given.get("mode", "eager"))
+
+
+#: By the name that each backend has in tables.
+BACKENDS: Mapping[str, Backend] = {
+    "pytorch": Backend(
+        kind=KINDS["pytorch"],
+        device="cpu",
+        options={
+            "mode": MODES,
+            "tf32": (True, False),
+            "config": (),
+            "precision": ("fp32", "fp16", "bf16"),
+            "options": (),
+            "channels_last": (True, False),
+        },
+        open=_open_checkpoint,
+    ),
+    "torchscript": Backend(
+        kind=KINDS["torchscript"],
+        device="cpu",
+        options={"mode": ("eager",), "tf32": (True, False)},
+        open=_open_torchscript,
+        reasons={"cuda-graph": ": the checkpoint itself takes cuda-graph"},
+    ),
+    "onnxruntime": Backend(
+        kind=KINDS["onnxruntime"],
+        device="cpu",
+        options={"mode": ("eager",), "tf32": (True, False), "provider": (), "threads": ()},
+        open=_open_onnx,
+        reasons={
+            "cuda-graph": ": its operators are function bodies, which ONNX Runtime captures in no "
+            "graph; an engine takes cuda-graph"
+        },
+    ),
+    "tensorrt": Backend(
+        kind=KINDS["tensorrt"],
+        device="cuda",
+        options={"mode": ("eager", "cuda-graph")},
+        open=_open_engine,
+        reasons={"compile": ": it is compiled already"},
+    ),
+}

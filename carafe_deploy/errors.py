@@ -16,6 +16,7 @@ __all__ = [
     "ExportError",
     "ImageError",
     "InputShapeError",
+    "OptionError",
     "UnsupportedLevelError",
 ]
 
@@ -70,6 +71,20 @@ class BackendFailedError(CarafeDeployError):
 
 class InputShapeError(CarafeDeployError):
     """Arrays handed to a runner have a shape or dtype that its artefact does not accept."""
+
+
+class OptionError(CarafeDeployError):
+    """An option does not fit the artefact that it is to open.
+
+    Attributes:
+        option: its name, as a parameter of :func:`carafe_deploy.artefacts.open_runner`.
+        value: that was given.
+        reason: what would fit.
+    """
+
+    def __init__(self, option: str, value: object, reason: str) -> None:
+        super().__init__(f"{option} is {value!r}: {reason}")
+        self.option, self.value, self.reason = option, value, reason
 
 
 class UnsupportedLevelError(BackendUnavailableError):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from carafe_deploy.arrays import writable
 from carafe_deploy.masks import encode_runs, run_lengths
 
 __all__ = ["TorchPaster", "run_ends"]
@@ -47,8 +48,8 @@ class TorchPaster:
         memory: bytes of intermediate results; masks are taken in groups that fit, one at least.
     """
 
-    def __init__(self, device: torch.device, memory: int = MEMORY) -> None:
-        self._device = device
+    def __init__(self, device: torch.device | str, memory: int = MEMORY) -> None:
+        self._device = device = torch.device(device)
         self._memory = memory
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -66,7 +67,9 @@ class TorchPaster:
             for start in range(0, len(boxes), together):
                 part = slice(start, start + together)
                 values, corners = (
-                    torch.from_numpy(np.ascontiguousarray(array[part], np.float32)).to(self._device)
+                    torch.from_numpy(writable(np.ascontiguousarray(array[part], np.float32))).to(
+                        self._device
+                    )
                     for array in (probabilities, boxes)
                 )
                 ends, counts = run_ends(values, corners, size, threshold)

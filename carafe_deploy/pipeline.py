@@ -285,12 +285,11 @@ class Pipeline:
 
 def _paster(runner: Runner) -> Paste:
     """On the GPU where a torch runner has one; else on the host, which needs no torch."""
-    device = getattr(runner, "device", None)
-    if not runner.info.has_masks or device is None or device.type != "cuda":
+    if not (runner.info.has_masks and runner.pastes_on_device):
         return paste_masks
     from carafe_deploy.masks_torch import TorchPaster
 
-    return TorchPaster(device)
+    return TorchPaster(runner.device)
 
 
 def _call(step: Callable[[], _Result]) -> _Result:

@@ -220,6 +220,7 @@ class _Plain:
         self._runner = runner
         self.backend, self.info = runner.backend, runner.info
         self.inputs, self.outputs = runner.inputs, runner.outputs
+        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         with plain_operators():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["SUFFIXES", "mistaken"]
+__all__ = ["KINDS", "SUFFIXES", "mistaken"]
 
 #: File name suffix -> backend.
 SUFFIXES = {
@@ -18,7 +18,8 @@ SUFFIXES = {
     ".plan": "tensorrt",
 }
 
-_KINDS = {
+#: Backend -> what its files are, for people.
+KINDS = {
     "pytorch": "a checkpoint",
     "torchscript": "a TorchScript file",
     "onnxruntime": "an ONNX file",
@@ -37,4 +38,4 @@ def mistaken(path: str | os.PathLike[str], wanted: str | None) -> str | None:
         None where the suffix is that backend's, or says nothing.
     """
     found = SUFFIXES.get(Path(path).suffix.lower())
-    return None if found in (None, wanted) else f"{path} is {_KINDS[found]}"
+    return None if found in (None, wanted) else f"{path} is {KINDS[found]}"

@@ -112,7 +112,8 @@ class ModelInfo(OneLine):
         classes: class names by label.
         preprocessing: how an image becomes the ``images`` input.
         input: accepted layout and sizes.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` of convolutions and matrix products.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` of convolutions and matrix products; of a
+            runner that lets float32 round to TF32 there, ``"tf32"``.
         score_threshold: detections with a higher score are kept.
         nms_iou_threshold: of the box head.
         max_detections: rows of the outputs.

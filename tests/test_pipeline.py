@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +25,8 @@ class FrameRunner:
     backend = "fake"
     inputs = ()
     outputs = ()
+    device = "cpu"
+    pastes_on_device = False
 
     def __init__(self, batch: tuple[int, int] = (1, 8), architecture: str = "faster_rcnn") -> None:
         self.info = ModelInfo(
@@ -117,14 +118,13 @@ def test_masks_of_a_mask_rcnn():
 @pytest.mark.parametrize(
     ("device", "architecture", "on_gpu"),
     [
-        ("cuda", "mask_rcnn", True),
-        ("cuda", "faster_rcnn", False),
+        ("cuda:0", "mask_rcnn", True),
+        ("cuda:0", "faster_rcnn", False),
         ("cpu", "mask_rcnn", False),
-        (None, "mask_rcnn", False),
     ],
 )
 def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, architecture, on_gpu):
-    """A torch.device is not needed to choose; the paster itself is tested on its own."""
+    """The device has a name, no package's type; the paster itself is tested on its own."""
     pasted = []
 
     class Paster:
@@ -137,8 +137,7 @@ def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, arc
 
     monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
     runner = FrameRunner(architecture=architecture)
-    if device is not None:
-        runner.device = SimpleNamespace(type=device)
+    runner.device, runner.pastes_on_device = device, device != "cpu"
     found = Pipeline(runner).detect(images(2))
     assert pasted == ([runner.device] * 2 if on_gpu else [])
     bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))

@@ -60,6 +60,12 @@ def test_the_coarser_precision_of_a_pair_decides() -> None:
     assert tolerance("stages", "rpn", "fp16").value > tolerance("stages", "rpn").value
 
 
+def test_tf32_is_coarser_than_float32_and_finer_than_half() -> None:
+    assert coarsest("fp32", "tf32") == "tf32"
+    assert coarsest("tf32", "fp16") == "fp16"
+    assert tolerance("detections", "iou", "tf32").value < tolerance("detections", "iou").value
+
+
 def test_an_unknown_row_is_an_error() -> None:
     with pytest.raises(KeyError):
         tolerance("stages", "gradients")

@@ -222,7 +222,8 @@ class Subject(OneLine):
         name: unique in its result, for people, e.g. ``"PyTorch fp32, channels-last"``.
         backend: of the runner, e.g. ``"onnxruntime"``.
         device: ``"cpu"`` or ``"cuda"``.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: that it computed in: ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``. Results of
+            earlier versions say fp32 where PyTorch and ONNX Runtime used TF32 on a GPU.
         variant: further settings, e.g. ``"compile"``; empty for the usual ones.
         file: name of the artefact's file.
         file_mb: its size in 10^6 bytes.

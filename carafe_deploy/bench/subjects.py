@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carafe_deploy.artefacts import SUFFIXES, open_runner
+from carafe_deploy.artefacts import BACKENDS, MODES, SUFFIXES, open_runner
 from carafe_deploy.bench.record import Subject
 from carafe_deploy.brief import OneLine
-from carafe_deploy.errors import ArtefactError, CarafeDeployError
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    OptionError,
+)
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
 from carafe_deploy.runners.base import TITLES, Runner
@@ -22,10 +27,8 @@ from carafe_deploy.types import InputFormat, ModelInfo
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
 
-__all__ = ["LAYOUTS", "MODES", "Opened", "Opening", "Variants", "expand", "open_all"]
+__all__ = ["LAYOUTS", "Opened", "Opening", "Variants", "expand", "open_all"]
 
-#: How PyTorch models and engines can be run; engines are never compiled.
-MODES = ("eager", "compile", "cuda-graph")
 #: Memory formats of PyTorch models.
 LAYOUTS = ("nchw", "channels-last")
 _PRECISIONS = ("fp32", "fp16", "bf16")
@@ -41,12 +44,14 @@ class Variants(OneLine):
         modes: of checkpoints and engines; by default eager, on a GPU CUDA graphs as well.
         layouts: of checkpoints; by default channels-last, as everywhere.
         providers: of ONNX files; by default all that belong to the device.
+        tf32: what computes in float32 on a GPU is measured with TF32 as well.
     """
 
     precisions: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    tf32: bool = False
 
     def checked(self) -> Variants:
         """Self.
@@ -78,12 +83,14 @@ class Opening(OneLine):
         device: ``"cpu"`` or ``"cuda"``.
         config: of a checkpoint that has none inside; else None.
         precision: of a checkpoint; empty for what has its own.
-        mode: see :data:`MODES`.
+        mode: see :data:`carafe_deploy.artefacts.MODES`.
         channels_last: of a checkpoint.
         provider: of an ONNX file; else None.
         like: JSON of the :class:`~carafe_deploy.types.ModelInfo` whose settings a checkpoint
             takes; empty for its config's.
         threads: of one operator on the CPU; None lets the runtimes choose.
+        tf32: float32 is computed with it.
+        with_tf32: if it turns out to compute in float32, it is to be opened a second time, so.
     """
 
     path: str
@@ -95,11 +102,18 @@ class Opening(OneLine):
     provider: str | None = None
     like: str = ""
     threads: int | None = None
+    tf32: bool = False
+    with_tf32: bool = False
 
     @property
     def kind(self) -> str:
         """Backend that opens files of this suffix."""
         return SUFFIXES[Path(self.path).suffix.lower()]
+
+    @property
+    def takes_tf32(self) -> bool:
+        """Whether to use TF32 is chosen on opening."""
+        return "tf32" in BACKENDS[self.kind].options
 
     @property
     def variant(self) -> str:
@@ -116,23 +130,24 @@ class Opening(OneLine):
         Raises:
             CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
         """
-        options = None
+        own: dict[str, Any] = {}
         if self.kind == "pytorch":
-            options = _options_like(self.like, self.precision)
-        if self.kind in ("pytorch", "torchscript") and self.threads is not None:
+            own["config"] = self.config
+            own["options"] = _options_like(self.like, self.precision)
+            own["channels_last"] = self.channels_last
+        if self.kind == "onnxruntime":
+            own["provider"], own["threads"] = self.provider, self.threads
+        elif self.kind != "tensorrt" and self.threads is not None:
             import torch
 
             torch.set_num_threads(self.threads)
+        on_gpu_only = self.device == "cpu" and BACKENDS[self.kind].device != "cpu"
         return open_runner(
             self.path,
-            device=self.device,
-            config=self.config,
-            options=options,
-            mode=self.mode if self.kind == "pytorch" else "eager",
-            channels_last=self.channels_last,
-            provider=self.provider,
-            graphs=self.kind == "tensorrt" and self.mode == "cuda-graph",
-            threads=self.threads,
+            device=None if on_gpu_only else self.device,
+            mode=self.mode,
+            tf32=self.tf32 or None,
+            **own,
         )
 
     def to_json(self) -> str:
@@ -167,7 +182,8 @@ def expand(
 
     Raises:
         ArtefactError: a file does not exist or is of a kind that nothing opens.
-        CarafeDeployError: a variant is unknown.
+        BackendUnavailableError: TF32 was asked for on a CPU.
+        CarafeDeployError: a variant is unknown, or fits no artefact.
     """
     variants.checked()
     modes = variants.modes or (("eager",) if device == "cpu" else ("eager", "cuda-graph"))
@@ -180,6 +196,8 @@ def expand(
         if not path.is_file():
             raise ArtefactError(f"{path} does not exist")
         plain = Opening(str(path), device, threads=threads)
+        if variants.tf32 and device != "cpu" and plain.takes_tf32:
+            plain = dataclasses.replace(plain, with_tf32=True)
         if plain.kind == "pytorch":
             found += [
                 dataclasses.replace(
@@ -197,10 +215,15 @@ def expand(
             providers = variants.providers or _PROVIDERS[device.partition(":")[0]]
             found += [dataclasses.replace(plain, provider=name) for name in providers]
         elif plain.kind == "tensorrt":
-            fitting = [mode for mode in modes if mode != "compile"] or ["eager"]
+            engines = BACKENDS[plain.kind].options["mode"]
+            fitting = [mode for mode in modes if mode in engines] or ["eager"]
             found += [dataclasses.replace(plain, mode=mode) for mode in fitting]
         else:
             found.append(plain)
+    if variants.tf32 and device == "cpu":
+        raise BackendUnavailableError("tf32 needs a GPU, device is cpu: give --device cuda")
+    if variants.tf32 and not any(opening.with_tf32 for opening in found):
+        raise OptionError("tf32", True, "engines have it inside: leave it out")
     return found
 
 
@@ -256,24 +279,36 @@ def open_all(openings: Sequence[Opening]) -> list[Opened]:
 
     Raises:
         ArtefactError: the artefacts are of different models or settings, or accept no common size.
+        OptionError: TF32 was asked for, and nothing computes in float32.
     """
-    opened: dict[int, Opened] = {}
+    opened: dict[int, list[Opened]] = {}
     like: list[ModelInfo] = []
     order = sorted(range(len(openings)), key=lambda i: openings[i].kind == "pytorch")
     for index in order:
-        for number, opening in enumerate(_filled_in(openings[index], like)):
+        opened[index] = []
+        for opening in _filled_in(openings[index], like):
             entry = _open(opening)
             if entry.runner is not None and opening.kind != "pytorch":
-                like.append(entry.runner.info)
-            opened[index * len(_PRECISIONS) + number] = entry
-    entries = [opened[index] for index in sorted(opened)]
+                like.append(_exported(entry.runner.info))
+            opened[index].append(entry)
+            # One that could not be opened with float32 may be skipped for just that.
+            if opening.with_tf32 and entry.subject.precision in ("", "fp32"):
+                opened[index].append(_open(dataclasses.replace(opening, tf32=True)))
+    entries = [entry for index in sorted(opened) for entry in opened[index]]
     try:
+        if any(one.with_tf32 for one in openings) and not any(e.opening.tf32 for e in entries):
+            raise OptionError("tf32", True, "nothing here computes in fp32: leave it out")
         _bound(entries)
     except BaseException:
         for entry in entries:
             entry.close()
         raise
     return _named(entries)
+
+
+def _exported(info: ModelInfo) -> ModelInfo:
+    """As a checkpoint is exported; TF32 is how float32 runs."""
+    return dataclasses.replace(info, precision="fp32") if info.precision == "tf32" else info
 
 
 def _filled_in(opening: Opening, like: Sequence[ModelInfo]) -> Iterable[Opening]:
@@ -294,7 +329,7 @@ def _open(opening: Opening) -> Opened:
     facts: dict[str, Any] = {
         "backend": opening.kind,
         "device": "cuda" if opening.kind == "tensorrt" else opening.device,
-        "precision": opening.precision,
+        "precision": "tf32" if opening.tf32 else opening.precision,
         "variant": opening.variant,
         "file": path.name,
         "file_mb": path.stat().st_size / 1e6,
@@ -324,7 +359,7 @@ def _sidecar_facts(path: Path) -> Mapping[str, Any]:
     sidecar = read_sidecar(path)
     return {
         "backend": sidecar.flavour,
-        "precision": sidecar.model.precision,
+        "precision": sidecar.computed.precision,
         "build_s": sidecar.build.get("seconds"),
     }
 

@@ -63,7 +63,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,6 +111,13 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32",
+            help="Measure what computes in fp32 with TF32 as well (GPU); engines have it inside.",
+        ),
+    ] = False,
     providers: Annotated[
         str | None,
         typer.Option(
@@ -190,7 +197,7 @@ def bench(
             raise UsageError(f"--op measures operators alone: drop {named}")
         bench_operators(
             operators,
-            device=device,
+            device=device or "cpu",
             rounds=rounds,
             threads=threads,
             full=full,
@@ -214,12 +221,13 @@ def bench(
         from carafe_deploy.files import atomic_write_text
 
         options = BenchOptions(
-            device=device,
+            device=device or "cpu",
             variants=Variants(
                 precisions=_words(precisions),
                 modes=_words(modes),
                 layouts=_words(layouts),
                 providers=_words(providers),
+                tf32=tf32,
             ),
             config=config,
             rounds=BenchOptions.rounds if rounds is None else rounds,

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from carafe_deploy.brief import OneLine
-from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.errors import CarafeDeployError, OptionError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -44,6 +44,7 @@ __all__ = [
     "Mode",
     "ModeOption",
     "Steps",
+    "Tf32Option",
     "UsageError",
     "artefact_path",
     "default_images",
@@ -55,6 +56,7 @@ __all__ = [
     "image_progress",
     "line",
     "open_artefact",
+    "options_as_typed",
     "plural",
     "print_json",
     "results_console",
@@ -112,7 +114,14 @@ ImageDirOption = Annotated[
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda or cuda:N; by default cpu, for an engine the first GPU.",
+        show_default=False,
+    ),
+]
 BatchSizeOption = Annotated[
     int,
     typer.Option(
@@ -138,11 +147,20 @@ LayoutOption = Annotated[
     ),
 ]
 ModeOption = Annotated[
-    Mode,
+    Mode | None,
     typer.Option(
         "--mode",
-        help="Of a checkpoint or engine: eager, compile (checkpoints), or cuda-graph, which "
-        "captures the whole detector once for each input size (GPU).",
+        help="Of a checkpoint or engine: eager (default), compile (checkpoints), or cuda-graph, "
+        "which captures the whole detector once for each input size (GPU).",
+        show_default=False,
+    ),
+]
+Tf32Option = Annotated[
+    bool,
+    typer.Option(
+        "--tf32",
+        help="Let fp32 round to 10 bits of mantissa inside convolutions and matrix products (GPU); "
+        "faster. An engine has it inside.",
     ),
 ]
 JsonOption = Annotated[
@@ -324,38 +342,48 @@ def artefact_path(name: str) -> Path:
 
 def open_artefact(
     name: str,
-    device: str,
+    device: str | None,
     config: Path | None,
     *,
-    mode: Mode = Mode.eager,
+    mode: Mode | None = None,
     layout: Layout | None = None,
+    tf32: bool = False,
 ) -> Runner:
     """Open a file or published model.
 
     Raises:
-        UsageError: a config, mode or layout was given for something that has its own, or none.
+        UsageError: an option does not fit the artefact.
         CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
     """
-    from carafe_deploy.artefacts import SUFFIXES, open_runner
+    from carafe_deploy.artefacts import open_runner
 
     path = artefact_path(name)
-    kind = SUFFIXES.get(path.suffix.lower(), "pytorch")
-    for option, given in (("--config", config), ("--layout", layout and layout.value)):
-        if given is not None and kind != "pytorch":
-            raise UsageError(
-                f"{option} {given} belongs to a .pth checkpoint, not to {name}: drop it"
-            )
-    fitting = {"pytorch": tuple(Mode), "tensorrt": (Mode.eager, Mode.cuda_graph)}
-    if mode not in fitting.get(kind, (Mode.eager,)):
-        raise UsageError(f"--mode {mode.value} does not fit {name}: drop it")
-    return open_runner(
-        path,
-        device=device,
-        config=config,
-        mode=mode.value if kind == "pytorch" else "eager",
-        channels_last=layout is not Layout.nchw,
-        graphs=kind == "tensorrt" and mode is Mode.cuda_graph,
-    )
+    with options_as_typed():
+        return open_runner(
+            path,
+            device=device,
+            config=config,
+            mode=None if mode is None else mode.value,
+            channels_last=None if layout is None else layout is Layout.channels_last,
+            tf32=tf32 or None,
+        )
+
+
+@contextmanager
+def options_as_typed() -> Iterator[None]:
+    """Inside, an option that does not fit is named as the command line names it.
+
+    Raises:
+        UsageError: in place of an OptionError.
+    """
+    try:
+        yield
+    except OptionError as error:
+        option, value = error.option, error.value
+        if option == "channels_last":
+            option, value = "layout", (Layout.channels_last if value else Layout.nchw).value
+        typed = f"--{option}" if value is True else f"--{option} {value}"
+        raise UsageError(f"{typed} does not fit: {error.reason}") from error
 
 
 def default_images(

@@ -23,8 +23,8 @@ from carafe_deploy.cli.common import (
     JsonOption,
     LayoutOption,
     MixedSizesOption,
-    Mode,
     ModeOption,
+    Tf32Option,
     UsageError,
     examples,
     hint,
@@ -75,10 +75,11 @@ def detect(
     ] = False,
     batch_size: BatchSizeOption = 1,
     mixed_sizes: MixedSizesOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     config: ConfigOption = None,
-    mode: ModeOption = Mode.eager,
+    mode: ModeOption = None,
     layout: LayoutOption = None,
+    tf32: Tf32Option = False,
     json_output: JsonOption = False,
 ) -> None:
     """Detect in images, draw what is found and write it as JSON.
@@ -95,7 +96,7 @@ def detect(
     pictures = picture_names(paths, output)
     json_path = output / "detections.json"
     earlier = earlier_pictures(json_path, [*paths, *pictures.values()])
-    with open_artefact(artefact, device, config, mode=mode, layout=layout) as runner:
+    with open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
         unreadable: list[str] = []

@@ -19,8 +19,8 @@ from carafe_deploy.cli.common import (
     JsonOption,
     LayoutOption,
     MixedSizesOption,
-    Mode,
     ModeOption,
+    Tf32Option,
     examples,
     hint,
     image_progress,
@@ -73,10 +73,11 @@ def evaluate(
     ] = Path("out/eval"),
     batch_size: BatchSizeOption = 1,
     mixed_sizes: MixedSizesOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     config: ConfigOption = None,
-    mode: ModeOption = Mode.eager,
+    mode: ModeOption = None,
     layout: LayoutOption = None,
+    tf32: Tf32Option = False,
     json_output: JsonOption = False,
 ) -> None:
     """Score an artefact: COCO's twelve numbers for boxes and masks.
@@ -89,7 +90,7 @@ def evaluate(
     from carafe_deploy.evaluate import evaluate_runner
     from carafe_deploy.files import atomic_write_text
 
-    opened = open_artefact(artefact, device, config, mode=mode, layout=layout)
+    opened = open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32)
     with opened as runner, image_progress("eval") as progress:
         result, found = evaluate_runner(
             runner,

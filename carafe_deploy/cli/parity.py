@@ -26,6 +26,7 @@ from carafe_deploy.cli.common import (
     examples,
     hint,
     line,
+    options_as_typed,
     results_console,
     shell,
 )
@@ -99,6 +100,14 @@ BisectOption = Annotated[
         "before, in one line.",
     ),
 ]
+CandidateTf32Option = Annotated[
+    bool,
+    typer.Option(
+        "--tf32",
+        help="Let the candidate's fp32 round to 10 bits of mantissa inside convolutions and matrix "
+        "products (GPU), and hold it to the tolerances of that; the reference stays exact.",
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -121,8 +130,9 @@ def parity(
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 1,
     mixed_sizes: MixedSizesOption = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     config: ConfigOption = None,
+    tf32: CandidateTf32Option = False,
     output: OutputOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -173,7 +183,7 @@ def parity(
             def compare(name: str) -> ParityReport:
                 steps(name)
                 with ExitStack() as stack:
-                    first, second = open_pair(reference, name, device, config, stack)
+                    first, second = open_pair(reference, name, device, config, stack, tf32=tf32)
                     return run_parity(
                         first,
                         second,
@@ -193,7 +203,7 @@ def parity(
     console = results_console(json_output)
     with ExitStack() as stack, Steps() as steps:
         steps("open")
-        first, second = open_pair(reference, candidate, device, config, stack)
+        first, second = open_pair(reference, candidate, device, config, stack, tf32=tf32)
         steps("read images" if named else "choose images")
         loaded = pictures(first)
         current = ""
@@ -240,20 +250,27 @@ def parity(
 
 
 def open_pair(
-    reference: str, candidate: str, device: str, config: Path | None, stack: ExitStack
+    reference: str,
+    candidate: str,
+    device: str | None,
+    config: Path | None,
+    stack: ExitStack,
+    *,
+    tf32: bool = False,
 ) -> tuple[Runner, Runner]:
     """Open two artefacts; a checkpoint takes precision and settings from the other one.
 
+    With ``tf32`` the candidate computes float32 with it. An engine takes its GPU whatever the
+    device of the other.
+
     Raises:
-        UsageError: a config was given and neither is a checkpoint.
+        UsageError: an option fits neither artefact.
         CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
     """
-    from carafe_deploy.artefacts import SUFFIXES, open_runner
+    from carafe_deploy.artefacts import BACKENDS, SUFFIXES, open_runner
 
     paths = artefact_path(reference), artefact_path(candidate)
     is_checkpoint = [SUFFIXES.get(path.suffix.lower()) == "pytorch" for path in paths]
-    if config is not None and not any(is_checkpoint):
-        raise UsageError(f"--config {config} belongs to a .pth checkpoint, and there is none")
     runners: list[Runner | None] = [None, None]
     # An exported file first: it says what a checkpoint is to be run with.
     for index in sorted((0, 1), key=is_checkpoint.__getitem__):
@@ -263,14 +280,18 @@ def open_pair(
             from carafe_deploy.graph.options import ExportOptions
 
             options = ExportOptions.like(other.info)
-        runners[index] = stack.enter_context(
-            open_runner(
+        backend = BACKENDS.get(SUFFIXES.get(paths[index].suffix.lower(), ""))
+        on_gpu_only = backend is not None and backend.device != "cpu"
+        with options_as_typed():
+            opened = open_runner(
                 paths[index],
-                device=device,
-                config=config if is_checkpoint[index] else None,
+                device=None if device == "cpu" and on_gpu_only else device,
+                # Where there is no checkpoint, an artefact says that it takes none.
+                config=config if is_checkpoint[index] or not any(is_checkpoint) else None,
                 options=options,
+                tf32=(tf32 and index == 1) or None,
             )
-        )
+        runners[index] = stack.enter_context(opened)
     first, second = runners
     assert first is not None
     assert second is not None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.arrays import writable
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 
 __all__ = ["BACKENDS", "Device", "choose_backend", "open_device"]
@@ -147,7 +148,8 @@ class TorchDevice(Device):
         del self._memory[pointer]
 
     def upload(self, pointer: int, array: Array) -> None:
-        self._copy(self._memory[pointer], self._torch.from_numpy(_bytes(array)), array.nbytes)
+        source = self._torch.from_numpy(writable(_bytes(array)))
+        self._copy(self._memory[pointer], source, array.nbytes)
 
     def download(self, array: Array, pointer: int) -> None:
         self._copy(self._torch.from_numpy(_bytes(array)), self._memory[pointer], array.nbytes)

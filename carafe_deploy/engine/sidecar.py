@@ -74,6 +74,13 @@ class Sidecar(OneLine):
     build: Mapping[str, Any]
     model: ModelInfo
 
+    @property
+    def computed(self) -> ModelInfo:
+        """The model, with the precision that the engine computes in: that may be TF32."""
+        if self.model.precision != "fp32" or not self.build.get("tf32"):
+            return self.model
+        return dataclasses.replace(self.model, precision="tf32")
+
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """The engine was built for GPUs of this compute capability."""
         return any(

@@ -62,7 +62,7 @@ class ExportOptions(OneLine):
             batch=info.input.batch,
             height=info.input.height,
             width=info.input.width,
-            precision=info.precision,
+            precision="fp32" if info.precision == "tf32" else info.precision,
             uint8_input=info.input.layout == "nhwc_uint8",
             score_threshold=info.score_threshold,
             nms_iou_threshold=info.nms_iou_threshold,

@@ -174,14 +174,18 @@ def largest(errors: Iterable[ArrayError]) -> ArrayError:
     )
 
 
+#: Low bits of a float32 that a precision with its exponent does without.
+_CUT = {"tf32": 13, "bf16": 16}
+
+
 def rounded(array: Array, precision: str) -> Array:
     """float32 values that ``precision`` represents exactly (round half to even)."""
     array = array.astype(np.float32)
     if precision == "fp16":
         return array.astype(np.float16).astype(np.float32)
-    if precision == "bf16":
-        # bfloat16 is the upper half of a float32.
-        bits = array.view(np.uint32)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-        return bits.view(np.float32)
-    return array
+    if precision not in _CUT:
+        return array
+    cut = _CUT[precision]
+    bits = array.view(np.uint32)
+    bits = bits + np.uint32((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)
+    return (bits >> cut << cut).view(np.float32)

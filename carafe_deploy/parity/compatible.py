@@ -164,12 +164,18 @@ class BoundedRunner:
     ) -> None:
         self._runner = runner
         self.backend = runner.backend
-        self.device = getattr(runner, "device", None)  # of torch runners
+        self.device = runner.device
+        self.pastes_on_device = runner.pastes_on_device
         self.info = dataclasses.replace(
             runner.info, input=InputFormat(runner.info.input.layout, batch, height, width)
         )
         self.inputs = self.info.input_specs
         self.outputs = self.info.output_specs
+
+    def __repr__(self) -> str:
+        accepted = self.info.input
+        sizes = f"batch {accepted.batch}, height {accepted.height}, width {accepted.width}"
+        return f"<BoundedRunner {sizes} of {self._runner!r}>"
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""

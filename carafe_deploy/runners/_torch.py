@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,36 +13,80 @@ import torch
 from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
-from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.arrays import writable
+from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._memory import keep_freed_memory
-from carafe_deploy.runners.base import Array, RunTimes, check_inputs
+from carafe_deploy.runners._precision import float32_products
+from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import ModelInfo, OperatorCall
 
 __all__ = ["TorchRunner", "resolve_device", "torch_threads"]
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+#: The process in which runners first computed with several threads.
+_process_with_threads: int | None = None
+
+
+def _note_threads() -> None:
+    """Refuse to wait for threads that a fork has left behind.
+
+    PyTorch's threads are the process's; a child forked off afterwards believes to have them.
+
+    Raises:
+        BackendUnavailableError: runners computed with several threads in a process of which this is
+            a fork, and are to do so here.
+    """
+    global _process_with_threads
+    process, threads = os.getpid(), torch.get_num_threads()
+    if threads == 1:
+        return
+    if _process_with_threads is None:
+        _process_with_threads = process
+    if _process_with_threads != process:
+        raise BackendUnavailableError(
+            f"PyTorch has computed in process {_process_with_threads}; in its fork {process} it "
+            f"would wait for ever for {threads - 1} of its {threads} threads: start processes by "
+            'spawn (multiprocessing.get_context("spawn")), or call torch.set_num_threads(1) here'
+        )
 
 
 def resolve_device(name: str) -> torch.device:
-    """``"cpu"``, ``"cuda"`` or ``"cuda:N"`` as a device that exists.
+    """``"cpu"``, ``"cuda"`` (the thread's current one) or ``"cuda:N"`` as a device that exists.
 
     Raises:
-        BackendUnavailableError: there is no such device here.
+        BackendUnavailableError: there is no such device here, or this process is a fork in which
+            PyTorch would wait for ever.
     """
+    _note_threads()
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise BackendUnavailableError(f"device is {name!r}: give cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise BackendUnavailableError(
-                f"device is {name!r}, but torch {torch.__version__} sees {found} CUDA devices: "
-                "use --device cpu or install a driver and a CUDA build of torch"
-            )
-    elif device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         raise BackendUnavailableError(f"device is {name!r}: give cpu, cuda or cuda:N")
-    return device
+    if device.type == "cpu":
+        return device
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= found:
+        raise BackendUnavailableError(
+            f"device is {name!r}, but torch {torch.__version__} sees {found} CUDA devices: "
+            "use --device cpu or install a driver and a CUDA build of torch"
+        )
+    try:
+        index = torch.cuda.current_device() if device.index is None else device.index
+    except RuntimeError as error:  # the driver fails, or this is a fork of one that used the GPU
+        raise BackendUnavailableError(
+            f"device {name!r} cannot be used in this process: {str(error).splitlines()[0]}"
+        ) from error
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -59,11 +103,13 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class TorchRunner:
+class TorchRunner(Lifetime):
     """Runs two callables, one for the outputs, one for outputs and stages.
 
     With ``channels_last`` images are handed over in that memory format. On the CPU, the process
-    keeps memory from one run to the next; see :func:`keep_freed_memory`.
+    keeps memory from one run to the next; see :func:`keep_freed_memory`. Float32 is computed in
+    float32 whatever the process has chosen, or with ``tf32`` in TF32; see
+    :func:`~carafe_deploy.runners._precision.float32_products`.
     """
 
     backend = "torch"
@@ -75,30 +121,39 @@ class TorchRunner:
         forward: Callable[[Tensor, Tensor], Sequence[Tensor]],
         stages: Callable[[Tensor, Tensor], Sequence[Tensor]],
         channels_last: bool = False,
+        *,
+        tf32: bool = False,
+        label: str | None = None,
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
-        self.info = info
+        self.info = with_tf32(info) if tf32 else info
         self.inputs = info.input_specs
         self.outputs = info.output_specs
+        self.device = str(device)
+        self.pastes_on_device = device.type == "cuda"
         self._device = device
         self._channels_last = channels_last
+        self._tf32 = tf32
         self._forward: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = forward
         self._stages: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = stages
+        self._begin(info.name if label is None else label)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
+        self._check_usable()
         return self._call(self._forward, inputs, self.info.output_names)
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
+        self._check_usable()
         check_inputs(self.info, inputs)
-        marks = [self._mark()]
-        with torch.inference_mode():
+        with self._computing():
+            marks = [self._mark()]
             tensors = self._tensors(inputs)
             marks.append(self._mark())
             begun = time.perf_counter()
-            results = self._function(self._forward)(*tensors)
+            results = self.module(*tensors)
             enqueue = (time.perf_counter() - begun) * 1e3
             marks.append(self._mark())
             arrays = dict(zip(self.info.output_names, map(_array, results), strict=True))
@@ -110,20 +165,24 @@ class TorchRunner:
         return arrays, RunTimes(upload, compute, download, enqueue if on_gpu else None)
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._device
-
-    @property
     def module(self) -> Any:
         """What computes the outputs: a ``torch.nn.Module``, or a function where there is none."""
-        return self._function(self._forward)
+        self._check_usable()
+        return self._forward
 
     def prepared(self, inputs: Mapping[str, Array]) -> Callable[[], Sequence[Tensor]]:
         """The forward pass alone: copies to and from the device are not part of it."""
+        module = self.module
         check_inputs(self.info, inputs)
-        module, tensors = self.module, self._tensors(inputs)
-        return torch.inference_mode()(lambda: module(*tensors))
+        tensors = self._tensors(inputs)
+
+        def forward() -> Sequence[Tensor]:
+            self._check_usable()
+            with self._computing():
+                results: Sequence[Tensor] = module(*tensors)
+                return results
+
+        return forward
 
     def _mark(self) -> Any:
         """This moment, in the order of the device's work."""
@@ -136,60 +195,58 @@ class TorchRunner:
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
+        self._check_usable()
         return self._call(self._stages, inputs, (*self.info.output_names, *self.info.stages))
 
     def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
+        self._check_usable()
         operator = getattr(torch.ops.carafe, call.name)
-        tensors = [torch.from_numpy(array).to(self._device) for array in inputs]
+        tensors = [_tensor(array).to(self._device) for array in inputs]
         if call.name in ("carafe", "carafe_encoded"):
             tensors = [tensor.to(_DTYPES[self.info.precision]) for tensor in tensors]
         elif call.name == "multilevel_roi_align":
             maps = [tensor.to(_DTYPES[self.info.precision]) for tensor in tensors[1:]]
             tensors = [tensors[0], maps]  # type: ignore[list-item]
-        with torch.inference_mode():
+        with self._computing():
             results = operator(*tensors, **call.attributes)
         return tuple(map(_array, results if isinstance(results, tuple) else (results,)))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Inside, PyTorch computes as this runner shall."""
+        _note_threads()
+        with torch.inference_mode(), float32_products(self._tf32):
+            yield
 
     def _call(
         self, function: Any, inputs: Mapping[str, Array], names: Sequence[str]
     ) -> dict[str, Array]:
         check_inputs(self.info, inputs)
-        with torch.inference_mode():
-            results = self._function(function)(*self._tensors(inputs))
+        with self._computing():
+            results = function(*self._tensors(inputs))
         return dict(zip(names, map(_array, results), strict=True))
-
-    def _function(self, function: Any) -> Any:
-        if function is None:
-            raise CarafeDeployError(f"{self.info.name} is closed: open it again")
-        return function
 
     def _tensors(self, inputs: Mapping[str, Array]) -> list[Tensor]:
         """The inputs on the device, in the order of the artefact."""
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to(self._device)
-            for spec in self.inputs
-        ]
+        tensors = [_tensor(inputs[spec.name]).to(self._device) for spec in self.inputs]
         if self._channels_last and self.info.input.layout == "nchw_float32":
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         return tensors
 
-    def close(self) -> None:
+    def _settings(self) -> tuple[str, ...]:
+        return ("channels-last",) * self._channels_last
+
+    def _free(self) -> None:
         """Drop the model; memory on a GPU goes back to the driver."""
         self._forward = self._stages = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def __enter__(self) -> TorchRunner:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def _tensor(array: Array) -> Tensor:
+    """On the CPU, over the array's own memory where that is contiguous; not to be written."""
+    return torch.from_numpy(writable(np.ascontiguousarray(array)))
 
 
 def _milliseconds(first: Any, second: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from carafe_deploy.errors import InputShapeError
+from carafe_deploy.errors import CarafeDeployError, InputShapeError
 from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
-__all__ = ["TITLES", "Array", "RunTimes", "Runner", "check_inputs"]
+__all__ = ["TITLES", "Array", "RunTimes", "Runner", "check_inputs", "with_tf32"]
 
 #: Name of a backend -> for people.
 TITLES = {
@@ -57,7 +58,12 @@ class Runner(Protocol):
 
     #: For tables: ``"pytorch"``, ``"torchscript"``, ``"onnxruntime"``, ``"tensorrt_rtx"``, ...
     backend: str
+    #: Its precision is what this runner computes in, ``"tf32"`` included.
     info: ModelInfo
+    #: Where it computes: ``"cpu"``, ``"cuda:0"``, ...
+    device: str
+    #: Masks of its outputs are pasted by PyTorch on that device, and not on the host.
+    pastes_on_device: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -95,6 +101,20 @@ class Runner(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def with_tf32(info: ModelInfo) -> ModelInfo:
+    """The same model, computed with TF32 where it would be float32.
+
+    Raises:
+        CarafeDeployError: it does not compute in float32.
+    """
+    if info.precision != "fp32":
+        raise CarafeDeployError(
+            f"tf32 rounds what fp32 computes, but {info.name} computes in {info.precision}: "
+            "leave it out"
+        )
+    return dataclasses.replace(info, precision="tf32")
 
 
 def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:

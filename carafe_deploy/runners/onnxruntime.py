@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,14 @@ from carafe_deploy.errors import (
     BackendUnavailableError,
     UnsupportedLevelError,
 )
-from carafe_deploy.runners.base import Array, RunTimes, check_inputs
+from carafe_deploy.runners._lifetime import Lifetime
+from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import ModelInfo, OperatorCall
 
 __all__ = ["PROVIDERS", "OnnxRuntimeRunner"]
+
+#: Name of one of ONNX Runtime's providers, and its options.
+_Provider = tuple[str, dict[str, str]]
 
 _METADATA_KEY = "carafe_deploy"
 _DOMAIN = "carafe"
@@ -34,6 +37,10 @@ PROVIDERS = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt-rtx": ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"],
 }
+#: Providers that round float32 to TF32 and have no option against it.
+_ALWAYS_TF32 = ("tensorrt", "tensorrt-rtx")
+#: Set to 0, no library of NVIDIA's does.
+_TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 #: torch operator -> ONNX operator
 _OPERATORS = {
     "carafe": "Carafe",
@@ -43,19 +50,25 @@ _OPERATORS = {
 }
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(Lifetime):
     """Runs a file written by ``export_onnx`` with its function bodies.
 
     Args:
         path: of the ``.onnx`` file.
-        device: ``"cpu"`` or ``"cuda"``; a missing CUDA provider is an error, not a fallback.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a missing CUDA provider is an error, not a
+            fallback.
         threads: of one operator; None lets ONNX Runtime choose.
         provider: one of :data:`PROVIDERS`; None for the one with the device's name.
+        tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
+            of mantissa. Without it the CUDA provider is told not to. TensorRT's providers cannot be
+            told: they run float32 files with it only, or where ``NVIDIA_TF32_OVERRIDE=0`` is set.
 
     Raises:
         ArtefactError: the file is missing, truncated, was exported by something else, or holds an
             operator this ONNX Runtime lacks (its CPU has no bfloat16 Conv).
-        BackendUnavailableError: the provider is not installed, or not for ``device``.
+        BackendUnavailableError: the provider is not installed, not for ``device``, or rounds
+            float32 though it shall not.
+        CarafeDeployError: ``tf32`` and another precision than fp32.
     """
 
     backend = "onnxruntime"
@@ -66,26 +79,29 @@ class OnnxRuntimeRunner:
         device: str = "cpu",
         threads: int | None = None,
         provider: str | None = None,
+        *,
+        tf32: bool = False,
     ) -> None:
         self._path = Path(path)
         available = onnxruntime.get_available_providers()
-        if device not in ("cpu", "cuda"):
-            raise BackendUnavailableError(f"device is {device!r}: give cpu or cuda")
-        self.provider = provider or device
-        if self.provider not in PROVIDERS or (self.provider == "cpu") != (device == "cpu"):
-            fitting = [name for name in PROVIDERS if (name == "cpu") == (device == "cpu")]
+        kind, index = _device(device)
+        self.device = "cpu" if kind == "cpu" else f"{kind}:{index}"
+        self.pastes_on_device = False  # which takes torch
+        self.provider = provider or kind
+        if self.provider not in PROVIDERS or (self.provider == "cpu") != (kind == "cpu"):
+            fitting = [name for name in PROVIDERS if (name == "cpu") == (kind == "cpu")]
             raise BackendUnavailableError(
                 f"provider is {provider!r}: with device {device} choose from {', '.join(fitting)}"
             )
-        self._providers = PROVIDERS[self.provider]
-        if self._providers[0] not in available:
+        self._providers = _with_options(PROVIDERS[self.provider], index, tf32)
+        if self._providers[0][0] not in available:
             raise BackendUnavailableError(
                 f"ONNX Runtime {onnxruntime.__version__} has {', '.join(available)} here, not "
-                f"{self._providers[0]}: install onnxruntime-gpu or use --device cpu"
+                f"{self._providers[0][0]}: install onnxruntime-gpu or use --device cpu"
             )
         if not self._path.is_file():
             raise ArtefactError(f"{path} does not exist: export it first")
-        self._device = device
+        self._kind, self._index = kind, index
         self._threads = threads
         self._session: Any = self._open(str(self._path))
         self._stage_session: Any = None
@@ -95,9 +111,25 @@ class OnnxRuntimeRunner:
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "
                 "`carafe-deploy export`"
             )
-        self.info = ModelInfo.from_json(properties[_METADATA_KEY])
+        info = ModelInfo.from_json(properties[_METADATA_KEY])
+        self.info = with_tf32(info) if tf32 else info
+        self._check_float32()
         self.inputs = self.info.input_specs
         self.outputs = self.info.output_specs
+        self._begin(str(self._path))
+
+    def _check_float32(self) -> None:
+        """Refuse a provider that rounds what shall be float32."""
+        if (
+            self.provider in _ALWAYS_TF32
+            and self.info.precision == "fp32"
+            and os.environ.get(_TF32_OVERRIDE) != "0"
+        ):
+            raise BackendUnavailableError(
+                f"ONNX Runtime's provider {self.provider} rounds float32 to TF32, which none of "
+                f"its options stops: allow it (--tf32), set {_TF32_OVERRIDE}=0, or build "
+                "an engine"
+            )
 
     def _open(self, model: str | bytes, profile: Path | None = None) -> Any:
         options = onnxruntime.SessionOptions()
@@ -108,7 +140,7 @@ class OnnxRuntimeRunner:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         try:
-            session = onnxruntime.InferenceSession(model, options, self._providers)
+            session = onnxruntime.InferenceSession(model, options, list(self._providers))
         except Exception as error:  # onnxruntime's own classes share no public base
             text = str(error)
             remedy = "export it again"
@@ -119,24 +151,26 @@ class OnnxRuntimeRunner:
             raise ArtefactError(
                 f"{self._path} cannot be loaded by ONNX Runtime ({_first_line(text)}): {remedy}"
             ) from error
-        if session.get_providers()[0] != self._providers[0]:
+        if session.get_providers()[0] != self._providers[0][0]:
             raise BackendUnavailableError(
-                f"ONNX Runtime could not start {self._providers[0]} (it says on stderr "
+                f"ONNX Runtime could not start {self._providers[0][0]} (it says on stderr "
                 "which library is missing): mend the CUDA installation or use --device cpu"
             )
         return session
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
+        self._check_usable()
         check_inputs(self.info, inputs)
         return _run(self._session, self._feeds(inputs), self.info.output_names)
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`; by the host's clock on a GPU, too."""
+        self._check_usable()
         check_inputs(self.info, inputs)
         feeds = self._feeds(inputs)
-        if self._device != "cpu":
-            return _run_bound(self._session, feeds, self.info.output_names, "cuda")
+        if self._kind != "cpu":
+            return _run_bound(self._session, feeds, self.info.output_names, "cuda", self._index)
         begun = time.perf_counter()
         results = _run(self._session, feeds, self.info.output_names)
         return results, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
@@ -149,8 +183,9 @@ class OnnxRuntimeRunner:
         Raises:
             UnsupportedLevelError: the model runs on a GPU.
         """
+        self._check_usable()
         check_inputs(self.info, inputs)
-        if self._device != "cpu":
+        if self._kind != "cpu":
             raise UnsupportedLevelError(
                 "on a GPU ONNX Runtime's profiler times launches, not what is launched: profile "
                 "with --device cpu, or an engine"
@@ -166,12 +201,14 @@ class OnnxRuntimeRunner:
 
     def custom_nodes(self) -> tuple[tuple[str, str], ...]:
         """Name and operator of the file's ``carafe`` nodes, in order. Needs the onnx package."""
+        self._check_usable()
         return tuple(
             (node.name, node.op_type) for node in self._model().graph.node if node.domain == _DOMAIN
         )
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`. Needs the onnx package."""
+        self._check_usable()
         check_inputs(self.info, inputs)
         if self._stage_session is None:
             model = self._model()
@@ -186,6 +223,7 @@ class OnnxRuntimeRunner:
 
     def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """See :class:`~carafe_deploy.runners.base.Runner`. Needs the onnx package."""
+        self._check_usable()
         from onnx import helper
 
         model = self._model()
@@ -228,20 +266,29 @@ class OnnxRuntimeRunner:
             ) from error
         return onnx.load(self._path)
 
-    def close(self) -> None:
-        """Free the sessions."""
+    def _settings(self) -> tuple[str, ...]:
+        return (f"{self.provider} provider",) * (self.provider != self._kind)
+
+    def _free(self) -> None:
         self._session = self._stage_session = None
 
-    def __enter__(self) -> OnnxRuntimeRunner:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def _device(name: str) -> tuple[str, int]:
+    """Kind and number of a device."""
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or not (number.isdecimal() or name == "cuda")):
+        raise BackendUnavailableError(f"device is {name!r}: give cpu, cuda or cuda:N")
+    return kind, int(number or 0)
+
+
+def _with_options(providers: Sequence[str], index: int, tf32: bool) -> list[_Provider]:
+    """ONNX Runtime's providers with what each is told."""
+    chosen = {"device_id": str(index)}
+    options = {
+        "CPUExecutionProvider": {},
+        "CUDAExecutionProvider": {**chosen, "use_tf32": str(int(tf32))},
+    }
+    return [(name, options.get(name, chosen)) for name in providers]
 
 
 def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
@@ -249,16 +296,16 @@ def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> dict
 
 
 def _run_bound(
-    session: Any, feeds: Mapping[str, Array], names: Sequence[str], device: str
+    session: Any, feeds: Mapping[str, Array], names: Sequence[str], device: str, index: int = 0
 ) -> tuple[dict[str, Array], RunTimes]:
     """Run with inputs and outputs on a device, so that copies can be timed apart."""
     binding = session.io_binding()
     marks = [time.perf_counter()]
     for name, array in feeds.items():
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, index)
         binding.bind_ortvalue_input(name, value)
     for name in names:
-        binding.bind_output(name, device)
+        binding.bind_output(name, device, index)
     binding.synchronize_inputs()
     marks.append(time.perf_counter())
     session.run_with_iobinding(binding)

@@ -36,11 +36,14 @@ class PyTorchRunner(TorchRunner):
             (:func:`torch.compile`), ``"cuda-graph"`` captures a graph for each; the first run of a
             shape takes that long.
         channels_last: images are handed over in that memory format; the weights should have it.
+        tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
+            of mantissa.
+        label: names the runner in messages; None for the model's name.
 
     Raises:
         BackendUnavailableError: CUDA graphs were asked for on another device, or the operators have
             no CUDA kernels; in plain PyTorch they wait for the device, which no graph can hold.
-        CarafeDeployError: there is no such mode.
+        CarafeDeployError: there is no such mode, or ``tf32`` and another precision than fp32.
     """
 
     backend = "pytorch"
@@ -54,6 +57,8 @@ class PyTorchRunner(TorchRunner):
         *,
         mode: str = "eager",
         channels_last: bool = False,
+        tf32: bool = False,
+        label: str | None = None,
     ) -> None:
         if mode not in MODES:
             raise CarafeDeployError(f"mode is {mode!r}: choose from {', '.join(MODES)}")
@@ -71,7 +76,10 @@ class PyTorchRunner(TorchRunner):
         elif mode == "cuda-graph":
             forward = _Graphed(forward)
         self.mode = mode
-        super().__init__(info, device, forward, stages, channels_last)
+        super().__init__(info, device, forward, stages, channels_last, tf32=tf32, label=label)
+
+    def _settings(self) -> tuple[str, ...]:
+        return (*(self.mode,) * (self.mode != "eager"), *super()._settings())
 
 
 def _need_kernels() -> None:
@@ -104,7 +112,8 @@ class _Graphed:
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         key = tuple(tensor.shape for tensor in inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(inputs)
+            with torch.cuda.device(inputs[0].device):
+                self._graphs[key] = self._capture(inputs)
         graph, own, results = self._graphs[key]
         for target, tensor in zip(own, inputs, strict=True):
             target.copy_(tensor)

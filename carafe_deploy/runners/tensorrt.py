@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,11 +24,15 @@ from carafe_deploy.errors import (
     EngineError,
     UnsupportedLevelError,
 )
+from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._tensorrt_profile import EngineProfile, layer_information, make_profiler
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 from carafe_deploy.types import OperatorCall
 
-__all__ = ["TensorRTRunner"]
+__all__ = ["MODES", "TensorRTRunner"]
+
+#: How an engine can be run.
+MODES = ("eager", "cuda-graph")
 
 _T = TypeVar("_T")
 
@@ -61,7 +64,7 @@ class _Binding:
     graph: Any = None
 
 
-class TensorRTRunner:
+class TensorRTRunner(Lifetime):
     """Runs an engine written by ``build_engine``.
 
     Args:
@@ -69,8 +72,9 @@ class TensorRTRunner:
         device: ``"cuda"`` or ``"cuda:N"``.
         backend: how GPU memory is reached: ``"torch"``, ``"pycuda"`` or ``"cuda-python"``; None
             for the first that is installed.
-        graphs: capture a CUDA graph for each input shape when it comes the second time, and
-            launch that from then on. Each such shape takes an execution context of its own.
+        mode: one of :data:`MODES`. ``"cuda-graph"`` captures a CUDA graph for each input shape when
+            it comes the second time, and launches that from then on. Each such shape takes an
+            execution context of its own.
         shapes: input shapes for which memory is kept; the least recently used goes first.
 
     Raises:
@@ -81,6 +85,7 @@ class TensorRTRunner:
     """
 
     backend = "tensorrt"
+    _error = EngineError
 
     def __init__(
         self,
@@ -88,15 +93,17 @@ class TensorRTRunner:
         device: str = "cuda",
         *,
         backend: str | None = None,
-        graphs: bool = False,
+        mode: str = "eager",
         shapes: int = 4,
     ) -> None:
         if shapes < 1:
             raise EngineError(f"shapes is {shapes}: memory for at least one is needed")
+        if mode not in MODES:
+            raise EngineError(f"mode is {mode!r}: choose from {', '.join(MODES)}")
         index = _index(device)
         checked = check_engine(path)
         self.backend = checked.flavour.name
-        self.info = checked.sidecar.model
+        self.info = checked.sidecar.computed
         self.inputs = self.info.input_specs
         self.outputs = self.info.output_specs
         self._path = checked.path
@@ -104,19 +111,23 @@ class TensorRTRunner:
         self._plugin = checked.sidecar.plugin
         self._flavour = checked.flavour
         self._log = checked.flavour.log
-        self._graphs = graphs
+        self.mode = mode
+        self._graphs = mode == "cuda-graph"
         self._limit = shapes
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
         self._context: Any = None
         self._engine: Any = None
         self._runtime: Any = None
         kind = choose_backend(backend)
-        if graphs and not kind.captures_graphs:
+        if self._graphs and not kind.captures_graphs:
             raise BackendUnavailableError(
-                f"{kind.name} cannot capture CUDA graphs: run without, or use torch or cuda-python "
+                f"{kind.name} cannot capture CUDA graphs: use mode eager, or torch or cuda-python "
                 "(pip install 'carafe-deploy[cuda-python]')"
             )
+        self.device = f"cuda:{index}"
+        self.pastes_on_device = False  # which takes torch
         self._device: Device | None = kind(index)
+        self._begin(str(self._path))
         try:
             check_capability(checked, self._device.capability())
             self._open(checked)
@@ -173,6 +184,7 @@ class TensorRTRunner:
         Raises:
             UnsupportedLevelError: the engine was not built with its stages as outputs.
         """
+        self._check_usable()
         if not self._stages:
             raise UnsupportedLevelError(
                 f"{self._path} has no intermediate tensors: build it with --stages"
@@ -185,6 +197,7 @@ class TensorRTRunner:
         Raises:
             UnsupportedLevelError: always; TensorRT runs an engine as a whole.
         """
+        self._check_usable()
         raise UnsupportedLevelError(
             f"{self._path} runs as a whole, so {call.name} cannot be run alone: compare its stages"
         )
@@ -202,8 +215,8 @@ class TensorRTRunner:
     def _on_device(
         self, inputs: Mapping[str, Array], action: Callable[[Device, dict[str, Array]], _T]
     ) -> _T:
-        if self._device is None:
-            raise EngineError(f"{self._path} is closed: open it again")
+        self._check_usable()
+        assert self._device is not None
         check_inputs(self.info, inputs)
         arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
         with self._device.current(), self._log.listening() as heard:
@@ -358,11 +371,12 @@ class TensorRTRunner:
         ask = getattr(binding.context, "is_stream_capturable", None)
         return ask is None or self._device is None or bool(ask(self._device.stream))
 
-    def close(self) -> None:
-        """Free everything on the GPU."""
+    def _settings(self) -> tuple[str, ...]:
+        return (self.mode,) * (self.mode != "eager")
+
+    def _free(self) -> None:
         device, self._device = self._device, None
-        if device is None:
-            return
+        assert device is not None
         with device.current():
             for binding in self._bindings.values():
                 self._release(device, binding)
@@ -370,17 +384,6 @@ class TensorRTRunner:
             self._bindings.clear()
             self._context = self._engine = self._runtime = None
         device.close()
-
-    def __enter__(self) -> TensorRTRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Failure(Exception):

@@ -24,15 +24,20 @@ class TorchScriptRunner(TorchRunner):
     Args:
         path: of the ``.ts`` file.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
+            of mantissa.
 
     Raises:
         ArtefactError: the file is missing, truncated or was exported by something else.
         BackendUnavailableError: there is no such device here.
+        CarafeDeployError: ``tf32`` and another precision than fp32.
     """
 
     backend = "torchscript"
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "cpu", *, tf32: bool = False
+    ) -> None:
         path = Path(path)
         target = resolve_device(device)
         extra_files: dict[str, Any] = {_METADATA_KEY: ""}
@@ -51,4 +56,4 @@ class TorchScriptRunner(TorchRunner):
                 "`carafe-deploy export --format torchscript`"
             )
         info = ModelInfo.from_json(text.decode() if isinstance(text, bytes) else text)
-        super().__init__(info, target, module, module.stages)
+        super().__init__(info, target, module, module.stages, tf32=tf32, label=str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from carafe_deploy.bench import subjects
 from carafe_deploy.errors import EngineError
-from carafe_deploy.runners.base import RunTimes, check_inputs
+from carafe_deploy.runners.base import RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
 INFO = ModelInfo(
@@ -37,6 +38,8 @@ class FakeRunner:
 
     inputs = ()
     outputs = ()
+    device = "cpu"
+    pastes_on_device = False
 
     def __init__(
         self,
@@ -114,13 +117,16 @@ def install(monkeypatch, tmp_path: Path, **runners: Any) -> list[Path]:
         if isinstance(found, Exception):
             raise found
         opened.append((Path(path).name, settings))
-        options = settings["options"]
+        options = settings.get("options")
         if options is not None:
             found.info = dataclasses.replace(
                 found.info,
                 precision=options.precision,
                 score_threshold=options.score_threshold or found.info.score_threshold,
             )
+        if settings.get("tf32"):
+            found = copy.copy(found)
+            found.info = with_tf32(found.info)
         return found
 
     monkeypatch.setattr(subjects, "open_runner", open_runner)

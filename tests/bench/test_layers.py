@@ -30,7 +30,7 @@ from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.runners._tensorrt_profile import EngineProfile
 from carafe_deploy.runners.pytorch import PyTorchRunner
-from carafe_deploy.runners.tensorrt import TensorRTRunner
+from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 from tests.bench.fakes import FakeRunner
 from tests.engine import fake_tensorrt
 from tests.engine.fake_tensorrt import FakeTensorRT, write_engine
@@ -363,19 +363,19 @@ def engine(trt: FakeTensorRT, tmp_path: Path) -> Path:
     return write_engine(tmp_path / "tiny.engine", trt)
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_layers_of_an_engine(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_of_an_engine(engine: Path, trt: FakeTensorRT, mode: str) -> None:
     trt.layers = [
         {"Name": "conv1 + relu", "LayerType": "CaskConvolution"},
         {"Name": "upsample", "LayerType": "PluginV3", "PluginType": "CarafeEncoded"},
         {"Name": "other", "LayerType": "PluginV3", "PluginType": "EfficientNMS_TRT"},
     ]
-    with TensorRTRunner(engine, graphs=graphs) as runner:
+    with TensorRTRunner(engine, mode=mode) as runner:
         before = [runner.run(_inputs()) for _ in range(3)][-1]
         layers = profile_layers(runner, _inputs(), runs=4)
         memory = len(trt.device.memory)
         after = runner.run(_inputs())
-        assert trt.device.launches == (3 if graphs else 0)
+        assert trt.device.launches == (3 if mode == "cuda-graph" else 0)
     assert layers == Layers(
         "TensorRT's profiler, by layer",
         4,

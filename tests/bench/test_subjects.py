@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from carafe_deploy.bench import subjects
 from carafe_deploy.bench.subjects import Opening, Variants, expand, open_all
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError, CarafeDeployError
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    OptionError,
+)
 from carafe_deploy.types import InputFormat
 from tests.bench.fakes import INFO, FakeRunner, info, install
 
@@ -57,6 +63,48 @@ def test_checkpoints_take_every_combination_and_engines_are_not_compiled(tmp_pat
     ]
 
 
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """One artefact of each kind on a GPU, all fp32 but the TorchScript file."""
+    return install(
+        monkeypatch,
+        tmp_path,
+        a_onnx=FakeRunner(),
+        b_ts=FakeRunner("torchscript", info(precision="fp16")),
+        c_engine=FakeRunner("tensorrt", info(precision="tf32")),
+        d_pth=FakeRunner("pytorch"),
+    )
+
+
+def test_what_computes_in_fp32_is_measured_with_tf32_as_well(
+    monkeypatch: pytest.MonkeyPatch, made_up: list[Path]
+) -> None:
+    monkeypatch.setattr(subjects, "_sidecar_facts", lambda path: {})
+    variants = Variants(modes=("eager",), providers=("cuda",), tf32=True)
+    entries = open_all(expand(made_up, "cuda", variants))
+    opened = [(name, settings.get("tf32")) for name, settings in install.opened]
+    assert opened == [
+        ("a.onnx", None),
+        ("a.onnx", True),
+        ("b.ts", None),
+        ("c.engine", None),
+        *[("d.pth", None), ("d.pth", True), ("d.pth", None)],  # in fp32, and in fp16 as b.ts is
+    ]
+    assert [entry.subject.precision for entry in entries if entry.opening.tf32] == ["tf32"] * 2
+    assert "ONNX Runtime tf32" in [entry.subject.name for entry in entries]
+
+
+def test_tf32_for_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, made_up: list[Path]) -> None:
+    monkeypatch.setattr(subjects, "_sidecar_facts", lambda path: {})
+    variants = Variants(providers=("cuda",), tf32=True)
+    with pytest.raises(BackendUnavailableError, match="tf32 needs a GPU, device is cpu"):
+        expand(made_up[:1], "cpu", Variants(tf32=True))
+    with pytest.raises(OptionError, match="engines have it inside: leave it out"):
+        expand(made_up[2:3], "cuda", variants)
+    with pytest.raises(OptionError, match="nothing here computes in fp32: leave it out"):
+        open_all(expand(made_up[1:2], "cuda", variants))
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
@@ -98,7 +146,7 @@ def test_a_checkpoint_runs_as_the_exported_artefacts_do(
         "ONNX Runtime fp16",
     ]
     (_, onnx), (_, checkpoint) = install.opened
-    assert onnx["options"] is None
+    assert "options" not in onnx
     assert onnx["provider"] == "cpu"
     assert onnx["threads"] == 3
     assert checkpoint["options"].precision == "fp16"

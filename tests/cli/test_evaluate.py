@@ -162,7 +162,7 @@ def test_a_broken_image_stops_before_the_run_or_is_left_out(
     [
         ({"--annotations": "none.json"}, "annotation file none.json does not exist"),
         ({"--images": "none"}, "5 of 5 annotated images are missing, none/000001.png first"),
-        ({"--config": "config.py"}, "--config config.py belongs to a .pth checkpoint, not to"),
+        ({"--config": "config.py"}, "--config config.py does not fit: "),
     ],
 )
 def test_bad_requests(

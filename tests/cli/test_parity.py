@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from carafe_deploy import artefacts
 from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.parity import open_pair
 from carafe_deploy.cli.parity_tables import bars, show_report
@@ -239,7 +240,7 @@ def test_a_checkpoint_takes_the_settings_of_the_other_artefact(run: Run, checkpo
     [
         (["--levels", "boxes"], "there is no level 'boxes' of parity: choose from operators"),
         (["--levels", "ap"], "parity of AP needs annotations"),
-        (["--config", "config.py"], "--config config.py belongs to a .pth checkpoint"),
+        (["--config", "config.py"], "--config config.py does not fit: "),
         (["--images", "none.png"], "none.png does not exist"),
     ],
 )
@@ -257,8 +258,41 @@ def test_different_models_are_not_compared(
     assert "these are different models" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("reference", "candidate", "device", "expected"),
+    [
+        ("a.onnx", "b.ts", "cuda", [("a.onnx", "cuda", None), ("b.ts", "cuda", True)]),
+        # An engine runs on its GPU whatever the other runs on.
+        ("a.engine", "b.onnx", "cpu", [("a.engine", None, None), ("b.onnx", "cpu", True)]),
+        ("a.engine", "b.onnx", None, [("a.engine", None, None), ("b.onnx", None, True)]),
+    ],
+)
+def test_tf32_is_the_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    reference: str,
+    candidate: str,
+    device: str | None,
+    expected: list[tuple[str, str | None, bool | None]],
+) -> None:
+    opened = []
+
+    def open_runner(path: Path, **settings: Any) -> Any:
+        opened.append((path.name, settings["device"], settings["tf32"]))
+        return nullcontext(path)
+
+    monkeypatch.setattr(artefacts, "open_runner", open_runner)
+    names = [str(tmp_path / name) for name in (reference, candidate)]
+    with ExitStack() as stack:
+        open_pair(*names, device, None, stack, tf32=True)
+    assert opened == expected
+
+
 def test_config_needs_a_checkpoint(ts_file: Path) -> None:
-    with ExitStack() as stack, pytest.raises(UsageError, match="and there is none"):
+    with (
+        ExitStack() as stack,
+        pytest.raises(UsageError, match=r"does not fit: .* a TorchScript file"),
+    ):
         open_pair(str(ts_file), str(ts_file), "cpu", Path("config.py"), stack)
 
 

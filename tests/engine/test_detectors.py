@@ -23,7 +23,7 @@ from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import run_parity, walk_stages
-from carafe_deploy.runners.tensorrt import TensorRTRunner
+from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 
 CHECKPOINTS = {
     "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
@@ -210,14 +210,14 @@ def _open(path: Path, **settings: object) -> TensorRTRunner:
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", list(CHECKPOINTS))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("mode", MODES)
 def test_detections_are_those_of_pytorch(
     engine: Callable,
     shapes_dir: Path,
     images: list[np.ndarray],
     model: str,
     precision: str,
-    graphs: bool,
+    mode: str,
 ) -> None:
     path, sidecar = engine(model, precision)
     info = sidecar.model
@@ -226,9 +226,9 @@ def test_detections_are_those_of_pytorch(
     )
     with (
         open_runner(shapes_dir / CHECKPOINTS[model], device="cuda", options=options) as reference,
-        _open(path, graphs=graphs) as candidate,
+        _open(path, mode=mode) as candidate,
     ):
-        for _ in range(3 if graphs else 1):  # plain, captured, replayed
+        for _ in range(3 if mode == "cuda-graph" else 1):  # plain, captured, replayed
             report = run_parity(reference, candidate, images=images, batch_size=2)
             assert report.failures == ()
             assert set(report.skipped) == {"operators", "stages"}
@@ -275,13 +275,13 @@ def test_a_walk_finds_an_error_planted_before_an_engine(
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.parametrize("graphs", [False, True])
-def test_dynamic_shapes_in_turn(engine: Callable, shapes_dir: Path, graphs: bool) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_dynamic_shapes_in_turn(engine: Callable, shapes_dir: Path, mode: str) -> None:
     path, _ = engine(dynamic=True)
     generator = np.random.default_rng(0)
     with (
         open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda") as reference,
-        _open(path, graphs=graphs, shapes=2) as candidate,
+        _open(path, mode=mode, shapes=2) as candidate,
     ):
         for batch, height, width in [(1, 64, 64), (4, 192, 128), (2, 128, 192), (1, 64, 64)] * 3:
             inputs = {

@@ -136,6 +136,15 @@ def test_rounding_to_bfloat16_is_to_nearest_even() -> None:
     assert rounded(values, "bf16").tolist() == [1.0, 1.0, 1 + 2**-6, -1 - 2**-7]
 
 
+def test_rounding_to_tf32_keeps_ten_bits_to_nearest_even() -> None:
+    values = np.array([1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, -1e30 - 1e20], np.float32)
+    expected = [1 + 2**-10, 1.0, 1 + 2**-9]
+    found = rounded(values, "tf32")
+    assert found[:3].tolist() == expected
+    assert abs(found[3] / values[3] - 1) <= 2**-11
+    assert not (found.view(np.uint32) & 0x1FFF).any()
+
+
 def test_an_unknown_operator_is_an_error() -> None:
     call = OperatorCall("deform_conv", ((1, 2),), {})
     with pytest.raises(ArtefactError, match="operator 'deform_conv' is none of carafe, carafe_enc"):

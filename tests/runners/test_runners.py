@@ -20,31 +20,18 @@ from carafe_deploy.errors import (
     CarafeDeployError,
     InputShapeError,
 )
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.graph.torchscript_export import export_torchscript
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.runners import Runner
 from carafe_deploy.runners import onnxruntime as onnxruntime_module
 from carafe_deploy.runners import pytorch as pytorch_module
 from carafe_deploy.runners.pytorch import PyTorchRunner
 
-CHECKPOINT = "shapes_faster_rcnn_carafe-2a9d7f44.pth"
 STATIC = ExportOptions((1, 1), (64, 64), (128, 128))
 
 
-@pytest.fixture(scope="module")
-def files(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("artefacts")
-    detector, _ = load_detector(shapes_dir / CHECKPOINT)
-    found = {"pytorch": shapes_dir / CHECKPOINT}
-    found["torchscript"] = folder / "toy.ts"
-    found["onnxruntime"] = folder / "toy.onnx"
-    export_torchscript(detector, found["torchscript"], STATIC, name="toy", source={})
-    export_onnx(
-        detector, found["onnxruntime"], STATIC, name="toy", source={}, exporter="torchscript"
-    )
-    return found
+@pytest.fixture
+def files(shapes_files: dict[str, Path]) -> dict[str, Path]:
+    return shapes_files
 
 
 def _inputs(batch: int = 1, height: int = 64, width: int = 128) -> dict[str, np.ndarray]:

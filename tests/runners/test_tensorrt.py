@@ -17,7 +17,7 @@ from carafe_deploy.errors import (
     UnsupportedLevelError,
 )
 from carafe_deploy.runners import Runner
-from carafe_deploy.runners.tensorrt import TensorRTRunner
+from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 from carafe_deploy.types import OperatorCall
 from tests.engine import fake_tensorrt
 from tests.engine.fake_tensorrt import PLAN, VERSION, FakeTensorRT, write_engine
@@ -61,21 +61,21 @@ def test_it_is_a_runner_opened_by_its_suffix(engine: Path) -> None:
     assert _means(found) == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_every_shape_has_its_own_memory(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_every_shape_has_its_own_memory(engine: Path, trt: FakeTensorRT, mode: str) -> None:
     calls = [(1, 64, 64), (2, 64, 128), (1, 64, 64), (4, 192, 256), (2, 64, 128), (1, 64, 64)]
-    with TensorRTRunner(engine, graphs=graphs) as runner:
+    with TensorRTRunner(engine, mode=mode) as runner:
         for index, (batch, height, width) in enumerate(calls):
             found = runner.run(_inputs(batch, height, width, value=10.0 * index))
             assert _means(found) == [10.0 * index + image for image in range(batch)]
         assert len(trt.device.memory) == 3 * 6
         assert trt.engine is not None
-        assert trt.engine.contexts == (3 if graphs else 1)
+        assert trt.engine.contexts == (3 if mode == "cuda-graph" else 1)
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_timed_run_marks_where_its_parts_end(engine: Path, graphs: bool) -> None:
-    with TensorRTRunner(engine, graphs=graphs) as runner:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_timed_run_marks_where_its_parts_end(engine: Path, mode: str) -> None:
+    with TensorRTRunner(engine, mode=mode) as runner:
         for value in (3.0, 4.0, 5.0):
             found, times = runner.run_timed(_inputs(value=value))
             assert _means(found) == [value]
@@ -93,9 +93,9 @@ def test_inputs_that_lie_scattered_in_memory(engine: Path) -> None:
         assert _means(runner.run(inputs)) == [1.0]
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_memory_is_bounded(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
-    with TensorRTRunner(engine, graphs=graphs, shapes=2) as runner:
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_is_bounded(engine: Path, trt: FakeTensorRT, mode: str) -> None:
+    with TensorRTRunner(engine, mode=mode, shapes=2) as runner:
         for _ in range(2):
             for width in (64, 128, 192):
                 runner.run(_inputs(width=width))
@@ -105,7 +105,7 @@ def test_memory_is_bounded(engine: Path, trt: FakeTensorRT, graphs: bool) -> Non
 
 
 def test_graphs_are_captured_once_a_shape_has_run(engine: Path, trt: FakeTensorRT) -> None:
-    with TensorRTRunner(engine, graphs=True) as runner:
+    with TensorRTRunner(engine, mode="cuda-graph") as runner:
         counts = []
         for value in (1.0, 2.0, 3.0):
             assert _means(runner.run(_inputs(value=value))) == [value]
@@ -124,7 +124,7 @@ def test_graphs_wait_until_tensorrt_can_be_captured(
         lambda self, stream: bool(ready),
         raising=False,
     )
-    with TensorRTRunner(engine, graphs=True) as runner:
+    with TensorRTRunner(engine, mode="cuda-graph") as runner:
         for _ in range(3):
             assert _means(runner.run(_inputs())) == [1.0]
         assert trt.device.launches == 0
@@ -143,7 +143,7 @@ def test_stages_come_as_float32(trt: FakeTensorRT, tmp_path: Path) -> None:
 
 
 def test_closing_frees_everything_and_may_happen_twice(engine: Path, trt: FakeTensorRT) -> None:
-    runner = TensorRTRunner(engine, graphs=True)
+    runner = TensorRTRunner(engine, mode="cuda-graph")
     runner.run(_inputs())
     runner.run(_inputs())
     runner.close()
@@ -181,9 +181,9 @@ def test_a_shape_that_tensorrt_refuses_leaves_no_memory(engine: Path, trt: FakeT
         assert _means(runner.run(_inputs())) == [1.0]
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_failed_execution_says_why(engine: Path, trt: FakeTensorRT, graphs: bool) -> None:
-    with TensorRTRunner(engine, graphs=graphs) as runner:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failed_execution_says_why(engine: Path, trt: FakeTensorRT, mode: str) -> None:
+    with TensorRTRunner(engine, mode=mode) as runner:
         runner.run(_inputs())
         trt.fails = True
         with pytest.raises(EngineError, match=r"tiny\.engine failed to run: .*out of memory"):
@@ -291,7 +291,7 @@ def test_settings_that_do_not_exist(engine: Path, settings: dict, kind: type, me
 def test_graphs_need_a_backend_that_captures(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_tensorrt.FakeDevice, "captures_graphs", False)
     with pytest.raises(BackendUnavailableError, match="fake cannot capture CUDA graphs"):
-        TensorRTRunner(engine, graphs=True)
+        TensorRTRunner(engine, mode="cuda-graph")
     with TensorRTRunner(engine) as runner:
         assert _means(runner.run(_inputs())) == [1.0]
 

@@ -114,7 +114,7 @@ def _forward_passes(runner: TorchRunner, inputs: Mapping[str, Array], runs: int)
     for _ in range(_WARMUP):
         forward()
     activities = [ProfilerActivity.CPU]
-    if runner.device.type == "cuda":
+    if runner.device.startswith("cuda"):
         activities.append(ProfilerActivity.CUDA)
     with _quiet(), profile(activities=activities) as profiler:
         for _ in range(runs):
@@ -159,7 +159,7 @@ def _aggregated(
         rest: what to call ``whole``.
         runner: that was profiled.
     """
-    own_time = _kernel_time if runner.device.type == "cuda" else _host_time
+    own_time = _kernel_time if runner.device.startswith("cuda") else _host_time
     microseconds: dict[_Row, float] = defaultdict(float)
 
     def add(event: Any, around: _Row, calls: Counter[str]) -> None:

@@ -1,0 +1,119 @@
+"""Which options fit which artefact: everything else is refused on opening, nothing is ignored."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carafe_deploy.artefacts import BACKENDS, MODES, SUFFIXES, open_runner
+from carafe_deploy.errors import (
+    ArtefactError,
+    BackendUnavailableError,
+    CarafeDeployError,
+    ConfigError,
+    OptionError,
+)
+from carafe_deploy.graph.options import ExportOptions
+
+FP16 = ExportOptions(precision="fp16")
+
+
+def _refusal(folder: Path, name: str, options: dict[str, Any]) -> CarafeDeployError:
+    """Files are empty: who opens one instead of refusing says that it cannot be loaded."""
+    (folder / name).touch()
+    with pytest.raises(CarafeDeployError) as caught:
+        open_runner(folder / name, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.onnx", {"mode": "banana"}, "mode is 'banana': choose from eager, compile, cuda-graph"),
+        ("a.pth", {"mode": "banana"}, "mode is 'banana': choose from eager, compile, cuda-graph"),
+        ("a.onnx", {"mode": "cuda-graph"}, "a.onnx is an ONNX file, which takes eager: its oper"),
+        ("a.onnx", {"mode": "cuda-graph", "device": "cuda"}, "ONNX Runtime captures in no graph"),
+        ("a.onnx", {"mode": "compile"}, "mode is 'compile': a.onnx is an ONNX file, which takes e"),
+        ("a.ts", {"mode": "cuda-graph"}, "the checkpoint itself takes cuda-graph"),
+        ("a.engine", {"mode": "compile"}, "an engine, which takes eager or cuda-graph: it is comp"),
+        ("a.onnx", {"config": "nowhere.py"}, "config is 'nowhere.py': a.onnx is an ONNX file, whi"),
+        ("a.ts", {"config": "x.py"}, "a TorchScript file, which takes mode or tf32: leave it out"),
+        ("a.onnx", {"channels_last": False}, "channels_last is False: a.onnx is an ONNX file"),
+        ("a.engine", {"channels_last": True}, "channels_last is True: a.engine is an engine"),
+        ("a.ts", {"channels_last": True}, "channels_last is True: a.ts is a TorchScript file"),
+        ("a.pth", {"channels_last": "yes"}, "a.pth is a checkpoint, which takes True or False"),
+        ("a.pth", {"provider": "cpu"}, "provider is 'cpu': a.pth is a checkpoint, which takes"),
+        ("a.pth", {"threads": 2}, "threads is 2: a.pth is a checkpoint, which takes mode, tf32,"),
+        ("a.engine", {"threads": 2}, "threads is 2: a.engine is an engine, which takes mode"),
+        ("a.onnx", {"threads": 0}, "threads is 0: give at least 1"),
+        ("a.ts", {"options": FP16}, "options is ExportOptions.*: a.ts is a TorchScript file"),
+        ("a.onnx", {"precision": "fp16"}, "precision is 'fp16': a.onnx is an ONNX file"),
+        ("a.pth", {"precision": "int8"}, "which takes fp32, fp16 or bf16"),
+        (
+            "a.pth",
+            {"precision": "fp32", "options": FP16},
+            "precision is 'fp32': options.precision is 'fp16': give one of them",
+        ),
+        ("a.engine", {"tf32": True}, "tf32 is True: a.engine is an engine, which takes mode"),
+        (
+            "a.engine",
+            {"device": "cpu"},
+            "device is 'cpu': a.engine is an engine, which runs on cud",
+        ),
+        ("a.onnx", {"tf32": "yes"}, "tf32 is 'yes': a.onnx is an ONNX file, which takes True or"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    error = _refusal(tmp_path, name, options)
+    assert isinstance(error, OptionError)
+    assert re.search(message, str(error)), error
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.ts", "a.onnx"])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_what_only_a_gpu_does(tmp_path: Path, name: str, device: str | None) -> None:
+    error = _refusal(tmp_path, name, {"tf32": True, "device": device})
+    assert isinstance(error, BackendUnavailableError)
+    assert str(error).startswith("tf32 needs a GPU, device is cpu: give --device cuda")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_not_given_is_nobodys_business_and_the_usual_fits_all(
+    tmp_path: Path, backend: str
+) -> None:
+    """An empty file is refused for being empty, whatever the usual options."""
+    name = "a" + BACKENDS[backend].suffixes[0]
+    for options in ({}, {"mode": "eager"}, {"mode": None, "provider": None, "threads": None}):
+        error = _refusal(tmp_path, name, options)
+        assert not isinstance(error, OptionError), error
+
+
+def test_a_config_that_is_not_there(shapes_dir: Path) -> None:
+    checkpoint = next(shapes_dir.glob("*faster*.pth"))
+    with pytest.raises(ConfigError, match=r"nowhere\.py"):
+        open_runner(checkpoint, config="nowhere.py")
+
+
+def test_precision_alone_is_enough(shapes_dir: Path) -> None:
+    checkpoint = next(shapes_dir.glob("*faster*.pth"))
+    with open_runner(checkpoint, precision="bf16") as runner:
+        assert runner.info.precision == "bf16"
+        assert runner.device == "cpu"
+        assert not runner.pastes_on_device
+
+
+def test_the_table_is_of_one_piece() -> None:
+    assert len(SUFFIXES) == sum(len(backend.suffixes) for backend in BACKENDS.values())
+    for backend in BACKENDS.values():
+        assert set(backend.options["mode"]) <= set(MODES)
+        assert set(backend.reasons).isdisjoint(backend.options["mode"])
+
+
+def test_files_come_before_options(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="does not exist"):
+        open_runner(tmp_path / "a.onnx", mode="banana")
