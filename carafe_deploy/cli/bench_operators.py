@@ -141,7 +141,8 @@ def _show(
                 line(console, f"  {name}: {reason}", style="yellow")
         for row in rows:
             if row in failures:
-                where = f"{row.workload}, {row.dtype} {row.layout}".rstrip()
+                kind = f"{row.dtype} {row.layout}".strip()
+                where = ", ".join(filter(None, (row.workload, kind)))
                 line(console, f"  {row.implementation}, {where}: {row.reason}", style="red")
     console.print()
     facts(

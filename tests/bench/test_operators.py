@@ -271,6 +271,31 @@ def test_what_breaks_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_failure(second)
 
 
+@pytest.mark.parametrize("where", ["jobs_of", "copy_of", "_peaks"])
+def test_what_no_implementation_is_to_blame_for_is_a_row_of_its_workload(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """As where an earlier kernel has taken the GPU down: inputs, copy, the machine's own limits."""
+    real, calls = getattr(operators, where), []
+
+    def broken(*arguments: Any) -> Any:
+        calls.append(arguments)
+        is_first_workload = where != "_peaks" and arguments[0] in (CARAFE, *sizes)
+        if is_first_workload or (where == "_peaks" and len(calls) > 1):
+            raise RuntimeError("CUDA error: misaligned address\nset X")
+        return real(*arguments)
+
+    sizes = {CARAFE.num_bytes(variant) for variant in CARAFE.variants()}
+    monkeypatch.setattr(operators, where, broken)
+    result = measure("carafe")
+    assert keys(result, "one")
+    assert result.copy_bytes_per_second > 0
+    failures = filter(is_failure, result.rows)
+    failed = [(row.workload, row.implementation, row.reason) for row in failures]
+    reason = "failed: RuntimeError: CUDA error: misaligned address"
+    assert failed == ([("two", "inputs and reference", reason)] if where != "_peaks" else [])
+
+
 def test_everybody_has_a_turn_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
