@@ -29,8 +29,9 @@ def numbers_for_tensors(traced: torch.jit.ScriptModule) -> None:
     :func:`check_portable` finds it.
     """
     for module in traced.modules():
-        for name in module._c._method_names():
-            _replace(module._c._get_method(name).graph)
+        methods: Any = module._c
+        for name in methods._method_names():
+            _replace(methods._get_method(name).graph)
 
 
 def _replace(graph: Any) -> None:
