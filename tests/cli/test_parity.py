@@ -253,7 +253,7 @@ def test_tf32_is_the_candidates(
 def test_config_needs_a_checkpoint(ts_file: Path) -> None:
     with (
         ExitStack() as stack,
-        pytest.raises(UsageError, match="does not fit: .* a TorchScript file"),
+        pytest.raises(UsageError, match="does not fit: "),
     ):
         open_pair(str(ts_file), str(ts_file), "cpu", Path("config.py"), stack)
 
