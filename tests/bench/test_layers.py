@@ -346,7 +346,7 @@ def test_launches_on_a_gpu_are_no_profile(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _open(files, "onnxruntime") as runner:
-        monkeypatch.setattr(runner, "_device", "cuda")
+        monkeypatch.setattr(runner, "_kind", "cuda")
         assert "times launches" in profile_layers(runner, _inputs(), runs=1).reason
 
 
