@@ -4,8 +4,8 @@ Usage: python ptx_alignment.py FILE.ptx ...
 
 Compilers join accesses: four neighbouring words become one of 16 bytes where the compiler believes
 that the address allows it. Where it is wrong, a GPU stops with "misaligned address" and nothing
-else shows it. nvcc 13.0 and 13.2 are wrong, up to compute capability 9.0, where a structure is
-copied through an address that a condition chose: it gets the alignment of the first candidate.
+else shows it. CUDA 12.9, 13.0 and 13.2 are wrong, up to compute capability 9.0, where a structure
+is copied through an address that a condition chose: it gets the alignment of the first candidate.
 
 So every integer register is followed through its kernel as a remainder, "r modulo m", m a power of
 two, plus multiples of unknown registers. Additions, products, shifts, masks and conversions keep
@@ -79,9 +79,14 @@ def constant(value: int) -> Known:
     return Known(MOST, value % MOST)
 
 
-def unknown(register: str) -> Known:
-    """What is in a register, whatever it is."""
-    return Known(MOST, 0, terms=((register, 1),))
+def named(value: Known, register: str) -> Known:
+    """A register's value: what is not known of it is its own term, the same wherever it is used."""
+    if value.modulus == MOST:
+        return value
+    return add(
+        Known(MOST, value.remainder, value.argument, value.terms),
+        Known(MOST, 0, terms=((register, value.modulus),)),
+    )
 
 
 def add(first: Known, second: Known) -> Known:
@@ -240,7 +245,7 @@ class Values:
         assignments = self.assignments[register]
         if len(assignments) == 1:
             value = self.assigned(assignments[0], register)
-            return unknown(register) if value == UNKNOWN else value
+            return None if value is None else named(value, register)
         after = before
         for instruction in assignments:
             value = self.assigned(instruction, register)
@@ -288,6 +293,8 @@ def _computed(name: str, values: Sequence[Known], sources: Sequence[str]) -> Kno
     match name:
         case "mov" | "cvta" | "cvt" | "shfl":
             return values[0]
+        case "add" if sources[0] == sources[1]:
+            return multiply(constant(2), values[0])
         case "add":
             return add(values[0], values[1])
         case "sub":

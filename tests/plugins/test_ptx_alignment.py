@@ -144,6 +144,17 @@ def kernel(*lines: str) -> str:
             "ld.shared.v4.b32 {%r8, %r9, %r10, %r11}, [%r7+256];",
         ],
         ["shl.b32 %r3, %r2, 2;", "sub.s32 %r4, %r3, %r3;", "st.shared.v4.u32 [%r4], {0, 0, 0, 0};"],
+        # Twice what is known to be even, a loop's variable too (NVRTC 12.9 writes so).
+        [
+            "mov.u32 %r3, %r2;",
+            "@%p1 mov.u32 %r3, 3;",
+            "shl.b32 %r4, %r3, 1;",
+            "add.s32 %r5, %r4, 8;",
+            "add.s32 %r6, %r5, %r5;",
+            "st.shared.u32 [%r6], 0;",
+            "add.s32 %r7, %r3, %r3;",
+            "st.shared.u16 [%r7], 0;",
+        ],
         # Loops that advance by multiples of the size.
         [
             "mov.u32 %r3, memory;",
@@ -233,6 +244,21 @@ def test_aligned(ptx: ModuleType, lines: list[str]) -> None:
                 "st.shared.v4.u32 [%r6], {0, 0, 0, 0};",
             ],
             "line 11 has shr.u32 %r4, %r2, 4",
+        ),
+        # Twice something odd; a variable before and after a change is not the same.
+        (
+            ["add.s32 %r3, %r2, 1;", "add.s32 %r4, %r3, %r3;", "st.shared.u32 [%r4], 0;"],
+            "line 9 has mov.u32 %r2, %tid.x",
+        ),
+        (
+            [
+                "mov.u32 %r3, %r2;",
+                "mov.u32 %r4, %r3;",
+                "add.s32 %r3, %r3, 1;",
+                "sub.s32 %r5, %r3, %r4;",
+                "st.shared.u16 [%r5], 0;",
+            ],
+            "line 9 has mov.u32 %r2, %tid.x",
         ),
         # Values from memory, shifts to the right, quotients that are not of arguments, floats.
         (
