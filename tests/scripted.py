@@ -57,6 +57,7 @@ class Scripted:
         self.closed = 0
         self.backend, self.info = runner.backend, runner.info
         self.inputs, self.outputs = runner.inputs, runner.outputs
+        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
 
     def _count(self) -> None:
         self.runs += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
+
+from carafe_deploy.runners._precision import float32_products
 
 __all__ = [
     "SETTLED",
@@ -135,19 +136,9 @@ def measured_flops(clock: Clock) -> float:
     side = SIDE[clock.device.type]
     left, right = (torch.randn(side, side, device=clock.device) for _ in range(2))
     out = torch.empty_like(left)
-    with _float32_products():
+    with float32_products():
         return 2 * side**3 / _fastest_s(clock, lambda: torch.matmul(left, right, out=out))
 
 
 def _fastest_s(clock: Clock, call: Callable[[], object]) -> float:
     return min(clock.turn(call, PEAK_CALLS, PEAK_SECONDS)) / 1e6
-
-
-@contextlib.contextmanager
-def _float32_products() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -35,6 +35,7 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.runners._memory import keep_freed_memory
+from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners._torch import resolve_device, torch_threads
 from carafe_deploy.tolerances import tolerance
 
@@ -118,7 +119,7 @@ def measure_operators(
     busy = busy_machine(load_facts())  # before anything of ours runs
     if device.type == "cpu":
         keep_freed_memory()  # as the runners do
-    with torch_threads(options.threads), torch.inference_mode():
+    with torch_threads(options.threads), float32_products(), torch.inference_mode():
         step("machine")
         clock = clock_of(device)
         bench = _Bench(options, clock)
