@@ -126,16 +126,12 @@ def detect(
         document.content["info"]["earlier_pictures"] = [picture.name for picture in earlier]
     atomic_write_text(json_path, json.dumps(document.content) + "\n")
     console = results_console(json_output)
+    left = [] if overwrite else earlier
     if json_output:
         print_json(document.content)
+        _show_earlier(console, left, output)
     else:
-        _show(console, document, json_path, artefact)
-    if earlier and not overwrite:
-        line(
-            console,
-            f"note: {plural(len(earlier), 'picture')} of earlier runs left in {output}/, "
-            f"{earlier[0].name} first: --overwrite removes what they listed",
-        )
+        _show(console, document, json_path, artefact, left)
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "
@@ -282,7 +278,22 @@ class _Document:
         self.rows.append((str(path), f"{width}×{height}", len(shown), counts))
 
 
-def _show(console: Console, document: _Document, json_path: Path, artefact: str) -> None:
+def _show_earlier(console: Console, left: Sequence[Path], output: Path) -> None:
+    if left:
+        line(
+            console,
+            f"note: {plural(len(left), 'picture')} of earlier runs left in {output}/, "
+            f"{left[0].name} first: --overwrite removes what they listed",
+        )
+
+
+def _show(
+    console: Console,
+    document: _Document,
+    json_path: Path,
+    artefact: str,
+    left: Sequence[Path],
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("image", overflow="fold")
     table.add_column("size", no_wrap=True, style="dim")
@@ -313,6 +324,7 @@ def _show(console: Console, document: _Document, json_path: Path, artefact: str)
             f"note: {plural(shrunk, 'image')} had to be made smaller than in training, since the "
             "artefact accepts no larger input: export with a larger --max-size",
         )
+    _show_earlier(console, left, json_path.parent)
     hint(
         console,
         shell("carafe-deploy", "eval", artefact, "--annotations", "instances.json")
