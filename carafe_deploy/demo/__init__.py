@@ -12,14 +12,9 @@ from carafe_deploy import __version__
 from carafe_deploy.data import data_path
 from carafe_deploy.demo.job import Job, Progress, Step, validation_images
 from carafe_deploy.demo.results import (
-    AP_LIMIT,
     BACKENDS,
     CHECKPOINTS,
-    FOUND_IOU,
-    FOUND_MASK_IOU,
-    FOUND_SCORE,
     MAGNIFICATION,
-    MATCHED_LIMIT,
     PARITY_IMAGES,
     PICTURES,
     BackendResult,
@@ -34,14 +29,9 @@ from carafe_deploy.pictures import contact_sheet, enlarge_image
 from carafe_deploy.runners._torch import torch_threads
 
 __all__ = [
-    "AP_LIMIT",
     "BACKENDS",
     "CHECKPOINTS",
-    "FOUND_IOU",
-    "FOUND_MASK_IOU",
-    "FOUND_SCORE",
     "MAGNIFICATION",
-    "MATCHED_LIMIT",
     "PARITY_IMAGES",
     "PICTURES",
     "BackendResult",

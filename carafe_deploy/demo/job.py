@@ -16,9 +16,6 @@ from carafe_deploy.coco import from_results, load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.demo.results import (
     BACKENDS,
-    FOUND_IOU,
-    FOUND_MASK_IOU,
-    FOUND_SCORE,
     MAGNIFICATION,
     PARITY_IMAGES,
     BackendResult,
@@ -34,6 +31,7 @@ from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import ParityReport, match_detections, run_parity
 from carafe_deploy.pictures import draw_enlarged
 from carafe_deploy.runners.base import Runner
+from carafe_deploy.tolerances import tolerance
 from carafe_deploy.types import ARCHITECTURES, Detections
 
 __all__ = ["Job", "Progress", "Step", "validation_images"]
@@ -285,9 +283,9 @@ class Job:
             match_detections(
                 recorded[image_id],
                 detections,
-                iou=FOUND_IOU,
-                score=FOUND_SCORE,
-                mask_iou=FOUND_MASK_IOU if masks else None,
+                iou=tolerance("detections", "iou").value,
+                score=tolerance("detections", "score").value,
+                mask_iou=tolerance("detections", "mask_iou").value if masks else None,
             )
             for image_id, detections in found.items()
         ]

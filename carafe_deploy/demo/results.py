@@ -14,16 +14,12 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.failures import Failure
 from carafe_deploy.parity import ParityReport
 from carafe_deploy.runners.base import TITLES
+from carafe_deploy.tolerances import tolerance
 
 __all__ = [
-    "AP_LIMIT",
     "BACKENDS",
     "CHECKPOINTS",
-    "FOUND_IOU",
-    "FOUND_MASK_IOU",
-    "FOUND_SCORE",
     "MAGNIFICATION",
-    "MATCHED_LIMIT",
     "PARITY_IMAGES",
     "PICTURES",
     "BackendResult",
@@ -38,12 +34,6 @@ CHECKPOINTS = (
     "shapes_faster_rcnn_carafe-2a9d7f44.pth",
     "shapes_mask_rcnn_carafe-fbec7e06.pth",
 )
-#: Largest accepted difference of an AP from mmdetection's.
-AP_LIMIT = 1e-3
-#: Smallest accepted share of mmdetection's detections that are found again ...
-MATCHED_LIMIT = 0.995
-#: ... which is: same class, IoU and mask IoU at least, and score within.
-FOUND_IOU, FOUND_MASK_IOU, FOUND_SCORE = 0.99, 0.98, 1e-3
 #: The first so many images are drawn.
 PICTURES = 5
 #: They have 0.02 megapixels, too few for names and scores.
@@ -64,7 +54,8 @@ class BackendResult(OneLine):
         backend: name of the runner.
         file: the artefact.
         numbers: its AP.
-        matched: detections recorded by mmdetection that were found again, see ``FOUND_IOU``.
+        matched: detections recorded by mmdetection that were found again, by the tolerances
+            of detections.
         recorded: how many mmdetection recorded.
         seconds: for one image, from reading its file to its encoded masks.
         parity: with PyTorch as reference; None for PyTorch itself, or where that failed.
@@ -142,8 +133,11 @@ class DetectorResult(OneLine):
 
     def agrees(self, backend: BackendResult) -> bool:
         """A backend has mmdetection's AP and finds its detections."""
-        found = backend.recorded > 0 and backend.matched >= MATCHED_LIMIT * backend.recorded
-        return found and self.deviation(backend) <= AP_LIMIT
+        return (
+            backend.recorded > 0
+            and tolerance("detections", "matched").accepts(backend.matched / backend.recorded)
+            and tolerance("ap", "ap").accepts(self.deviation(backend))
+        )
 
     @property
     def passed(self) -> bool:

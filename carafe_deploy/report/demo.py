@@ -6,12 +6,7 @@ import os
 from pathlib import Path
 
 from carafe_deploy.demo import (
-    AP_LIMIT,
     BACKENDS,
-    FOUND_IOU,
-    FOUND_MASK_IOU,
-    FOUND_SCORE,
-    MATCHED_LIMIT,
     PARITY_IMAGES,
     DemoResult,
     EngineResult,
@@ -21,6 +16,7 @@ from carafe_deploy.files import atomic_write_text
 from carafe_deploy.parity import LEVELS
 from carafe_deploy.report.markdown import markdown_table
 from carafe_deploy.report.parity import level_summary
+from carafe_deploy.tolerances import tolerance
 
 __all__ = ["NEXT", "demo_report", "engine_summary", "write_demo_report"]
 
@@ -68,11 +64,11 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         *_ap_table(result),
         "",
-        f"Limits: {AP_LIMIT:g} for each AP, {MATCHED_LIMIT:.1%} of "
-        "mmdetection's recorded detections found again (same class, IoU ≥ "
-        f"{FOUND_IOU:g}, score within "
-        f"{FOUND_SCORE:g}, mask IoU ≥ "
-        f"{FOUND_MASK_IOU:g}). Times are for a whole image, from its "
+        f"Limits: {tolerance('ap', 'ap').value:g} for each AP, "
+        f"{tolerance('detections', 'matched').value:.1%} of mmdetection's recorded detections "
+        f"found again (same class, IoU ≥ {tolerance('detections', 'iou').value:g}, score within "
+        f"{tolerance('detections', 'score').value:g}, mask IoU ≥ "
+        f"{tolerance('detections', 'mask_iou').value:g}). Times are for a whole image, from its "
         "file to its masks, in one PyTorch thread.",
         "",
         "## Parity with PyTorch",
