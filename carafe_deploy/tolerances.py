@@ -10,12 +10,14 @@ of ONNX Runtime against PyTorch over all 100 validation images of the small dete
 photograph at full size with seeded ResNet-50 weights; in half types that of PyTorch and ONNX
 Runtime in half against float32 PyTorch over 25 to 100 images, and in float16 over the photograph
 for all but whole detections. Seeded weights amplify rounding as trained ones do not.
+benchmarks/tolerances.py measures most of this again, and sees no worse.
 
 Limits of TF32 are float16's. Seen is with every factor of a convolution, linear layer or operator
 rounded to 10 bits of mantissa on the CPU: over 25 images of the small detectors, AP over all 100,
-and up to the proposals over the photograph. On an H100 the ResNet-50 detectors with seeded weights
-found 61 and 62 of 64 detections again with TF32 and moved boxes by up to 2.9 pixels, and all 64
-within 0.003 pixels without it: that is no float32, hence rows of its own.
+and up to the proposals over the photograph. On an H100 the ResNet-50 Mask R-CNN with seeded weights
+found 60 of 64 detections again with TF32 and moved boxes by up to 3.1 pixels, and all 64 within
+0.003 pixels without it (benchmarks/results/h100/onnxruntime.json): that is no float32, hence rows
+of its own.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ _STAGES: Mapping[str, _Row] = {
     "backbone": _row(
         "relative",
         "Rounding of every layer adds up; the largest is in C5, the deepest.",
-        fp32=(5e-5, 3.0e-6),
+        fp32=(5e-5, 3.2e-6),
         tf32=(2e-2, 4.6e-3),
         fp16=(2e-2, 4.2e-3),
         bf16=(1e-1, 2.3e-2),
@@ -127,17 +129,17 @@ _STAGES: Mapping[str, _Row] = {
     "pyramid": _row(
         "relative",
         "On laterals, reassembled maps and P2..P6: the backbone's error and a few layers more.",
-        fp32=(5e-5, 2.7e-6),
+        fp32=(5e-5, 3.5e-6),
         tf32=(2e-2, 3.5e-3),
-        fp16=(2e-2, 3.6e-3),
+        fp16=(2e-2, 4.4e-3),
         bf16=(1e-1, 2.2e-2),
     ),
     "encoder": _row(
         "relative",
         "Reassembly kernels before the softmax: two convolutions behind the laterals.",
-        fp32=(5e-5, 2.0e-6),
+        fp32=(5e-5, 2.2e-6),
         tf32=(2e-2, 3.4e-3),
-        fp16=(2e-2, 2.6e-3),
+        fp16=(2e-2, 3.2e-3),
         bf16=(1e-1, 1.3e-2),
     ),
     "rpn": _row(
@@ -151,7 +153,7 @@ _STAGES: Mapping[str, _Row] = {
     "proposals": _row(
         "matched",
         "NMS keeps another box where an overlap or the order of two scores hangs on a rounding.",
-        fp32=(0.995, 1.0),
+        fp32=(0.995, 0.9999),
         tf32=(0.95, 0.959),
         fp16=(0.95, 0.957),
         bf16=(0.85, 0.942),
@@ -161,7 +163,7 @@ _STAGES: Mapping[str, _Row] = {
         "relative",
         "Shift over the box's longer side up to which two proposals count as the same; pairs are "
         "sought no further, so in half types a few were seen right at the limit.",
-        fp32=(5e-4, 1.6e-5),
+        fp32=(5e-4, 1.9e-5),
         tf32=(2e-2, 1.9e-2),
         fp16=(2e-2, 1.8e-2),
         bf16=(1e-1, 1e-1),
@@ -235,7 +237,7 @@ _DETECTIONS: Mapping[str, _Row] = {
         "iou",
         "Up to here two detections are the same object, with the same mask; pairs are sought no "
         "further. Boxes differ by 2e-3 px in fp32, 2 px in fp16.",
-        fp32=(0.999, 0.99997),
+        fp32=(0.999, 0.99994),
         tf32=(0.95, 0.9978),
         fp16=(0.95, 0.975),
         bf16=(0.90, 0.902),
@@ -243,10 +245,10 @@ _DETECTIONS: Mapping[str, _Row] = {
     "score": _row(
         "absolute",
         "Softmax of the box head's logits; seeded weights give the largest.",
-        fp32=(1e-3, 6.4e-5),
+        fp32=(1e-3, 6.9e-5),
         tf32=(2e-2, 3.8e-3),
         fp16=(2e-2, 1.9e-2),
-        bf16=(1e-1, 5.6e-2),
+        bf16=(1e-1, 8.8e-2),
     ),
     "mask_iou": _row(
         "iou",
@@ -254,7 +256,7 @@ _DETECTIONS: Mapping[str, _Row] = {
         fp32=(0.98, 0.9995),
         tf32=(0.92, 0.9958),
         fp16=(0.92, 0.941),
-        bf16=(0.90, 0.952),
+        bf16=(0.90, 0.942),
     ),
     "matched": _row(
         "matched",
@@ -263,7 +265,7 @@ _DETECTIONS: Mapping[str, _Row] = {
         fp32=(0.999, 1.0),
         tf32=(0.95, 0.982),
         fp16=(0.95, 0.971),
-        bf16=(0.90, 0.967),
+        bf16=(0.90, 0.935),
         quantum=1e-3,
     ),
 }

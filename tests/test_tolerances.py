@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from carafe_deploy.tolerances import PRECISIONS, TOLERANCES, Tolerance, coarsest, tolerance
@@ -69,3 +72,16 @@ def test_tf32_is_coarser_than_float32_and_finer_than_half() -> None:
 def test_an_unknown_row_is_an_error() -> None:
     with pytest.raises(KeyError):
         tolerance("stages", "gradients")
+
+
+def test_what_was_measured_is_no_worse_than_what_the_table_calls_seen() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "tolerances.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    assert measured["images"] == 100
+    rows = {(row["level"], row["kind"], row["precision"]): row["seen"] for row in measured["rows"]}
+    assert {level for level, _, _ in rows} == {"operators", "stages", "detections", "ap"}
+    assert {precision for _, _, precision in rows} == {"fp32", "fp16", "bf16"}
+    for (level, kind, precision), value in rows.items():
+        limit = tolerance(level, kind, precision)
+        # The table has two digits.
+        assert _slack(limit, value) <= 1.05 * _slack(limit, limit.seen) + 1e-9, (level, kind)
