@@ -143,6 +143,8 @@ def run_steps(
                         tell(row)
                 time.sleep(_POLL)
         finally:
+            for one in running:  # all of them, before anything else can go wrong
+                _end(one.process)
             for one in running:
                 tell(_row(one, "failed", "interrupted"))
 
@@ -157,7 +159,8 @@ def _start(
         return Row(step.name, "not run", "the budget is spent: give more, or choose steps")
     if shutil.which(step.command[0], path=environment.get("PATH")) is None:
         return Row(step.name, "lacking", f"there is no {step.command[0]}")
-    log = (logs / f"{step.name.replace(' ', '-')}.log").open("w+", encoding="utf-8")
+    path = logs / f"{step.name.replace(' ', '-')}.log"
+    log = path.open("w+", encoding="utf-8", errors="replace")
     try:
         process = subprocess.Popen(
             step.command,

@@ -200,7 +200,10 @@ def check(output: Path, budget: float, names: list[str] | None, cmake: list[str]
     libraries, programs, is_prebuilt = places()
     building = [] if is_prebuilt else build_steps(cmake)
     wanted = chosen(names, [*building, *steps(output, libraries, programs)])
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be a folder of results: {error.strerror}") from error
     found, lacking = gpu()
     machine = {**found, "cuda_compiler": nvcc(), "prebuilt_libraries": is_prebuilt}
     record = Record(output, budget, machine)

@@ -129,7 +129,10 @@ def _check_options(
 ) -> None:
     """Refuse the first option that does not fit the artefact, the device or another option."""
     this = f"{path.name} is {backend.kind}"
-    if device == "cpu" and backend.device != "cpu":
+    if device is not None and (not isinstance(device, str) or not device):
+        raise OptionError("device", device, "give cpu, cuda or cuda:N")
+    place = (device or backend.device).partition(":")[0]
+    if place == "cpu" and backend.device != "cpu":
         raise OptionError("device", device, f"{this}, which runs on cuda or cuda:N")
     for option, value in given.items():
         if option == "mode" and value not in MODES:
@@ -140,15 +143,18 @@ def _check_options(
             )
         fitting = backend.options[option]
         if fitting and value not in fitting:
-            reason = backend.reasons.get(value, "")
+            reason = backend.reasons.get(value, "") if isinstance(value, str) else ""
             raise OptionError(option, value, f"{this}, which takes {_listed(fitting)}{reason}")
-        if (option, value) in _ON_A_GPU and (device or backend.device) == "cpu":
+        if place == "cpu" and (option, value) in _ON_A_GPU:
             named = option if value is True else f"{option} {value}"
             raise BackendUnavailableError(
                 f'{named} needs a GPU, device is cpu: give --device cuda (device="cuda")'
             )
-    if given.get("threads", 1) < 1:
+    threads = given.get("threads", 1)
+    if not isinstance(threads, int) or threads < 1:
         raise OptionError("threads", given["threads"], "give at least 1")
+    if "options" in given and not hasattr(given["options"], "precision"):
+        raise OptionError("options", given["options"], "give ExportOptions")
     if "precision" in given and "options" in given:
         other = given["options"].precision
         if given["precision"] != other:

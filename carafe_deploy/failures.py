@@ -63,7 +63,8 @@ def caught() -> Iterator[Outcome]:
 
 def failure_of(error: Exception) -> Failure:
     """The error as values; its traceback is logged, unless the machine just lacks something."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    # traceback itself copes with a message that raises.
+    text = _writable("".join(traceback.format_exception(error)))
     is_lacking = isinstance(error, (BackendUnavailableError, ModuleNotFoundError))
     if not isinstance(error, BackendUnavailableError):
         logging.getLogger(LOGGER).debug("%s", text.rstrip())
@@ -77,11 +78,20 @@ def failure_of(error: Exception) -> Failure:
 
 def first_line(error: Exception) -> str:
     """What went wrong, on one line; whole sentences where the error is one of ours."""
-    if isinstance(error, CarafeDeployError):
-        return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name} is not installed: pip install {error.name}"
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    try:
+        text = _writable(str(error))
+    except Exception:
+        text = "its message cannot be read"
+    if isinstance(error, CarafeDeployError):
+        return " ".join(text.split())
+    return ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
+
+
+def _writable(text: str) -> str:
+    """Without lone surrogates, which no file takes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _lost_gpu() -> str:

@@ -173,7 +173,11 @@ def as_images(images: Any) -> Iterator[Image]:
     """
     if isinstance(images, (str, os.PathLike)) or _is_pillow(images):
         images = [images]
-    elif isinstance(images, np.ndarray) and images.ndim != 4 and images.dtype != object:
+    elif (
+        isinstance(images, np.ndarray)
+        and images.ndim != 4
+        and (images.dtype != object or not images.ndim)
+    ):
         check_image(images)
         images = [images]
     elif isinstance(images, (Mapping, bytes, bytearray)) or not isinstance(images, Iterable):

@@ -67,7 +67,13 @@ def _detections_of(
     mask_threshold: float | None,
     paste: Paste,
 ) -> Detections:
-    count = int(outputs["num_dets"][row].item())
+    number, room = outputs["num_dets"][row].item(), outputs["det_boxes"].shape[1]
+    if not 0 <= number <= room:  # nor is NaN
+        raise ArtefactError(
+            f"the artefact returned num_dets {number} with room for {room} detections: "
+            "it is broken, export or build it again"
+        )
+    count = int(number)
     boxes = outputs["det_boxes"][row, :count].astype(np.float32)
     scores = outputs["det_scores"][row, :count].astype(np.float32)
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
@@ -79,6 +85,11 @@ def _detections_of(
     size = batch.original_sizes[row]
     masks = None
     if mask_threshold is not None:
+        if not np.isfinite(outputs["det_masks"][row, :count]).all():
+            raise ArtefactError(
+                "the artefact returned masks that are not finite: its precision overflows on this "
+                "image, export it with fp32 or bf16"
+            )
         masks = paste(outputs["det_masks"][row, :count], boxes, size, mask_threshold)
     return Detections(
         boxes=boxes,

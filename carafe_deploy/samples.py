@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.data import data_path
+from carafe_deploy.errors import ImageError
 from carafe_deploy.images import Image, load_image
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner
@@ -34,9 +35,14 @@ def telling_images(runner: Runner, count: int) -> Mapping[str, Image]:
         runner: of the detector; it runs once an image until there are enough.
         count: of images wanted.
 
+    Raises:
+        ImageError: ``count`` is below 1.
+
     Returns:
         By name, at most ``count``; where nothing is found in any, the first ``count`` there are.
     """
+    if count < 1:
+        raise ImageError(f"count is {count}: give at least 1")
     pipeline = Pipeline(runner)
     tried: dict[str, Image] = {}
     telling: dict[str, Image] = {}

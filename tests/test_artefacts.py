@@ -49,6 +49,12 @@ def _refusal(folder: Path, name: str, options: dict[str, Any]) -> CarafeDeployEr
         ("a.pth", {"threads": 2}, "threads is 2: a.pth is a checkpoint, which takes mode, tf32,"),
         ("a.engine", {"threads": 2}, "threads is 2: a.engine is an engine, which takes mode"),
         ("a.onnx", {"threads": 0}, "threads is 0: give at least 1"),
+        ("a.onnx", {"threads": 2.5}, "threads is 2.5: give at least 1"),
+        ("a.onnx", {"threads": "4"}, "threads is '4': give at least 1"),
+        ("a.onnx", {"tf32": []}, r"tf32 is \[\]: a.onnx is an ONNX file, which takes True or Fa"),
+        ("a.onnx", {"device": 0}, "device is 0: give cpu, cuda or cuda:N"),
+        ("a.onnx", {"device": ""}, "device is '': give cpu, cuda or cuda:N"),
+        ("a.pth", {"options": {}}, "options is {}: give ExportOptions"),
         ("a.ts", {"options": FP16}, "options is ExportOptions.*: a.ts is a TorchScript file"),
         ("a.onnx", {"precision": "fp16"}, "precision is 'fp16': a.onnx is an ONNX file"),
         ("a.pth", {"precision": "int8"}, "which takes fp32, fp16 or bf16"),
@@ -75,7 +81,7 @@ def test_what_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.ts", "a.onnx"])
-@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("device", [None, "cpu", "cpu:0"])
 def test_what_only_a_gpu_does(tmp_path: Path, name: str, device: str | None) -> None:
     error = _refusal(tmp_path, name, {"tf32": True, "device": device})
     assert isinstance(error, BackendUnavailableError)
@@ -87,7 +93,7 @@ def test_what_was_not_given_is_nobodys_business_and_the_usual_fits_all(
     tmp_path: Path, backend: str
 ) -> None:
     """An empty file is refused for being empty, whatever the usual options."""
-    name = "a" + BACKENDS[backend].suffixes[0]
+    name = "a" + next(suffix for suffix, kind in SUFFIXES.items() if kind == backend)
     for options in ({}, {"mode": "eager"}, {"mode": None, "provider": None, "threads": None}):
         error = _refusal(tmp_path, name, options)
         assert not isinstance(error, OptionError), error
@@ -108,7 +114,7 @@ def test_precision_alone_is_enough(shapes_dir: Path) -> None:
 
 
 def test_the_table_is_of_one_piece() -> None:
-    assert len(SUFFIXES) == sum(len(backend.suffixes) for backend in BACKENDS.values())
+    assert set(SUFFIXES.values()) == set(BACKENDS)
     for backend in BACKENDS.values():
         assert set(backend.options["mode"]) <= set(MODES)
         assert set(backend.reasons).isdisjoint(backend.options["mode"])

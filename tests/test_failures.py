@@ -79,3 +79,24 @@ def test_a_gpu_that_a_kernel_has_taken_down_is_named(
     assert failure_of(RuntimeError("x")) == Failure(
         "RuntimeError: x" + added * lost, "RuntimeError: x\n"
     )
+
+
+class _Mute(RuntimeError):
+    def __str__(self) -> str:
+        raise ValueError("no message")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (_Mute(), "_Mute: its message cannot be read"),
+        (RuntimeError("half \ud800 of a pair"), "RuntimeError: half \\ud800 of a pair"),
+        (RuntimeError(b"\xff", 3), "RuntimeError: (b'\\xff', 3)"),
+    ],
+)
+def test_odd_messages_end_nothing(error: Exception, reason: str) -> None:
+    with caught() as attempt:
+        raise error
+    assert attempt.failure is not None
+    assert attempt.failure.reason == reason
+    (attempt.failure.reason + attempt.failure.traceback).encode("utf-8")

@@ -165,3 +165,22 @@ def test_values_beyond_num_dets_may_be_anything():
     outputs = outputs_of(1)
     outputs["det_boxes"][0, 1:] = np.nan
     assert len(postprocess(outputs, batch_of((32, 32)))[0]) == 1
+
+
+@pytest.mark.parametrize("count", [-1, ROWS + 1, float("nan")])
+def test_a_number_of_detections_that_cannot_be_is_refused(count: float) -> None:
+    outputs = outputs_of(3)
+    outputs["num_dets"] = np.array([[count]])
+    with pytest.raises(ArtefactError, match=f"num_dets {count} with room for {ROWS} detections"):
+        postprocess(outputs, batch_of((10, 20)))
+
+
+@pytest.mark.parametrize(("row", "refused"), [(2, True), (3, False)])
+def test_masks_that_are_no_numbers_are_refused(row: int, refused: bool) -> None:
+    outputs = outputs_of(3, masks=True)
+    outputs["det_masks"][0, row, 4, 4] = np.nan
+    if not refused:  # padding
+        assert len(postprocess(outputs, batch_of((40, 40)), with_masks=True)[0].scores) == 3
+        return
+    with pytest.raises(ArtefactError, match="masks that are not finite"):
+        postprocess(outputs, batch_of((40, 40)), with_masks=True)

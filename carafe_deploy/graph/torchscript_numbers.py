@@ -16,7 +16,10 @@ from carafe_deploy.errors import ExportError
 
 __all__ = ["check_portable", "numbers_for_tensors"]
 
-#: Arithmetic of two numbers; the third argument, ``alpha``, is 1 in a trace.
+#: What the tracer makes of the numbers of Python. Other types are a program's own tensors, which
+#: compute by rules of their own.
+_TRACED = (torch.int64, torch.float64)
+#: Of two numbers, also where they stand for tensors.
 _ARITHMETIC = ("aten::add", "aten::sub", "aten::mul")
 #: A tensor without dimensions becomes a number, which it is already.
 _CONVERSIONS = ("aten::Int", "aten::Float", "aten::ScalarImplicit")
@@ -25,8 +28,8 @@ _CONVERSIONS = ("aten::Int", "aten::Float", "aten::ScalarImplicit")
 def numbers_for_tensors(traced: torch.jit.ScriptModule) -> None:
     """Replace tensors that stand for numbers, in place; results stay the same to the bit.
 
-    A tensor that is handed from one module to another, or to what takes tensors only, stays;
-    :func:`check_portable` finds it.
+    A tensor that is handed from one module to another, or to what takes tensors only, stays, as
+    does one that was none of the tracer's making; :func:`check_portable` finds it.
     """
     for module in traced.modules():
         methods: Any = module._c
@@ -45,7 +48,7 @@ def _replace(graph: Any) -> None:
             number = _constant(graph, node)
         elif kind == "prim::NumToTensor":
             number = node.inputsAt(0)
-        elif kind in _ARITHMETIC and None not in given[:2]:
+        elif kind in _ARITHMETIC and None not in given[:2] and _has_no_factor(node):
             number = _compute(graph, kind, given[:2])
         elif kind in _CONVERSIONS and given[0] is not None:
             node.output().replaceAllUsesWith(given[0])
@@ -70,7 +73,15 @@ def _constant(graph: Any, node: Any) -> Any:
     value = node.output().toIValue()  # not a tensor where the tracer made it of a number
     if not isinstance(value, torch.Tensor):
         return graph.insertConstant(value)
-    return graph.insertConstant(value.item()) if value.dim() == 0 else None
+    if value.dim() or value.dtype not in _TRACED:
+        return None
+    return graph.insertConstant(value.item())
+
+
+def _has_no_factor(node: Any) -> bool:
+    """There is no ``alpha``, the third argument of sums, or it is 1."""
+    inputs = list(node.inputs())
+    return len(inputs) < 3 or inputs[2].toIValue() == 1
 
 
 def _compute(graph: Any, kind: str, operands: list[Any]) -> Any:

@@ -7,6 +7,7 @@ asks for the other waits until no one holds them.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,11 +42,13 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
     Raises:
         CarafeDeployError: a thread that is inside asks for the other.
     """
-    _SETTINGS.hold(tf32)
+    settings = _SETTINGS
+    mine = settings.hold(tf32)
     try:
         yield
     finally:
-        _SETTINGS.release()
+        if settings is _SETTINGS:  # not in a fork from inside
+            settings.release(mine)
 
 
 class _Settings:
@@ -56,10 +59,11 @@ class _Settings:
         self._tf32 = False
         self._before: _Saved | None = None
 
-    def hold(self, tf32: bool) -> None:
-        depth = getattr(self._mine, "depth", 0)
+    def hold(self, tf32: bool) -> list[None]:
+        """What this thread holds, for :meth:`release`, whichever thread calls that."""
+        mine: list[None] = self._mine.__dict__.setdefault("held", [])
         with self._changed:
-            if depth and self._tf32 != tf32:
+            if mine and self._tf32 != tf32:
                 raise CarafeDeployError(
                     "a run with TF32 and one without are inside each other in one thread: run one "
                     "after the other"
@@ -69,11 +73,12 @@ class _Settings:
                 self._tf32, self._before = tf32, _Saved()
                 _set(tf32)
             self._holders += 1
-        self._mine.depth = depth + 1
+            mine.append(None)
+        return mine
 
-    def release(self) -> None:
+    def release(self, mine: list[None]) -> None:
         with self._changed:
-            self._mine.depth -= 1
+            mine.pop()
             self._holders -= 1
             if not self._holders:
                 assert self._before is not None
@@ -131,3 +136,14 @@ def _set_each(tf32: bool) -> None:
 
 
 _SETTINGS = _Settings()
+
+
+def _forked() -> None:
+    """Other threads are not in a fork, so nobody holds the settings there."""
+    global _SETTINGS
+    before, _SETTINGS = _SETTINGS, _Settings()
+    if before._holders and before._before is not None:
+        before._before.restore()
+
+
+os.register_at_fork(after_in_child=_forked)

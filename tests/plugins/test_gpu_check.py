@@ -82,6 +82,7 @@ def disappointed(error: Exception) -> Callable[[], dict[str, Any]]:
         (shell("a", "echo one; echo; exit 3"), "failed", "status 3: one"),
         (shell("a", "exit 3"), "failed", "status 3"),
         (shell("a", "echo bye >&2; kill -SEGV $$"), "failed", "died of SIGSEGV: bye"),
+        (shell("a", r"printf '\351\n'; exit 3"), "failed", "status 3: \N{REPLACEMENT CHARACTER}"),
         (shell("a", "exit 77"), "lacking", "it finds no GPU"),
         (Step("a", ("ncu-that-is-not-there",), 60), "lacking", "there is no ncu-that-is-not-there"),
         (shell("a", "exit 1", lacking="no harness"), "lacking", "no harness"),

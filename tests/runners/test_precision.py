@@ -5,7 +5,9 @@ What counts is a setting while a model runs, so models here write down the setti
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,3 +281,46 @@ def test_providers_that_cannot_be_told_take_no_fp32(
 def test_a_missing_file_is_still_a_missing_file(sessions: list[Any], tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="does not exist"):
         OnnxRuntimeRunner(tmp_path / "y.onnx", "cuda")
+
+
+def test_another_thread_may_close_what_one_has_opened() -> None:
+    before = torch.get_float32_matmul_precision()
+    held = float32_products()
+    opener = threading.Thread(target=held.__enter__)
+    opener.start()
+    opener.join()
+    held.__exit__(None, None, None)
+    with float32_products(tf32=True):  # nobody is waited for
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_fork_while_another_thread_holds_the_settings_is_free_of_them() -> None:
+    context = multiprocessing.get_context("fork")
+    before = torch.get_float32_matmul_precision()
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with float32_products(tf32=True):
+            inside.set()
+            done.wait(30)
+
+    def child(found: Any) -> None:
+        seen = [torch.get_float32_matmul_precision()]
+        with float32_products():
+            seen.append(torch.get_float32_matmul_precision())
+        found.put(seen)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(30)
+    found = context.SimpleQueue()
+    process = context.Process(target=child, args=(found,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks of programs with threads
+        process.start()
+    done.set()
+    holder.join()
+    process.join(30)
+    assert process.exitcode == 0
+    assert found.get() == [before, "highest"]
