@@ -94,6 +94,8 @@ def evaluate(
             :func:`evaluate_results`.
         BackendUnavailableError: pycocotools is not installed.
     """
+    if isinstance(classes, str):
+        raise AnnotationError(f"classes is {classes!r}: give the names of classes by label")
     annotations = load_annotations(ann_file, with_masks="segm" in iou_types)
     ids = category_ids(annotations, classes)
     results = [

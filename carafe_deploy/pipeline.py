@@ -94,9 +94,9 @@ class Pipeline:
         window: int | None = None,
     ) -> None:
         smallest, largest = runner.info.input.batch
-        if not 1 <= batch_size <= largest:
+        if not isinstance(batch_size, int) or not 1 <= batch_size <= largest:
             raise InputShapeError(
-                f"batch size {batch_size} is not within 1 to {largest}, which this artefact "
+                f"batch size {batch_size!r} is not within 1 to {largest}, which this artefact "
                 "accepts: choose another, or export with a dynamic batch"
             )
         self._runner = runner
@@ -110,6 +110,9 @@ class Pipeline:
             raise InputShapeError(
                 f"window {window} holds no batch of {self._batch_size}: choose at least as many"
             )
+
+    def __repr__(self) -> str:
+        return f"<Pipeline of {self._runner!r}, batch size {self._batch_size}>"
 
     def detect(self, images: GivenImage | Iterable[GivenImage]) -> list[Detections]:
         """Detect in any number of images.

@@ -524,3 +524,8 @@ class TestEvaluateRunner:
         assert set(found.numbers["bbox"].values()) == {None}
         assert found.objects == 0
         assert found.detections == sum(map(len, recorded)) == sum(map(len, detections.values()))
+
+
+def test_one_text_is_no_list_of_classes(tmp_path) -> None:
+    with pytest.raises(AnnotationError, match=r"classes is 'shapes': give the names of classes"):
+        evaluate({}, tmp_path / "none.json", "shapes")

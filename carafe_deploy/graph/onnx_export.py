@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -148,11 +149,29 @@ def export_operator_network(
         translate = _run_dynamo if exporter == "dynamo" else _run_torchscript
         model = translate(module, arguments, opset, **settings)
     _clean(model)
+    random = sorted({node.op_type for node in model.graph.node} & _RANDOM)
+    if random:
+        warnings.warn(
+            f"the exported network draws random numbers ({', '.join(random)}): no two of its runs "
+            "are alike, and none is like PyTorch's",
+            stacklevel=2,
+        )
     attach_function_bodies(model)
     _check(model)
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)
     return model
+
+
+#: Operators whose results differ from run to run.
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 
 
 # --- exporters -----------------------------------------------------------------------------------

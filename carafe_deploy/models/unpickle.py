@@ -104,7 +104,10 @@ def load_weights_only(path: Path) -> Any:
         raise CheckpointError(f"checkpoint {path} is empty: download or copy it again")
     kind = next((kind for pattern, kind in _FOREIGN if pattern.match(head)), None)
     if kind is not None:
-        raise CheckpointError(f"{path} is {kind}, not a checkpoint: download or copy it again")
+        remedy = "download or copy it again"
+        if kind == "an ONNX file":
+            remedy = f"rename it to {path.stem}.onnx, and it is taken for what it is"
+        raise CheckpointError(f"{path} is {kind}, not a checkpoint: {remedy}")
     try:
         # The list of safe globals is the process's, like its filters of warnings.
         with without_known_warnings(), safe_globals(_STAND_INS):
@@ -118,7 +121,8 @@ def _explain(path: Path, error: Exception) -> CheckpointError:
     message = str(error)
     if "TorchScript" in message:
         return CheckpointError(
-            f"{path} is a TorchScript file, not a checkpoint: give the .pth file"
+            f"{path} is a TorchScript file, not a checkpoint: rename it to {path.stem}.ts, and "
+            "it is taken for what it is"
         )
     detail = re.search(r"WeightsUnpickler error:\s*([^\n]*)", message)
     reason = detail.group(1) if detail else message

@@ -315,6 +315,8 @@ def compare_ap(
             raise AnnotationError(
                 f"{annotations} annotates no object in these images: choose others to compare AP"
             )
+        # Two zeros say that neither finds any object, whatever else they find.
+        compared = found and bool(ours or theirs)
         rows.append(
             ParityRow(
                 level="ap",
@@ -325,9 +327,13 @@ def compare_ap(
                 total=None,
                 tolerance=allowed.value,
                 measure=allowed.measure,
-                passed=allowed.accepts(abs(ours - theirs)) if found else None,
+                passed=allowed.accepts(abs(ours - theirs)) if compared else None,
                 note=f"{ours:.4f} and {theirs:.4f} on {results[0].images} images"
-                + ("" if found else ", in which neither artefact finds anything"),
+                + (
+                    ""
+                    if compared
+                    else ", in which neither artefact finds anything that is annotated"
+                ),
                 details={"reference": ours, "candidate": theirs},
             )
         )

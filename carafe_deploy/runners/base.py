@@ -159,3 +159,10 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
         raise InputShapeError(
             f"image_sizes is {sizes.dtype} {list(sizes.shape)}, expected float32 [{batch}, 2]"
         )
+    fits = (sizes >= 1) & (sizes <= (height, width))  # nor does NaN
+    if not fits.all():
+        wrong = int(np.flatnonzero(~fits.all(axis=1))[0])
+        raise InputShapeError(
+            f"image_sizes[{wrong}] is {sizes[wrong].tolist()}, expected height and width in pixels "
+            f"before padding, 1 to {height} and 1 to {width}"
+        )

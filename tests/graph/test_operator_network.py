@@ -96,6 +96,21 @@ def test_what_the_network_warns_of_is_shown(network: Network, tmp_path: Path) ->
         export_operator_network(network, (x,), tmp_path / "network.onnx", exporter="torchscript")
 
 
+class Noise(nn.Module):
+    """Another result in every run."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+
+@exporters
+def test_random_numbers_in_the_graph_are_named(tmp_path: Path, exporter: str) -> None:
+    with pytest.warns(UserWarning, match=r"draws random numbers \(RandomNormalLike\)"):
+        export_operator_network(
+            Noise(), (torch.zeros(1, 4),), tmp_path / "network.onnx", exporter=exporter
+        )
+
+
 SAID = (
     "`torch.jit.trace_method` is deprecated. Please switch to `torch.compile` or `torch.export`.",
     "`torch.jit.save` is deprecated. Please switch to `torch.export`.",
@@ -105,6 +120,8 @@ SAID = (
     "# The axis name: batch will not be used, since it shares the same shape constraints with",
     "Detected pickle protocol 4 in the checkpoint, which was not the default pickle protocol",
     "'torch.load' received a zip file that looks like a TorchScript archive dispatching to",
+    r"invalid escape sequence '\d'",
+    r'"\d" is an invalid escape sequence. Such sequences will not work in the future.',
     "TypedStorage is deprecated. It will be removed in the future and UntypedStorage will",
 )
 

@@ -378,6 +378,13 @@ def test_ap_of_two_that_find_nothing_is_no_success(
     report = run_parity(blind, blind, levels=("ap",), **data)
     assert [row.state for row in report.rows] == ["nothing compared"] * 2
     assert "in which neither artefact finds anything" in report.rows[0].note
+
+    def find_elsewhere(tensors: Tensors) -> None:
+        tensors["det_boxes"][..., 2:] = tensors["det_boxes"][..., :2] + 1
+
+    lost = Spoilt(reference, run=find_elsewhere)
+    report = run_parity(lost, lost, levels=("ap",), **data)
+    assert [row.state for row in report.rows] == ["nothing compared"] * 2
     # One that finds what the other does not is a difference.
     assert run_parity(reference, blind, levels=("ap",), **data).state == "failed"
 

@@ -81,6 +81,9 @@ def test_every_backend_runs_its_own_operators(files: dict[str, Path], backend: s
         ({"images": np.zeros((2, 3, 64, 128), np.float32)}, "batch 2, this .* exactly 1"),
         ({"image_sizes": np.zeros((1, 3), np.float32)}, r"expected float32 \[1, 2\]"),
         ({"image_sizes": np.zeros((1, 2))}, r"image_sizes is float64 \[1, 2\]"),
+        ({"image_sizes": np.array([[0, 9]], np.float32)}, r"image_sizes\[0\] is \[0.0, 9.0\], exp"),
+        ({"image_sizes": np.array([[9999, 9]], np.float32)}, r"1 to \d+ and 1 to \d+"),
+        ({"image_sizes": np.array([[9, np.nan]], np.float32)}, r"is \[9.0, nan\], expected height"),
     ],
 )
 @pytest.mark.parametrize("backend", ["torchscript", "onnxruntime"])
