@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -52,8 +53,9 @@ def data_dir() -> Path:
     return TESTS / "data"
 
 
+@functools.cache
 def _no_gpu_reason() -> str | None:
-    """Why tests marked ``gpu`` cannot run here, or None where they can."""
+    """Why tests marked ``gpu`` cannot run here, or None where they can; asked before any test."""
     try:
         import torch
     except ImportError:
@@ -89,7 +91,7 @@ def pytest_runtest_makereport(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu``, saying why, on a machine that cannot run them."""
     gpu_items = [item for item in items if "gpu" in item.keywords]
-    reason = _no_gpu_reason() if gpu_items else None
+    reason = _no_gpu_reason()
     if reason is not None:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason=f"{reason}; `make gpu-check` runs this on one"))
