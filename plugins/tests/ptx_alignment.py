@@ -304,8 +304,8 @@ class Values:
         sources = _sources(instruction)
         if not sources:
             return UNKNOWN
-        # The high part, a predicate.
-        if re.match(r"[{(]?([^,|}]*)", instruction.operands[0])[1] != register:
+        first, *others = re.split(r"[,|]", instruction.operands[0].strip("{}"))
+        if register != first or register in others:  # the high part, a predicate
             return UNKNOWN
         values = [self.operand(source) for source in sources]
         present = [value for value in values if value is not None]
