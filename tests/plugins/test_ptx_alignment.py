@@ -341,10 +341,6 @@ def test_aligned(ptx: ModuleType, lines: list[str]) -> None:
             )
             for kind in (".rn.bf16x2", ".f16x2", ".u16x2", ".s16x2")
         ),
-        (
-            ["shl.b32 %r3, 1, 1;", "st.shared.v2.u32 [%r3], {0, 0};"],
-            "line 10 has shl.b32 %r3, 1, 1",
-        ),
         # Directives that no semicolon ends stand before an instruction.
         ([".loc 1 10 5", "st.shared.v2.u32 [memory+4], {0, 0};"], "its own offset"),
         (
@@ -464,7 +460,6 @@ def test_misaligned(ptx: ModuleType, lines: list[str], cause: str) -> None:
         ("cp.async.cg.shared.global [memory+4], [%rd1], 16;", 1),
         ("cp.async.cg.shared::cta.global.L2::128B [memory], [%rd1+8], 16;", 1),
         ("cp.async.ca.shared.global [memory+4], [%rd1+4], 8, %r1;", 2),
-        ("{ .shared .align 4 .b8 s[16]; ld.shared.v4.u32 {%r3, %r4, %r5, %r6}, [s]; }", 1),
     ],
 )
 def test_both_addresses_of_a_copy(ptx: ModuleType, line: str, wrong: int) -> None:
