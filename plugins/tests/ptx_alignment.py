@@ -34,7 +34,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptx_text import Flow, Instruction, Kernel, NotUnderstoodError, kernels, registers
+from ptx_text import (
+    Flow,
+    Instruction,
+    Kernel,
+    NotUnderstoodError,
+    accessed,
+    integer,
+    kernels,
+    of_parameters,
+    registers,
+)
 
 #: Of the kernels, without suffix.
 SOURCES = sorted(path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
@@ -191,15 +201,6 @@ _NOT_FOLLOWED = re.compile(r"b?f\d+|tf32|\w+x\d+|sat|hi|cc|pred|pack")
 
 
 @functools.cache
-def _integer(operand: str) -> int | None:
-    digits = operand.removesuffix("U")
-    if not re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)", digits):
-        return None
-    octal = re.fullmatch(r"(-?)0(\d+)", digits)
-    return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
-
-
-@functools.cache
 def _sources(instruction: Instruction) -> list[str]:
     """Operands that its result depends on, where it is followed."""
     name, *kinds = instruction.parts
@@ -273,7 +274,7 @@ class Values:
 
     def operand(self, text: str) -> Known | None:
         """None of a register that nothing has reached yet."""
-        number = _integer(text)
+        number = integer(text)
         if number is not None:
             return constant(number)
         if text in self.assignments:
@@ -299,7 +300,7 @@ class Values:
     def assigned(self, instruction: Instruction, register: str) -> Known | None:
         """What it makes of a register; None where nothing has reached its operands yet."""
         name = instruction.parts[0]
-        if name == "ld" and _of_parameters(instruction):
+        if name == "ld" and of_parameters(instruction):
             return ARGUMENT if self._of_kernel(instruction.operands[1]) else UNKNOWN
         sources = _sources(instruction)
         if not sources:
@@ -335,7 +336,7 @@ def _computed(name: str, values: Sequence[Known], sources: Sequence[str]) -> Kno
         case "mad" | "mad24":
             return add(multiply(values[0], values[1]), values[2])
         case "shl":
-            return shift_left(values[0], values[1], _integer(sources[1]))
+            return shift_left(values[0], values[1], integer(sources[1]))
         case "and":
             return bit_and(values[0], values[1])
         case "or" | "xor":
@@ -376,52 +377,6 @@ class Access:
         )
 
 
-def _of_parameters(instruction: Instruction) -> bool:
-    return any(part.partition("::")[0] == "param" for part in instruction.parts)
-
-
-def _size(instruction: Instruction) -> int:
-    elements = [re.fullmatch(r"[busf]f?(\d+)(?:x(\d))?", part) for part in instruction.parts]
-    sizes = [int(match[1]) * int(match[2] or 1) for match in elements if match]
-    vectors = [int(part[1:]) for part in instruction.parts if re.fullmatch(r"v\d", part)]
-    if not sizes:
-        raise NotUnderstoodError(instruction.line, instruction.text)
-    return sizes[-1] // 8 * (vectors[0] if vectors else 1)
-
-
-def _accessed(instruction: Instruction) -> list[tuple[str, int]]:
-    """Addresses, each with its bytes.
-
-    Raises:
-        NotUnderstoodError: it is not known what the instruction accesses.
-    """
-    name, *kinds = instruction.parts
-    addresses = [text for text in instruction.operands if text.startswith("[")]
-    match name:
-        case "ld" | "st" if _of_parameters(instruction):
-            return []
-        case "ld" | "ldu" | "st" | "atom" | "red" if len(addresses) == 1 and not (
-            {"async", "bulk"} & set(kinds)
-        ):
-            return [(addresses[0], _size(instruction))]
-        case "cp" if kinds[:1] == ["async"] and kinds[1:2] in (["ca"], ["cg"]):
-            size = _integer(instruction.operands[2])
-            if len(addresses) == 2 and size in (4, 8, 16):
-                return [(address, size) for address in addresses]
-        case "prefetch" | "prefetchu":  # of whole lines
-            return []
-        case _ if not addresses and name not in _OF_MEMORY:
-            return []
-    if name == "cp" and kinds[1:] in _WAITING:
-        return []
-    raise NotUnderstoodError(instruction.line, instruction.text)
-
-
-#: Whatever operands they have.
-_OF_MEMORY = ("ld", "ldu", "st", "atom", "red", "cp", "wgmma", "tcgen05", "tex", "suld", "sust")
-_WAITING = (["commit_group"], ["wait_group"], ["wait_all"])
-
-
 def accesses(text: str) -> Iterator[Access]:
     """All loads and stores of a PTX module but those of parameters.
 
@@ -432,7 +387,7 @@ def accesses(text: str) -> Iterator[Access]:
         found = [
             (number, address, size)
             for number, instruction in enumerate(kernel.instructions)
-            for address, size in _accessed(instruction)
+            for address, size in accessed(instruction)
         ]
         values = Values(kernel, ((number, operand) for number, operand, _ in found))
         for number, operand, size in found:

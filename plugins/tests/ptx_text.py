@@ -100,6 +100,61 @@ def registers(operand: str) -> list[str]:
     return re.findall(r"%[\w.$]+", operand)
 
 
+@functools.cache
+def integer(operand: str) -> int | None:
+    digits = operand.removesuffix("U")
+    if not re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)", digits):
+        return None
+    octal = re.fullmatch(r"(-?)0(\d+)", digits)
+    return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
+
+
+#: Whatever operands they have.
+_OF_MEMORY = ("ld", "ldu", "st", "atom", "red", "cp", "wgmma", "tcgen05", "tex", "suld", "sust")
+_WAITING = (["commit_group"], ["wait_group"], ["wait_all"])
+
+
+def of_parameters(instruction: Instruction) -> bool:
+    return any(part.partition("::")[0] == "param" for part in instruction.parts)
+
+
+def _size(instruction: Instruction) -> int:
+    elements = [re.fullmatch(r"[busf]f?(\d+)(?:x(\d))?", part) for part in instruction.parts]
+    sizes = [int(match[1]) * int(match[2] or 1) for match in elements if match]
+    vectors = [int(part[1:]) for part in instruction.parts if re.fullmatch(r"v\d", part)]
+    if not sizes:
+        raise NotUnderstoodError(instruction.line, instruction.text)
+    return sizes[-1] // 8 * (vectors[0] if vectors else 1)
+
+
+def accessed(instruction: Instruction) -> list[tuple[str, int]]:
+    """Addresses, each with its bytes.
+
+    Raises:
+        NotUnderstoodError: it is not known what the instruction accesses.
+    """
+    name, *kinds = instruction.parts
+    addresses = [text for text in instruction.operands if text.startswith("[")]
+    match name:
+        case "ld" | "st" if of_parameters(instruction):
+            return []
+        case "ld" | "ldu" | "st" | "atom" | "red" if len(addresses) == 1 and not (
+            {"async", "bulk"} & set(kinds)
+        ):
+            return [(addresses[0], _size(instruction))]
+        case "cp" if kinds[:1] == ["async"] and kinds[1:2] in (["ca"], ["cg"]):
+            size = integer(instruction.operands[2])
+            if len(addresses) == 2 and size in (4, 8, 16):
+                return [(address, size) for address in addresses]
+        case "prefetch" | "prefetchu":  # of whole lines
+            return []
+        case _ if not addresses and name not in _OF_MEMORY:
+            return []
+    if name == "cp" and kinds[1:] in _WAITING:
+        return []
+    raise NotUnderstoodError(instruction.line, instruction.text)
+
+
 def kernels(text: str) -> list[Kernel]:
     """All kernels and functions of a PTX module.
 
