@@ -13,8 +13,13 @@ what is known of them; where a `selp`, `min` or `max`, or several assignments (P
 values, what they have in common remains. Each load and store of shared, global, local and generic
 memory, vectors and single values alike, must then have an address that is a multiple of its size.
 Arguments of kernels, and products with them, count as multiples of whatever is needed: the host
-checks pointers and pitches before a launch. Whatever is loaded from memory, and what a thread asks
-of the hardware, counts as unknown.
+checks pointers and pitches before a launch. Whatever is loaded from memory, what a function is
+given or returns, and what a thread asks of the hardware, counts as unknown. The parts of an address
+in an unknown register may cancel or add up only where each is assigned once, before every use:
+otherwise a loop may bring them from an earlier turn.
+
+Of instructions that access memory, loads, stores, atomic ones and cp.async are known; any other,
+such as ldmatrix or an mbarrier's, and what is no PTX, is an error, "not understood".
 """
 
 from __future__ import annotations
@@ -29,7 +34,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptx_text import Instruction, Kernel, kernels
+from ptx_text import (
+    Flow,
+    Instruction,
+    Kernel,
+    NotUnderstoodError,
+    accessed,
+    integer,
+    kernels,
+    of_parameters,
+    registers,
+)
 
 #: Of the kernels, without suffix.
 SOURCES = sorted(path.stem for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
@@ -167,8 +182,8 @@ def bit_or(first: Known, second: Known, *, exclusive: bool = False) -> Known:
 
 
 def shift_left(value: Known, count: Known, by: int | None) -> Known:
-    if by is not None:
-        return multiply(value, constant(1 << min(by, MOST)))
+    if by is not None:  # a negative count is a large one
+        return multiply(value, constant(1 << min(by % (1 << 32), MOST)))
     flat = value.flat()
     return Known(math.gcd(flat.modulus, flat.remainder), 0, value.argument or count.argument)
 
@@ -182,20 +197,7 @@ _FOLLOWED = (
     *("and", "or", "xor", "not", "div", *_JOINING),
 )
 #: Floating point, or bits that are not the low ones.
-_NOT_FOLLOWED = re.compile(r"f\d+|bf\d+|f16x2|sat|hi|cc|pred")
-
-
-def _registers(operand: str) -> list[str]:
-    return re.findall(r"%[\w.$]+", operand)
-
-
-@functools.cache
-def _integer(operand: str) -> int | None:
-    digits = operand.removesuffix("U")
-    if not re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|\d+)", digits):
-        return None
-    octal = re.fullmatch(r"(-?)0(\d+)", digits)
-    return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
+_NOT_FOLLOWED = re.compile(r"b?f\d+|tf32|\w+x\d+|sat|hi|cc|pred|pack")
 
 
 @functools.cache
@@ -207,30 +209,47 @@ def _sources(instruction: Instruction) -> list[str]:
     sources = instruction.operands[1:]
     if name == "mov" and sources[0].startswith("{"):
         return [sources[0].strip("{}").partition(",")[0]]  # the low part
-    return sources[:2] if name in _JOINING else sources
+    if name in _JOINING:
+        return [*sources[:2], "0"] if "relu" in kinds else sources[:2]
+    return sources
 
 
 class Values:
     """What is known of a kernel's registers over all their assignments, of those that addresses
-    need."""
+    need.
 
-    def __init__(self, kernel: Kernel, addresses: Iterable[str]) -> None:
+    Args:
+        addresses: operands, each with its instruction's number.
+    """
+
+    def __init__(self, kernel: Kernel, addresses: Iterable[tuple[int, str]]) -> None:
         self.kernel = kernel
         self.known: dict[str, Known] = {}
         self.assignments: dict[str, list[Instruction]] = {}
-        for instruction in kernel.instructions:
+        numbers: dict[str, list[int]] = {}
+        for number, instruction in enumerate(kernel.instructions):
             for register in instruction.results:
                 self.assignments.setdefault(register, []).append(instruction)
-        queue = [register for operand in addresses for register in _registers(operand)]
-        needed: set[str] = set()
+                numbers.setdefault(register, []).append(number)
+        queue = [(number, register) for number, text in addresses for register in registers(text)]
+        uses: dict[str, list[int]] = {}
         while queue:
-            register = queue.pop()
-            if register not in needed:
-                needed.add(register)
-                for instruction in self.assignments.get(register, ()):
-                    for source in _sources(instruction):
-                        queue += _registers(source)
-        in_order = [register for register in self.assignments if register in needed]
+            use, register = queue.pop()
+            if register not in uses:
+                for number in numbers.get(register, ()):
+                    for source in _sources(kernel.instructions[number]):
+                        queue += [(number, name) for name in registers(source)]
+            uses.setdefault(register, []).append(use)
+        flow = Flow(kernel)
+        #: Assigned once, before every use: a name stands for one value wherever it is used.
+        self.single = {
+            register
+            for register, (first, *others) in numbers.items()
+            if not others
+            and not kernel.instructions[first].predicated
+            and all(flow.precedes(first, use) for use in uses.get(register, ()))
+        }
+        in_order = [register for register in self.assignments if register in uses]
         changed = True
         while changed:
             changed = False
@@ -243,25 +262,25 @@ class Values:
 
     def _merged(self, register: str, before: Known | None) -> Known | None:
         assignments = self.assignments[register]
-        if len(assignments) == 1:
+        if register in self.single:
             value = self.assigned(assignments[0], register)
             return None if value is None else named(value, register)
         after = before
         for instruction in assignments:
             value = self.assigned(instruction, register)
             if value is not None:
-                after = value if after is None else join(after, value)
+                after = value.flat() if after is None else join(after, value.flat())
         return after
 
     def operand(self, text: str) -> Known | None:
         """None of a register that nothing has reached yet."""
-        number = _integer(text)
+        number = integer(text)
         if number is not None:
             return constant(number)
-        if text in self.kernel.symbols:
-            return Known(min(self.kernel.symbols[text], MOST), 0)
         if text in self.assignments:
             return self.known.get(text)
+        if text in self.kernel.symbols:
+            return Known(min(self.kernel.symbols[text], MOST), 0)
         return UNKNOWN  # of the hardware
 
     def address(self, operand: str) -> Known:
@@ -272,15 +291,22 @@ class Values:
             total = add(total, negative(value) if sign == "-" else value)
         return total
 
+    def _of_kernel(self, address: str) -> bool:
+        """Whether an address in the space of parameters is one of the kernel's own parameters."""
+        if address.startswith("[%"):  # of a call's parameters none is had
+            return bool(self.kernel.parameters) and not self.kernel.calls
+        return re.split(r"[\[\]+]", address)[1] in self.kernel.parameters
+
     def assigned(self, instruction: Instruction, register: str) -> Known | None:
         """What it makes of a register; None where nothing has reached its operands yet."""
-        name, *kinds = instruction.parts
-        if name == "ld" and "param" in kinds:
-            return ARGUMENT
+        name = instruction.parts[0]
+        if name == "ld" and of_parameters(instruction):
+            return ARGUMENT if self._of_kernel(instruction.operands[1]) else UNKNOWN
         sources = _sources(instruction)
         if not sources:
             return UNKNOWN
-        if instruction.results[0] != register:  # the high part, a predicate
+        first, *others = re.split(r"[,|]", instruction.operands[0].strip("{}"))
+        if register != first or register in others:  # the high part, a predicate
             return UNKNOWN
         values = [self.operand(source) for source in sources]
         present = [value for value in values if value is not None]
@@ -291,8 +317,10 @@ class Values:
 
 def _computed(name: str, values: Sequence[Known], sources: Sequence[str]) -> Known:
     match name:
-        case "mov" | "cvta" | "cvt" | "shfl":
+        case "mov" | "cvta" | "cvt":
             return values[0]
+        case "shfl":
+            return values[0].flat()  # of another thread
         case "add" if sources[0] == sources[1]:
             return multiply(constant(2), values[0])
         case "add":
@@ -308,7 +336,7 @@ def _computed(name: str, values: Sequence[Known], sources: Sequence[str]) -> Kno
         case "mad" | "mad24":
             return add(multiply(values[0], values[1]), values[2])
         case "shl":
-            return shift_left(values[0], values[1], _integer(sources[1]))
+            return shift_left(values[0], values[1], integer(sources[1]))
         case "and":
             return bit_and(values[0], values[1])
         case "or" | "xor":
@@ -349,24 +377,21 @@ class Access:
         )
 
 
-def _size(parts: Sequence[str]) -> int:
-    sizes = [int(match[1]) for part in parts if (match := re.fullmatch(r"[busf]f?(\d+)", part))]
-    vectors = [int(match[1]) for part in parts if (match := re.fullmatch(r"v(\d)", part))]
-    return sizes[-1] // 8 * (vectors[0] if vectors else 1)
-
-
 def accesses(text: str) -> Iterator[Access]:
-    """All loads and stores of a PTX module but those of parameters."""
+    """All loads and stores of a PTX module but those of parameters.
+
+    Raises:
+        NotUnderstoodError: it has a statement, or an access, that is not known.
+    """
     for kernel in kernels(text):
         found = [
-            (instruction, next(text for text in instruction.operands if text.startswith("[")))
-            for instruction in kernel.instructions
-            if instruction.parts[0] in ("ld", "ldu", "st", "atom", "red")
-            and "param" not in instruction.parts
+            (number, address, size)
+            for number, instruction in enumerate(kernel.instructions)
+            for address, size in accessed(instruction)
         ]
-        values = Values(kernel, (operand for _, operand in found))
-        for instruction, operand in found:
-            size, address = _size(instruction.parts), values.address(operand)
+        values = Values(kernel, ((number, operand) for number, operand, _ in found))
+        for number, operand, size in found:
+            instruction, address = kernel.instructions[number], values.address(operand)
             vector = any(re.fullmatch(r"v\d", part) for part in instruction.parts)
             cause = "" if address.is_multiple_of(size) else _cause(values, operand, size)
             yield Access(kernel.name, instruction, size, vector, address, cause)
@@ -380,9 +405,9 @@ def misaligned(text: str) -> list[Access]:
 def _cause(values: Values, operand: str, size: int) -> str:
     """Goes back from an address to where alignment is lost."""
     seen: set[str] = set()
-    registers = _registers(operand)
-    while registers:
-        register = registers.pop(0)
+    queue = registers(operand)
+    while queue:
+        register = queue.pop(0)
         if register in seen or values.known.get(register, UNKNOWN).is_multiple_of(size):
             continue
         seen.add(register)
@@ -393,7 +418,7 @@ def _cause(values: Values, operand: str, size: int) -> str:
             return f"{register}, assigned in lines {lines}, is {' or '.join(sorted(joined))}"
         for instruction in assigned:
             sources = _sources(instruction)
-            before = [register for source in sources for register in _registers(source)]
+            before = [register for source in sources for register in registers(source)]
             sides = {str(values.operand(source)) for source in sources}
             if sources and instruction.parts[0] in _JOINING and len(sides) > 1:
                 joins = " and ".join(sorted(sides))
@@ -406,7 +431,7 @@ def _cause(values: Values, operand: str, size: int) -> str:
             ]
             if not lost:
                 return f"line {instruction.line} has {instruction.text}"
-            registers += lost
+            queue += lost
     return "its own offset"
 
 
@@ -441,10 +466,15 @@ def of_build(build: Path) -> dict[tuple[str, int], Path]:
 
 
 def report(paths: Iterable[Path]) -> tuple[list[str], list[str]]:
-    """A line a file, and a line a misaligned access."""
+    """A line a file, and a line a misaligned access, or what of the file is not understood."""
     lines, problems = [], []
     for path in paths:
-        found = list(accesses(path.read_text()))
+        try:
+            found = list(accesses(path.read_text()))
+        except NotUnderstoodError as error:
+            lines.append(f"{path.name}: not read")
+            problems.append(f"{path.name}: {error}")
+            continue
         vectors = sum(access.vector for access in found)
         wrong = [access for access in found if not access.aligned]
         counts = f"{len(found)} accesses, {vectors} of them vectors, {len(wrong)} misaligned"

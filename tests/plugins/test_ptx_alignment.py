@@ -163,6 +163,28 @@ def kernel(*lines: str) -> str:
             "add.s32 %r3, %r3, 32;",
             "@%p1 bra $L_1;",
         ],
+        # A value of the same turn.
+        [
+            "$L_1:",
+            "ld.global.u32 %r3, [%rd1];",
+            "@%p1 bra $L_2;",
+            "mov.u32 %r5, %r3;",
+            "sub.s32 %r4, %r3, %r5;",
+            "st.shared.v4.u32 [%r4], {0, 0, 0, 0};",
+            "$L_2:",
+            "@%p2 bra $L_1;",
+        ],
+        # Counts of shifts are unsigned: nothing is left.
+        ["shl.b32 %r3, %r2, -1;", "st.shared.v4.u32 [%r3], {0, 0, 0, 0};"],
+        # Arguments at an address that was computed; blocks whose registers have the same name.
+        ["mov.b64 %rd3, p;", "ld.param.u64 %rd4, [%rd3+8];", "st.global.v2.u32 [%rd4], {0, 0};"],
+        [
+            "{ .reg .b32 t; mov.b32 t, 4; st.shared.u32 [t], 0; }",
+            "{ .reg .b32 t; mov.b32 t, 16; st.shared.v4.u32 [t], {0, 0, 0, 0}; }",
+        ],
+        ["red.global.add.noftz.f16x2 [%rd1+4], %r1;"],
+        ["cp.async.commit_group;", "cp.async.wait_group 0;", "prefetch.global.L2 [%rd1+4];"],
+        ["cp.async.ca.shared.global [memory+8], [%rd1+24], 8, 4;"],
         # Candidates that agree, words put together, one value a thread.
         ["min.s32 %r3, 16, 48;", "st.shared.v4.u32 [%r3], {0, 0, 0, 0};"],
         ["mov.b64 %rd3, {%r1, %r2};", "st.shared.v4.u32 [%rd3], {0, 0, 0, 0};"],
@@ -287,13 +309,222 @@ def test_aligned(ptx: ModuleType, lines: list[str]) -> None:
             ["mov.b64 {%r3, %r4}, %rd1;", "st.shared.v2.u32 [%r4], {0, 0};"],
             "line 10 has mov.b64 {%r3, %r4}, %rd1",
         ),
+        (
+            ["mov.b64 {_, %r3}, %rd1;", "st.shared.v2.u32 [%r3], {0, 0};"],
+            "line 10 has mov.b64 {_, %r3}, %rd1",
+        ),
+        (
+            ["mov.b64 {%r3, %r3}, %rd1;", "st.shared.v2.u32 [%r3], {0, 0};"],
+            "line 10 has mov.b64 {%r3, %r3}, %rd1",
+        ),
+        # Another thread's value, one that may be cut off to 0, sums of halves.
+        (
+            [
+                "shfl.sync.idx.b32 %r3|%p1, %r2, 0, 31, -1;",
+                "sub.s32 %r4, %r3, %r2;",
+                "st.shared.v2.u32 [%r4], {0, 0};",
+            ],
+            "line 9 has mov.u32 %r2, %tid.x",
+        ),
+        (
+            [
+                "mad.lo.s32 %r3, %r2, 16, 12;",
+                "min.s32.relu %r4, %r3, %r3;",
+                "st.shared.v4.u32 [%r4+4], {0, 0, 0, 0};",
+            ],
+            "line 11 has min.s32.relu %r4, %r3, %r3, which joins 0 modulo 64 and 12 modulo 16",
+        ),
+        *(
+            (
+                [f"add{kind} %r3, 16, 16;", "st.shared.v4.u32 [%r3], {0, 0, 0, 0};"],
+                f"line 10 has add{kind} %r3, 16, 16",
+            )
+            for kind in (".rn.bf16x2", ".f16x2", ".u16x2", ".s16x2")
+        ),
+        # Directives that no semicolon ends stand before an instruction.
+        ([".loc 1 10 5", "st.shared.v2.u32 [memory+4], {0, 0};"], "its own offset"),
+        (
+            [
+                ".loc 1 9 3, function_name $L_s0+4, inlined_at 1 10 5",
+                "st.shared.v2.u32 [memory+4], {0, 0};",
+            ],
+            "its own offset",
+        ),
+        (['.file 1 "a;b{//c.cu", 5, 6', "st.shared.v2.u32 [memory+4], {0, 0};"], "its own offset"),
+        (['.pragma "nounroll";', "st.shared.v2.u32 [memory+4], {0, 0};"], "its own offset"),
+        (
+            ["mov.u32 %r3, 0;", ".loc 1 10 5", "mov.u32 %r3, 4;", "st.shared.u64 [%r3], %rd1;"],
+            "%r3, assigned in lines 10, 12, is 0 modulo 64 or 4 modulo 64",
+        ),
+        # Names without a percent sign, blocks after a label.
+        ([".reg .pred p;", "@p st.global.v2.u32 [%rd1+4], {0, 0};"], "its own offset"),
+        ([".reg .pred p<3>;", "@ !p2 st.global.v2.u32 [%rd1+4], {0, 0};"], "its own offset"),
+        (["L1: { st.global.v2.u32 [%rd1+4], {0, 0}; }"], "its own offset"),
+        (["L1: @%p1 st.global.v2.u32 [%rd1+4], {0, 0};"], "its own offset"),
+        (
+            [
+                "{ .reg .b32 t, u<4>;",
+                "mov.b32 u3, 4;",
+                "add.s32 t, u3, memory;",
+                "st.shared.v2.u32 [t], {0, 0}; }",
+            ],
+            "line 11 has mov.b32 %u$2$3, 4",
+        ),
+        # A register that is called like a symbol.
+        (
+            [
+                "mov.u32 %r3, memory;",
+                "{ .reg .b32 memory;",
+                "add.s32 memory, %r3, 4;",
+                "st.shared.v2.u32 [memory], {0, 0}; }",
+            ],
+            "line 12 has add.s32 %memory$1, %r3, 4",
+        ),
+        # What a function returns, in its parameter or in a register, may be anything.
+        (
+            [
+                "{ .param .b64 retval0;",
+                "call.uni (retval0), g, ();",
+                "ld.param.b64 %rd3, [retval0]; }",
+                "st.global.v2.u32 [%rd3], {0, 0};",
+            ],
+            "line 12 has ld.param.b64 %rd3, [retval0]",
+        ),
+        (
+            [
+                "mov.u64 %rd3, %rd1;",
+                "call (%rd3, %rd4), g, (%rd1);",
+                "st.global.v2.u32 [%rd3], {0, 0};",
+            ],
+            "%rd3, assigned in lines 10, 11, is 0 modulo 64 or unknown",
+        ),
+        (
+            [
+                "mov.u32 %r3, 0;",
+                "barrier.red.popc.u32 %r3, 0, %p1;",
+                "st.global.v2.u32 [%r3], {0, 0};",
+            ],
+            "%r3, assigned in lines 10, 11, is 0 modulo 64 or unknown",
+        ),
+        # What is left of an earlier turn of a loop, or where a branch or predicate goes past.
+        (
+            [
+                "$L_1:",
+                "ld.global.u32 %r3, [%rd1];",
+                "@%p1 bra $L_2;",
+                "sub.s32 %r4, %r3, %r5;",
+                "st.shared.v2.u32 [%r4], {0, 0};",
+                "$L_2:",
+                "mov.u32 %r5, %r3;",
+                "bra $L_1;",
+            ],
+            "line 11 has ld.global.u32 %r3, [%rd1]",
+        ),
+        (
+            [
+                "$L_1:",
+                "ld.global.u32 %r3, [%rd1];",
+                "@%p1 bra $L_2;",
+                "mov.u32 %r5, %r3;",
+                "$L_2:",
+                "sub.s32 %r4, %r3, %r5;",
+                "st.shared.v2.u32 [%r4], {0, 0};",
+                "bra $L_1;",
+            ],
+            "line 11 has ld.global.u32 %r3, [%rd1]",
+        ),
+        (
+            [
+                "$L_1:",
+                "ld.global.u32 %r3, [%rd1];",
+                "@%p1 mov.u32 %r5, %r3;",
+                "sub.s32 %r4, %r3, %r5;",
+                "st.shared.v2.u32 [%r4], {0, 0};",
+                "bra $L_1;",
+            ],
+            "line 11 has ld.global.u32 %r3, [%rd1]",
+        ),
         (["@!%p1 st.global.v2.u32 [%rd1+4], {0, 0};"], "its own offset"),
+        (["red.global.add.noftz.f16x2 [%rd1+2], %r1;"], "its own offset"),
         (["atom.shared.add.u64 %rd3, [memory+4], 1;"], "its own offset"),
     ],
 )
 def test_misaligned(ptx: ModuleType, lines: list[str], cause: str) -> None:
     (access,) = ptx.misaligned(kernel(*lines))
     assert access.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("cp.async.cg.shared.global [memory+4], [%rd1], 16;", 1),
+        ("cp.async.cg.shared::cta.global.L2::128B [memory], [%rd1+8], 16;", 1),
+        ("cp.async.ca.shared.global [memory+4], [%rd1+4], 8, %r1;", 2),
+    ],
+)
+def test_both_addresses_of_a_copy(ptx: ModuleType, line: str, wrong: int) -> None:
+    assert len(ptx.misaligned(kernel(line))) == wrong
+
+
+def test_symbols_of_one_name_have_the_smallest_alignment(ptx: ModuleType) -> None:
+    blocks = [
+        f"{{ .shared .align {align} .b8 s[16]; ld.shared.v4.u32 {{%r3, %r4, %r5, %r6}}, [s]; }}"
+        for align in (4, 16)
+    ]
+    assert len(ptx.misaligned(kernel(*blocks))) == 2
+    # That of the module counts as well.
+    text = ".shared .align 8 .b8 s[16];" + kernel(blocks[1])
+    assert len(ptx.misaligned(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong"),
+    [
+        (".visible .entry g(.param .u64 p)", 0),
+        (".visible .entry g(.param .u64 .ptr .align 1 p)", 0),
+        (".visible .entry g(.param .u64 .ptr .global .align 8 p)", 0),
+        (".func g(.param .u64 p)", 1),
+        (".visible .func (.param .b32 r) g(.param .u64 p)", 1),
+    ],
+)
+def test_only_parameters_of_kernels_are_multiples(ptx: ModuleType, head: str, wrong: int) -> None:
+    body = "{ ld.param.u64 %rd1, [p]; st.global.v2.u32 [%rd1], {0, 0}; ret; }"
+    # A declaration without a body, and a section for debuggers, are no code.
+    rest = ".section .debug_str { .b8 102, 0 }"
+    text = f".extern .func (.param .b32 r) h(.param .u64 p);\n{head}\n{body}\n{rest}\n"
+    assert [access.aligned for access in ptx.accesses(text)] == [not wrong]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r3, %r4, %r5, %r6}, [memory];",
+        "wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {%r3, %r4}, [%rd1], %r1;",
+        "mbarrier.init.shared.b64 [memory], 1;",
+        "cp.async.bulk.shared::cluster.global.mbarrier [memory], [%rd1], 16, [memory+64];",
+        "cp.async.mbarrier.arrive.shared.b64 [memory];",
+        "cp.async.cg.shared.global [memory], [%rd1], %r1;",
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [memory], %r1, [memory+8];",
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f1}, %rd1, %rd2, 1, 1, 1, 0, 0;",
+        "ld.global %r3, [%rd1];",
+        ".unheard of;",
+        "? %r3;",
+        "bra $L_nowhere;",
+    ],
+)
+def test_not_understood(ptx: ModuleType, line: str) -> None:
+    text = kernel("mov.u32 %r3, 0;", line, "st.shared.u32 [%r3], 0;")
+    with pytest.raises(ptx.NotUnderstoodError) as raised:
+        list(ptx.accesses(text))
+    assert str(raised.value) == f"line 11: not understood: {line.removesuffix(';')}"
+
+
+@pytest.mark.parametrize(
+    "text", ["ret }", ".func (.reg .u32 r) f(.reg .u32 p) { ret; }", ".entry f("]
+)
+def test_not_understood_as_a_whole(ptx: ModuleType, text: str) -> None:
+    with pytest.raises(ptx.NotUnderstoodError, match=r"line \d+: not understood"):
+        list(ptx.accesses(text if text.startswith(".") else kernel(text).rstrip("\n;}")))
 
 
 def test_every_kernel_is_read(ptx: ModuleType) -> None:
@@ -328,6 +559,16 @@ def test_command(tmp_path: Path) -> None:
         "b.ptx: 1 accesses, 1 of them vectors, 0 misaligned",
     ]
     assert done.stderr.startswith("error: a.ptx: chosen, line 22: ld.shared.v4.u32")
+    (tmp_path / "c.ptx").write_text(CHOSEN.replace("ret;", "mbarrier.init.b64 [%r6], 1;"))
+    unknown = subprocess.run(
+        [*program, tmp_path / "c.ptx", tmp_path / "b.ptx"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert unknown.returncode == 1
+    assert unknown.stderr == ("error: c.ptx: line 23: not understood: mbarrier.init.b64 [%r6], 1\n")
+    assert unknown.stdout.splitlines()[0] == "c.ptx: not read"
     good = subprocess.run([*program, tmp_path / "b.ptx"], capture_output=True, check=False)
     assert good.returncode == 0
 
