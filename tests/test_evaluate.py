@@ -524,3 +524,36 @@ class TestEvaluateRunner:
         assert set(found.numbers["bbox"].values()) == {None}
         assert found.objects == 0
         assert found.detections == sum(map(len, recorded)) == sum(map(len, detections.values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": float("nan")}, "result 1 has score nan: give a finite number"),
+        ({"score": float("inf")}, "result 1 has score inf: give"),
+        ({"bbox": [0, 0, float("nan"), 40]}, r"result 1 has bbox \[0, 0, nan, 40\]: give x"),
+        ({"segmentation": filled((0, 0, 9, 9), (9, 9))}, r"has segmentation size \[9, 9\]: give"),
+        ({"segmentation": {"size": [200, 200], "counts": "1"}}, "counts '1', which add up to 1: "),
+    ],
+)
+def test_malformed_results(change, message):
+    results = [result(box, segmentation=filled(box)) for box in BOXES]
+    results[1].update(change)
+    with pytest.raises(AnnotationError, match=message):
+        evaluate_results(results, annotations(*BOXES), ("cat",), ("bbox", "segm"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["scores", "boxes"])
+def test_detections_that_are_no_numbers(tmp_path, field, value):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(annotations(BOXES[0])))
+    detections = Detections(
+        boxes=np.array([[0, 0, 40, 40]], np.float32),
+        scores=np.array([0.9], np.float32),
+        labels=np.array([0]),
+        image_size=(200, 200),
+    )
+    getattr(detections, field)[..., 0] = value
+    with pytest.raises(AnnotationError, match=r"result 0 has (score|bbox) .*(nan|inf).*: give"):
+        evaluate({1: detections}, path, ("cat",))
