@@ -295,7 +295,10 @@ def _decoded(text: str | bytes) -> list[int] | None:
         return None
     shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, ends - starts + 1))
     numbers = np.add.reduceat((groups & 31) << shifts, starts)
-    numbers -= np.where(groups[ends] & 16, 32 << shifts[ends], 0)
+    negative = groups[ends] & 16 != 0
+    if (negative & (shifts[ends] >= 30)).any():  # pycocotools shifts 32 bits by 35
+        return None
+    numbers -= np.where(negative, 32 << shifts[ends], 0)
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
     lengths: list[int] = numbers.tolist()

@@ -142,6 +142,9 @@ MALFORMED = [
             "a\0b",
             "_" * 50,
             "o" * 50 + "0",
+            "ooooooo0",
+            "Po0",
+            "Pooooo@",
             COMPRESSED[:-1],
             COMPRESSED + "1",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import sys
@@ -515,6 +516,20 @@ class TestEvaluateRunner:
             evaluate_runner(
                 ReplayRunner([]), shapes_dir / "val.json", tmp_path, limit=2, skip_broken=True
             )
+
+    @pytest.mark.parametrize("name", ["a" * 400 + ".png", "a\0.png"])
+    def test_impossible_file_names(self, shapes_dir, tmp_path, recorded, val, name):
+        content = copy.deepcopy(val)
+        content["images"][1]["file_name"] = name
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(AnnotationError, match=r"1 of 2 annotated images are missing, .*/a"):
+            evaluate_runner(ReplayRunner([]), path, shapes_dir / "val", limit=2)
+        found, detections = evaluate_runner(
+            ReplayRunner(recorded[:1]), path, shapes_dir / "val", limit=2, skip_broken=True
+        )
+        assert list(detections) == [val["images"][0]["id"]]
+        assert len(found.skipped) == 1
 
     def test_a_test_set_gives_detections_and_no_ap(self, shapes_dir, tmp_path, recorded, val):
         content = {key: val[key] for key in ("images", "categories")}
