@@ -14,7 +14,9 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import (
     category_ids,
     category_names,
+    check_results,
     has_mask,
+    image_sizes,
     load_annotations,
     some,
     to_results,
@@ -133,8 +135,9 @@ def evaluate_results(
 
     Raises:
         AnnotationError: a result or one of ``image_ids`` refers to no annotated image, a result
-            lacks a mask, ``iou_types`` is ``"segm"`` alone and no object has a mask, or no class
-            has a category of its name.
+            lacks a mask or has a value out of range (see
+            :func:`carafe_deploy.coco.check_results`), ``iou_types`` is ``"segm"`` alone and no
+            object has a mask, or no class has a category of its name.
         BackendUnavailableError: pycocotools is not installed.
         ValueError: ``iou_types`` or ``max_dets`` is not as above.
     """
@@ -143,6 +146,7 @@ def evaluate_results(
     if 100 not in max_dets or len(max_dets) != 3 or list(max_dets) != sorted(max_dets):
         raise ValueError(f"max_dets is {list(max_dets)}, expected three ascending with 100 in them")
     ids = category_ids(annotations, classes)
+    check_results(results, image_sizes(annotations), with_masks="segm" in iou_types)
     known = {image["id"] for image in annotations["images"]}
     chosen = known if image_ids is None else set(image_ids)
     for image_id in chosen | {result["image_id"] for result in results}:
@@ -301,7 +305,8 @@ def _usable(
     All of them and first: nobody wants to learn of it after an hour.
     """
     paths = [folder / image["file_name"] for image in images]
-    missing = [path for path in paths if not path.is_file()]
+    # os.path, not Path.is_file: the latter raises on over-long names.
+    missing = [path for path in paths if not os.path.isfile(path)]
     remedy = "or leave such images out with skip_broken (--skip-broken)"
     if missing and (len(missing) == len(paths) or not skip_broken):
         raise AnnotationError(
@@ -325,6 +330,8 @@ def _fault(path: Path, image: Mapping[str, Any]) -> CarafeDeployError | None:
         height, width = load_image(path).shape[:2]
     except ImageError as error:
         return error
+    except ValueError as error:  # a zero byte in the name
+        return ImageError(f"cannot read image {path}: {error}: correct its file_name")
     annotated = image.get("height", height), image.get("width", width)
     if (height, width) == annotated:
         return None

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from carafe_deploy.coco import (
     category_ids,
@@ -58,6 +59,109 @@ def found(*labels: int, masks: bool = True) -> Detections:
 def write(path, content) -> str:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
+
+
+def encoded(counts, size=(40, 50)) -> dict:
+    return {
+        "segmentation": {"size": list(size) if isinstance(size, tuple) else size, "counts": counts}
+    }
+
+
+def polygon(*numbers) -> dict:
+    return {"segmentation": [[1, 2, 4, 2, 4, 6, 1, 6], list(numbers)]}
+
+
+NAN, INF, HUGE = float("nan"), float("inf"), 10**400
+#: 62 background pixels, 10 of the object, the rest background, as pycocotools writes it.
+COMPRESSED = coco_mask.frPyObjects({"size": [40, 50], "counts": [62, 10, 1928]}, 40, 50)[
+    "counts"
+].decode()
+#: What is wrong with an annotation, and how the message goes on after its id.
+MALFORMED = [
+    *(
+        ({"bbox": box}, "bbox .*: give x, y, width and height, four finite numbers of at most 1000")
+        for box in (
+            [1, 2, 3],
+            [1, 2, 3, 4] * 2,
+            [NAN] * 4,
+            [None] * 4,
+            [0, 0, INF, 10],
+            [[1], [2], [3], [4]],
+            ["1", "2", "3", "4"],
+            [True] * 4,
+            [1, 2, HUGE, 4],
+            [1e6, 2, 3, 4],
+            [9, 9, -3, 4],
+            [9, 9, 3, -4],
+        )
+    ),
+    *(({"area": area}, "area .*: give pix") for area in (NAN, INF, -1, HUGE, 1e11, True)),
+    *(({"iscrowd": crowd}, "iscrowd .*: give 0 or 1") for crowd in (-1, 2)),
+    *(
+        ({"segmentation": value}, "segmentation .*: give polygons, lists of x and y, or a run")
+        for value in ("x", False, [1, 2, 3, 4, 5, 6], [{}], {"size": [40, 50]})
+    ),
+    *(
+        (polygon(*numbers), "segmentation .*: give a polygon as x and y in turn")
+        for numbers in (
+            (1, 2, 3, 4, 5, 6, 7),
+            (NAN, 2, 4, 2, 4, 6),
+            (1, 2, 4, INF, 4, 6),
+            (1e9, 2, 4, 2, 4, 6),
+            (1, 2, 4, 2, 4, -1e300),
+            (1, 2, 4, 2, HUGE, 6),
+            ("a",) * 6,
+            (None,) * 6,
+            (True,) * 6,
+            ([1, 2],) * 6,
+            (0, 0, 1e5, 1e5) * 50,  # 10 million pixels around
+        )
+    ),
+    *(
+        (encoded([2000], size), r"segmentation size .*: give the image's .*, \[40, 50\]")
+        for size in ([50, 40], [40, 51], [40, 50, 1], ["40", "50"], None, 40, [-40, -50], [0, 0])
+    ),
+    *(
+        (encoded(counts), "segmentation counts .*: give run lengths")
+        for counts in (
+            [],
+            [62, 10],
+            [62, 10, 100000],
+            [-5, 10, 1995],
+            [62.5, 10, 1927.5],
+            ["62", "10", "1928"],
+            [True, 1999],
+            [[62], 10, 1928],
+            [1 << 40],
+            [1] * 10_000,
+            None,
+            5,
+            "",
+            "zzzzzzzz~~~",
+            "é≥" * 5,
+            "a\0b",
+            "_" * 50,
+            "o" * 50 + "0",
+            "ooooooo0",
+            "Po0",
+            "Pooooo@",
+            COMPRESSED[:-1],
+            COMPRESSED + "1",
+        )
+    ),
+]
+WELL_FORMED = [
+    {"bbox": [1, 2, 0, 0], "area": 0},
+    {"bbox": [-1.5, 60, 100.25, 1e5], "area": 1e10},
+    {"iscrowd": 1, **encoded([62, 10, 1928])},
+    encoded([0, 2000]),
+    encoded(COMPRESSED),
+    encoded([1] * 2000),
+    polygon(),
+    polygon(5, 5),  # too short to count
+    polygon(-3, -3, 60, -3, 60, 60),
+    polygon(*range(1000), *[0, 50000] * 10),
+]
 
 
 class TestLoadAnnotations:
@@ -119,7 +223,7 @@ class TestLoadAnnotations:
         [
             ([[1, 2, 4, 2, 4, 6]], True),
             ([[1, 2], [1, 2, 4, 2, 4, 6]], True),
-            ({"size": [40, 50], "counts": "0"}, True),
+            ({"size": [40, 50], "counts": [2000]}, True),
             ([], False),
             (None, False),
             ([[]], False),
@@ -136,18 +240,58 @@ class TestLoadAnnotations:
         content = {key: ANNOTATIONS[key] for key in ("images", "categories")}
         assert load_annotations(write(tmp_path / "a.json", content))["annotations"] == []
 
-    @pytest.mark.parametrize(
-        ("key", "value"),
-        [
-            ("bbox", [1, 2, 3]),
-            ("segmentation", [1, 2, 3, 4, 5, 6]),
-            ("segmentation", {"size": [40, 50]}),
-        ],
-    )
-    def test_malformed_shapes(self, tmp_path, key, value):
+    @pytest.mark.parametrize(("change", "message"), MALFORMED)
+    def test_malformed_annotations(self, tmp_path, change, message):
         content = copy.deepcopy(ANNOTATIONS)
-        content["annotations"][0][key] = value
-        with pytest.raises(AnnotationError, match="annotation 1 has a malformed bbox or segment"):
+        content["annotations"][0].update(change)
+        with pytest.raises(AnnotationError, match=rf"a\.json: annotation 1 has {message}"):
+            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+
+    @pytest.mark.parametrize("change", WELL_FORMED)
+    def test_unusual_annotations_are_accepted(self, tmp_path, change):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["annotations"][0].update(change)
+        assert load_annotations(write(tmp_path / "a.json", content), with_masks=True) == content
+
+    @pytest.mark.parametrize("key", ["height", "width"])
+    @pytest.mark.parametrize("value", [None, 0, -3, 40.0, True, 65536, 1 << 40, "40"])
+    def test_malformed_sizes(self, tmp_path, key, value):
+        content = copy.deepcopy(ANNOTATIONS)
+        content["images"][0][key] = value
+        with pytest.raises(AnnotationError, match=rf"images\[0\] has no valid '{key}' \("):
+            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+
+    @pytest.mark.parametrize(
+        ("group", "key", "value"),
+        [("images", "id", 1 << 63), ("images", "id", "7"), ("annotations", "image_id", 7.0)],
+    )
+    def test_malformed_ids(self, tmp_path, group, key, value):
+        content = copy.deepcopy(ANNOTATIONS)
+        content[group][0][key] = value
+        with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}' \(.*corr"):
+            load_annotations(write(tmp_path / "a.json", content))
+
+    def test_deep_nesting(self, tmp_path):
+        with pytest.raises(AnnotationError, match=r"a\.json is nested too deeply: give a file"):
+            load_annotations(write(tmp_path / "a.json", "[" * 100_000))
+
+    def test_encodings_of_pycocotools(self, tmp_path):
+        """Short, long and growing and shrinking runs, which it writes as differences."""
+        random = np.random.default_rng(0)
+        content = copy.deepcopy(ANNOTATIONS)
+        content["images"][0].update(height=700, width=900)
+        template = content["annotations"].pop()
+        for number, share in enumerate((0, 1e-5, 1e-3, 0.1, 0.5, 0.999, 1)):
+            pixels = np.asfortranarray(random.random((700, 900)) < share, np.uint8)
+            encoding = coco_mask.encode(pixels)
+            segmentation = {"size": [700, 900], "counts": encoding["counts"].decode()}
+            content["annotations"].append({**template, "id": number, "segmentation": segmentation})
+        path = write(tmp_path / "a.json", content)
+        assert load_annotations(path, with_masks=True) == content
+        for entry in content["annotations"]:  # one column more
+            entry["segmentation"]["size"] = [700, 901]
+        content["images"][0]["width"] = 901
+        with pytest.raises(AnnotationError, match=r"annotation 0 .* add up to 630000: give"):
             load_annotations(write(tmp_path / "a.json", content), with_masks=True)
 
     @pytest.mark.parametrize(
@@ -218,6 +362,27 @@ class TestCategoriesOfOneName:
             category_names({"categories": categories, "annotations": []})
 
 
+BAD_RESULTS = [
+    ({"image_id": [7]}, r"image_id \[7\]: give the integer id"),
+    ({"category_id": True}, "category_id True: give the integer id"),
+    *(
+        ({"bbox": box}, "bbox .*: give x, y, width and height")
+        for box in (None, [1, 2], [1, 2, 3, 4] * 2, [1, 2, NAN, 4], [1, 2, -3, 4], [1, 2, HUGE, 4])
+    ),
+    *(
+        ({"score": score}, "score .*: give a finite number")
+        for score in (None, "0.9", NAN, INF, HUGE, True)
+    ),
+    *(
+        ({"segmentation": mask}, "segmentation .*: give a compressed run-length encoding")
+        for mask in (5, None, [[1, 2, 4, 2, 4, 6]], {"size": [40, 50]})
+    ),
+    (encoded([62, 10, 1928]), "segmentation .*: give a compressed run-length encoding"),
+    (encoded(COMPRESSED, [50, 40]), r"segmentation size \[50, 40\]: give the image's"),
+    (encoded(COMPRESSED[:-1]), "segmentation counts .*: give run lengths"),
+]
+
+
 class TestResults:
     def test_entry(self):
         (entry,) = to_results(7, found(1), (90, 5))
@@ -267,9 +432,7 @@ class TestResults:
         [
             ({"image_id": 8}, "has image_id 8, which the annotations lack"),
             ({"category_id": 6}, "has category_id 6, which is none of the detector's classes"),
-            ({"bbox": [1, 2]}, "does not fit the annotations"),
-            ({"score": None}, "does not fit the annotations"),
-            ({"segmentation": 5}, "does not fit the annotations"),
+            *((change, f"a.json: result 0 has {message}") for change, message in BAD_RESULTS),
         ],
     )
     def test_results_of_something_else(self, tmp_path, change, message):
@@ -278,7 +441,7 @@ class TestResults:
         with pytest.raises(AnnotationError, match=message):
             from_results(path, ANNOTATIONS, CLASSES)
 
-    @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]"])
+    @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "[{}]", "[" * 100_000])
     def test_no_result_file(self, tmp_path, content):
         with pytest.raises(AnnotationError, match=r"result file .*a\.json"):
             from_results(write(tmp_path / "a.json", content), ANNOTATIONS, CLASSES)

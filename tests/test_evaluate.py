@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import sys
@@ -516,6 +517,20 @@ class TestEvaluateRunner:
                 ReplayRunner([]), shapes_dir / "val.json", tmp_path, limit=2, skip_broken=True
             )
 
+    @pytest.mark.parametrize("name", ["a" * 400 + ".png", "a\0.png"])
+    def test_impossible_file_names(self, shapes_dir, tmp_path, recorded, val, name):
+        content = copy.deepcopy(val)
+        content["images"][1]["file_name"] = name
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(AnnotationError, match=r"1 of 2 annotated images are missing, .*/a"):
+            evaluate_runner(ReplayRunner([]), path, shapes_dir / "val", limit=2)
+        found, detections = evaluate_runner(
+            ReplayRunner(recorded[:1]), path, shapes_dir / "val", limit=2, skip_broken=True
+        )
+        assert list(detections) == [val["images"][0]["id"]]
+        assert len(found.skipped) == 1
+
     def test_a_test_set_gives_detections_and_no_ap(self, shapes_dir, tmp_path, recorded, val):
         content = {key: val[key] for key in ("images", "categories")}
         path = tmp_path / "image_info.json"
@@ -529,3 +544,36 @@ class TestEvaluateRunner:
 def test_one_text_is_no_list_of_classes(tmp_path) -> None:
     with pytest.raises(AnnotationError, match=r"classes is 'shapes': give the names of classes"):
         evaluate({}, tmp_path / "none.json", "shapes")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": float("nan")}, "result 1 has score nan: give a finite number"),
+        ({"score": float("inf")}, "result 1 has score inf: give"),
+        ({"bbox": [0, 0, float("nan"), 40]}, r"result 1 has bbox \[0, 0, nan, 40\]: give x"),
+        ({"segmentation": filled((0, 0, 9, 9), (9, 9))}, r"has segmentation size \[9, 9\]: give"),
+        ({"segmentation": {"size": [200, 200], "counts": "1"}}, "counts '1', which add up to 1: "),
+    ],
+)
+def test_malformed_results(change, message):
+    results = [result(box, segmentation=filled(box)) for box in BOXES]
+    results[1].update(change)
+    with pytest.raises(AnnotationError, match=message):
+        evaluate_results(results, annotations(*BOXES), ("cat",), ("bbox", "segm"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["scores", "boxes"])
+def test_detections_that_are_no_numbers(tmp_path, field, value):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(annotations(BOXES[0])))
+    detections = Detections(
+        boxes=np.array([[0, 0, 40, 40]], np.float32),
+        scores=np.array([0.9], np.float32),
+        labels=np.array([0]),
+        image_size=(200, 200),
+    )
+    getattr(detections, field)[..., 0] = value
+    with pytest.raises(AnnotationError, match=r"result 0 has (score|bbox) .*(nan|inf).*: give"):
+        evaluate({1: detections}, path, ("cat",))

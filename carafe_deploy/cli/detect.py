@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,7 @@ _ROWS = 20
 _DESCRIPTION = "carafe-deploy detect"
 #: Written pictures are JPEG where the image was lossy.
 _LOSSY = (".jpg", ".jpeg", ".webp")
+_PICTURE = re.compile(r".\.(png|jpg)\Z")
 
 
 def detect(
@@ -70,7 +72,7 @@ def detect(
         typer.Option(
             "--overwrite",
             help="Remove the pictures of earlier runs into the same folder, as its "
-            "detections.json lists them.",
+            "detections.json lists them, and replace files that have the names of this run's.",
         ),
     ] = False,
     batch_size: BatchSizeOption = 1,
@@ -95,7 +97,8 @@ def detect(
     paths = find_images(images)
     pictures = picture_names(paths, output)
     json_path = output / "detections.json"
-    earlier = earlier_pictures(json_path, [*paths, *pictures.values()])
+    if not overwrite:
+        _check_targets(json_path, pictures)
     with open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32) as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
@@ -119,6 +122,8 @@ def detect(
             if len(paths) == 1
             else f"none of {len(paths)} images can be read, {unreadable[0]}"
         )
+    drawn_now = (Path(image["picture"]) for image in document.content["images"])
+    earlier = earlier_pictures(json_path, [*paths, *drawn_now])
     if overwrite:
         for picture in earlier:
             picture.unlink(missing_ok=True)
@@ -149,7 +154,7 @@ def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     taken: set[str] = set()
     names: dict[Path, Path] = {}
     for path in paths:
-        suffix = ".jpg" if path.suffix.lower() in _LOSSY else ".png"
+        suffix = _picture_suffix(path)
         name, number = path.stem, 1
         while (name + suffix).lower() in taken:
             number += 1
@@ -164,24 +169,66 @@ def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return names
 
 
+def _picture_suffix(image: Path) -> str:
+    return ".jpg" if image.suffix.lower() in _LOSSY else ".png"
+
+
+def _check_targets(json_path: Path, pictures: Mapping[Path, Path]) -> None:
+    """No file is replaced that no earlier run is known to have drawn.
+
+    Raises:
+        UsageError: one would be.
+    """
+    listed = set(_listed(json_path))
+    for picture in pictures.values():
+        if os.path.lexists(picture) and (picture.name not in listed or picture.is_symlink()):
+            raise UsageError(
+                f"the drawn picture would replace {picture}, which no finished earlier run drew: "
+                "choose another folder with --output, or replace it with --overwrite"
+            )
+
+
+def _listed(json_path: Path) -> list[str]:
+    """Names of pictures that the JSON of an earlier run lists and that this command may write."""
+    try:
+        content = json.loads(json_path.read_bytes())
+        if content["info"]["description"] != _DESCRIPTION:
+            return []
+        names = [
+            Path(image["picture"]).name
+            for image in content["images"]
+            if _is_picture_of(Path(image["picture"]), Path(image["file_name"]))
+        ]
+        before = content["info"].get("earlier_pictures", ())
+        names += [name for name in before if Path(name).name == name and _PICTURE.search(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return list(dict.fromkeys(names))
+
+
+def _is_picture_of(picture: Path, image: Path) -> bool:
+    """The name is one that :func:`picture_names` gives."""
+    stem = re.escape(image.stem) + r"(_[1-9][0-9]*)?"
+    return picture.suffix == _picture_suffix(image) and bool(re.fullmatch(stem, picture.stem))
+
+
 def earlier_pictures(json_path: Path, kept: Sequence[Path]) -> list[Path]:
     """Pictures that earlier runs drew into this folder, by what their JSON lists, and still there.
+
+    A listed name counts if this command may have given it; a link is none of its files.
 
     Args:
         json_path: ``detections.json`` of an earlier run; there may be none, or another program's.
         kept: files that are not to be named: images and pictures of this run.
     """
-    try:
-        content = json.loads(json_path.read_text(encoding="utf-8"))
-        if content["info"]["description"] != _DESCRIPTION:
-            return []
-        drawn = [image["picture"] for image in content["images"]]
-        names = [Path(name).name for name in [*drawn, *content["info"].get("earlier_pictures", ())]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
     ours = {path.resolve() for path in kept}
-    found = [json_path.parent / name for name in dict.fromkeys(names)]
-    return [path for path in found if path.is_file() and path.resolve() not in ours]
+    found = [json_path.parent / name for name in _listed(json_path)]
+    # os.path, not Path.is_file: the latter raises on over-long names.
+    return [
+        path
+        for path in found
+        if os.path.isfile(path) and not path.is_symlink() and path.resolve() not in ours
+    ]
 
 
 def _readable(unreadable: list[str]) -> Callable[[Path], Image | None]:

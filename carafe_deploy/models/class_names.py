@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ DATASETS = (
 )
 #: Bytes of a file of class names; the path may come from a stranger's checkpoint.
 _LARGEST = 1 << 20
+#: What the kernel shows as files: reading them may block, or tell of this machine.
+_KERNEL = tuple(map(Path, ("/proc", "/sys", "/dev")))
 
 
 def class_names(
@@ -117,17 +120,22 @@ def _find(name: str, folders: Sequence[Path]) -> Path | None:
     for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
         for folder in folders:
             path = folder / spelling
-            try:
-                if path.is_file():
-                    return path
-            except (OSError, ValueError):  # too long, or with a zero byte
-                continue
+            # os.path, not Path.exists: the latter raises on over-long names.
+            if os.path.exists(path) and not os.path.isdir(path):
+                return path
     return None
 
 
 def _read(file: Path, origin: str) -> list[str]:
     try:
-        with file.open("rb") as opened:
+        real = file.resolve()
+        # Before it is opened, which waits for the other end of a pipe.
+        if not real.is_file() or any(real.is_relative_to(folder) for folder in _KERNEL):
+            raise ConfigError(
+                f"{origin} names {file}, which is no regular file: give a UTF-8 file with one "
+                "class name a line"
+            )
+        with real.open("rb") as opened:
             data = opened.read(_LARGEST + 1)
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +148,8 @@ def _read(file: Path, origin: str) -> list[str]:
             f"{origin} names {file}, which is larger than {_LARGEST >> 20} MiB: give a file with "
             "one class name a line"
         )
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines: a name may have characters that it takes for ends of lines.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _not_found(origin: str, name: str, folders: Sequence[Path]) -> ConfigError:

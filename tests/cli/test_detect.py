@@ -155,30 +155,107 @@ def test_a_failing_run_removes_nothing(run: Run, ts_file: Path, images: Path) ->
     assert Path("out/detections.json").read_text() == before
 
 
-LISTED = {"info": {"description": "carafe-deploy detect"}, "images": [{"picture": "out/a.png"}]}
+def listing(*pictures: Any, earlier: Any = (), description: str = "carafe-deploy detect") -> Any:
+    """JSON of a run that drew each (file_name, picture)."""
+    images = [{"file_name": image, "picture": picture} for image, picture in pictures]
+    return {"info": {"description": description, "earlier_pictures": earlier}, "images": images}
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (LISTED, ["a.png"]),
-        ({**LISTED, "images": [{"picture": "../b.png"}, {"picture": "/etc/c.png"}]}, ["b.png"]),
-        ({**LISTED, "info": {"description": "another program"}}, []),
-        ({**LISTED, "images": [{"picture": "kept.png"}, {"picture": "gone.png"}]}, []),
-        ({**LISTED, "images": [{}]}, []),
+        (listing(("in/a.png", "out/a.png")), ["a.png"]),
+        (listing(("in/a.png", "../a.png"), ("c.png", "/etc/c.png")), ["a.png"]),
+        (listing(("b.webp", "out/b.jpg"), ("a.bmp", "out/a_2.png")), ["b.jpg", "a_2.png"]),
+        (listing(("a.png", "out/a.png"), description="another program"), []),
+        (listing(("kept.png", "out/kept.png"), ("gone.png", "out/gone.png")), []),
+        (listing(earlier=["a.png", "b.jpg", "a.png"]), ["a.png", "b.jpg"]),
+        # Names that this command does not give:
+        (listing(("thesis.tex", "thesis.tex"), (".hidden", ".hidden"), ("a.png", "b.jpg")), []),
+        (listing(("a.png", "out/a_x.png"), ("b.png", "b.jpg"), ("b.jpg", "b.JPG")), []),
+        (listing(("detections.json", "detections.json")), []),
+        (
+            listing(earlier=["thesis.tex", ".hidden", "detections.json", "sub/c.png", "link.png"]),
+            [],
+        ),
+        (listing(earlier=["../a.png", ".png", "a" * 300 + ".png", "a\0.png"]), []),
+        (listing(("link.png", "link.png"), ("folder.png", "folder.png")), []),
+        (listing(("a" * 300 + ".png", "a" * 300 + ".png")), []),
+        (listing(earlier=[3]), []),
+        (listing(earlier=3), []),
+        ({"info": {"description": "carafe-deploy detect"}, "images": [{}]}, []),
         ([], []),
         ("{", []),
+        ("[" * 100_000, []),
     ],
 )
-def test_only_listed_files_of_the_folder_are_taken_for_earlier_pictures(
+def test_only_listed_pictures_of_the_folder_are_taken_for_earlier_ones(
     tmp_path: Path, content: Any, expected: list[str]
 ) -> None:
-    for name in ("a.png", "b.png", "kept.png"):
+    for folder in ("folder.png", "sub"):
+        (tmp_path / folder).mkdir()
+    names = [
+        "a.png",
+        "a_2.png",
+        "a_x.png",
+        "b.jpg",
+        "b.JPG",
+        "kept.png",
+        "thesis.tex",
+        ".hidden",
+        ".png",
+        "sub/c.png",
+    ]
+    for name in names:
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
     path = tmp_path / "detections.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     found = earlier_pictures(path, [tmp_path / "kept.png"])
     assert found == [tmp_path / name for name in expected]
+
+
+@pytest.mark.parametrize("made", ["file", "folder", "link", "dangling"])
+def test_a_file_of_somebody_elses_is_not_replaced(
+    run: Run, ts_file: Path, images: Path, made: str
+) -> None:
+    target = Path("out/000002.png")
+    run("detect", ts_file, images / "000001.png", "-o", "out")
+    if made == "file":
+        target.write_bytes(b"mine")
+    elif made == "folder":
+        target.mkdir()
+    else:
+        Path("mine").write_bytes(b"mine")
+        target.symlink_to(Path("mine" if made == "link" else "gone").absolute())
+    before = Path("out/detections.json").read_text()
+    outcome = run("detect", ts_file, images)
+    assert outcome.status == 2
+    message = " ".join(outcome.err.split())
+    assert "would replace out/000002.png, which no finished earlier run drew: choose" in message
+    assert "--output, or replace it with --overwrite" in message
+    assert names_in("out") == ["000001.png", "000002.png", "detections.json"]
+    assert Path("out/detections.json").read_text() == before
+    if made == "file":
+        assert target.read_bytes() == b"mine"
+        assert run("detect", ts_file, images, "--overwrite").status == 0
+        assert load_image(target).shape == load_image(images / "000002.png").shape
+
+
+def test_the_picture_of_an_image_that_became_unreadable_is_an_earlier_one(
+    run: Run, ts_file: Path, images: Path
+) -> None:
+    for path in images.glob("*3.png"):
+        path.unlink()
+    run("detect", ts_file, images)
+    (images / "000001.png").write_bytes(b"no image")
+    outcome = run("detect", ts_file, images, "--json")
+    assert json.loads(Path("out/detections.json").read_text())["info"]["earlier_pictures"] == [
+        "000001.png"
+    ]
+    assert "1 picture of earlier runs left in out/, 000001.png first" in outcome.err
+    run("detect", ts_file, images, "--overwrite")
+    assert names_in("out") == ["000002.png", "detections.json"]
 
 
 def test_absolute_and_relative_paths_in_one_run(run: Run, ts_file: Path, images: Path) -> None:

@@ -151,8 +151,8 @@ def test_parity(
 ) -> None:
     opened = parity_command.open_pair
 
-    def broken(*arguments: Any) -> Any:
-        first, second = opened(*arguments)
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        first, second = opened(*arguments, **settings)
         return first, Scripted(second, ERROR, **script)
 
     monkeypatch.setattr(parity_command, "open_pair", broken)
@@ -180,14 +180,14 @@ def test_parity_of_several(
     """Named files that do not open stand beside one that breaks and one that agrees."""
     opened = parity_command.open_pair
 
-    def open_pair(reference: str, candidate: str, *arguments: Any) -> Any:
+    def open_pair(reference: str, candidate: str, *arguments: Any, **settings: Any) -> Any:
         if candidate == "bad.ts" and broken == "open":
             raise ERROR
         if candidate == "gpu.engine":
             raise BackendUnavailableError("there is no GPU: buy one")
         if candidate == "none.onnx":
-            return opened(reference, candidate, *arguments)
-        first, second = opened(reference, reference, *arguments)
+            return opened(reference, candidate, *arguments, **settings)
+        first, second = opened(reference, reference, *arguments, **settings)
         return first, Scripted(second, ERROR, run=1 if candidate == "bad.ts" else None)
 
     monkeypatch.setattr(parity_command, "open_pair", open_pair)
@@ -223,7 +223,7 @@ def test_parity_of_several_passes_when_something_did(
     candidates: tuple[str, ...],
     status: int,
 ) -> None:
-    def open_pair(reference: str, candidate: str, *_: Any) -> Any:
+    def open_pair(reference: str, candidate: str, *_: Any, **__: Any) -> Any:
         if candidate == "gpu.engine":
             raise BackendUnavailableError("there is no GPU: buy one")
         return FakeRunner(), FakeRunner()

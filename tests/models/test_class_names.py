@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,24 @@ def test_a_name_for_several_classes_is_taken_for_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^classes='cat' names a file of class names"):
         class_names({"classes": "cat"}, None, 80, [], [tmp_path])
     assert class_names({}, None, 80, [], [tmp_path]) == COCO_CLASSES
+
+
+@pytest.mark.parametrize(
+    "name", ["/dev/null", "/dev/zero", "/proc/self/status", "/proc/kmsg", "pipe", "link", "socket"]
+)
+def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
+    """None of them is even waited for."""
+    if name.startswith("/") and not Path(name).exists():
+        pytest.skip(f"this machine has no {name}")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/proc/self/status")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("socket")
+        with pytest.raises(ConfigError, match=rf"classes names .*{name}, which is no regular"):
+            class_names({"classes": name}, None, 3, [], [tmp_path])
+
+
+def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    names = ("a\x0bb", "c\u2028d", "e\x85f")
+    (tmp_path / "classes.txt").write_bytes("\r\n\n".join(names).encode() + b" \n\r\n")
+    assert class_names({"classes": "classes.txt"}, None, 3, [], [tmp_path]) == names
