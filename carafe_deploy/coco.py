@@ -7,11 +7,11 @@ import os
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from carafe_deploy.errors import AnnotationError
 from carafe_deploy.files import atomic_write_text
@@ -194,7 +194,7 @@ def check_results(
             )
         for key in ("image_id", "category_id"):
             value = result.get(key)
-            if not isinstance(value, Integral) or isinstance(value, bool):
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
                 raise _fault(owner, key, value, "give the integer id of the annotation file")
         if not _is_box(result.get("bbox")):
             raise _fault(owner, "bbox", result.get("bbox"), _BOX)
@@ -229,7 +229,8 @@ def _short(value: Any) -> str:
 
 def _is_number(value: Any, low: float, high: float) -> bool:
     """A real number, no bool, in a range, as NaN never is."""
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(low <= value <= high)
+    real = isinstance(value, (int, float, np.integer, np.floating))
+    return real and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def _is_box(box: Any) -> bool:
@@ -266,19 +267,28 @@ def _check_encoding(
     if not isinstance(given, (list, tuple)) or tuple(given) != size:
         remedy = f"give the image's height and width, {list(size)}, and a mask of that size"
         raise _fault(owner, "segmentation size", given, remedy)
-    lengths = _decoded(counts) if isinstance(counts, (str, bytes)) else counts
-    valid = isinstance(lengths, list) and all(type(n) is int and n >= 0 for n in lengths)
-    if not valid or sum(lengths) != size[0] * size[1]:
+    total = _covered(counts)
+    if total != size[0] * size[1]:
         wrong = f"counts {_short(counts)}"
-        if valid:
-            wrong += f", which add up to {_short(sum(lengths))}"
+        if total is not None:
+            wrong += f", which add up to {_short(total)}"
         raise AnnotationError(
             f"{owner[0]} {owner[1]} has segmentation {wrong}: give run lengths, integers from 0, "
             f"that add up to the image's {size[0]} x {size[1]} pixels, or COCO's compressed string"
         )
 
 
-def _decoded(text: str | bytes) -> list[int] | None:
+def _covered(counts: Any) -> int | None:
+    """Pixels that run lengths cover, compressed or not; None where there is a malformed one."""
+    if isinstance(counts, (str, bytes)):
+        lengths = _decoded(counts)
+        return None if lengths is None or lengths.min() < 0 else int(lengths.sum())
+    if isinstance(counts, list) and all(type(length) is int and length >= 0 for length in counts):
+        return sum(counts)
+    return None
+
+
+def _decoded(text: str | bytes) -> npt.NDArray[np.int64] | None:
     """Run lengths of a compressed encoding; None if it is not one.
 
     Numbers of two's complement in groups of five bits, low ones first, a character each from "0"
@@ -301,8 +311,7 @@ def _decoded(text: str | bytes) -> list[int] | None:
     numbers -= np.where(negative, 32 << shifts[ends], 0)
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
-    lengths: list[int] = numbers.tolist()
-    return lengths
+    return np.asarray(numbers, np.int64)
 
 
 def has_mask(annotation: Mapping[str, Any]) -> bool:
