@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from carafe_deploy.coco_values import (
+    BOX,
+    FARTHEST,
+    LARGEST_AREA,
+    LONGEST,
+    LONGEST_OUTLINE,
+    SHAPE,
+    check_encoding,
+    fault,
+    has_mask,
+    is_box,
+    is_number,
+    is_polygon,
+    is_shape,
+    short,
+)
 from carafe_deploy.errors import AnnotationError
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.types import Detections
@@ -47,22 +61,6 @@ _KEYS: dict[str, dict[str, Any]] = {
 _SIZE: dict[str, Any] = {"height": int, "width": int}
 #: Ids end up in arrays of int64.
 _LARGEST_ID = (1 << 63) - 1
-#: Longest side of an image in pixels, JPEG's; pycocotools counts pixels in 32 bits.
-_LONGEST = 65535
-#: Largest coordinate and score. It is beyond any image, and pycocotools keeps coordinates times
-#: five in 32 bits.
-_FARTHEST = 1e5
-#: COCO's own limit of an area: larger objects belong to no range of sizes.
-_LARGEST_AREA = 1e10
-#: Longest outline of a polygon in pixels, since pycocotools needs 100 bytes for each.
-_LONGEST_OUTLINE = 1 << 22
-#: Characters of one number of a compressed run-length encoding: seven have 35 bits.
-_LONGEST_COUNT = 7
-_BOX = (
-    "give x, y, width and height, four finite numbers of at most "
-    f"{_FARTHEST:.0f} pixels, width and height not negative"
-)
-_SHAPE = "give polygons, lists of x and y, or a run-length encoding with size and counts"
 #: What exporters write as ``supercategory`` of a category that has none.
 _NO_PARENT = (None, "", "none", "None")
 
@@ -123,7 +121,7 @@ def _check_keys(
             if not isinstance(value, kind) or (kind is int and abs(value) > _LARGEST_ID):
                 raise AnnotationError(
                     f"annotation file {path}: {group}[{index}] has no valid {key!r}"
-                    + (": add it" if value is None else f" ({_short(value)}): correct it")
+                    + (": add it" if value is None else f" ({short(value)}): correct it")
                 )
 
 
@@ -131,40 +129,40 @@ def _check_annotations(data: Mapping[str, Any], with_masks: bool) -> None:
     """Values that pycocotools would take for others, or would crash or hang on."""
     for entry in data["annotations"]:
         owner = "annotation", entry["id"]
-        if not _is_box(entry["bbox"]):
-            raise _fault(owner, "bbox", entry["bbox"], _BOX)
-        if not _is_number(entry["area"], 0, _LARGEST_AREA):
-            remedy = f"give pixels, a finite number from 0 to {_LARGEST_AREA:.0e}"
-            raise _fault(owner, "area", entry["area"], remedy)
+        if not is_box(entry["bbox"]):
+            raise fault(owner, "bbox", entry["bbox"], BOX)
+        if not is_number(entry["area"], 0, LARGEST_AREA):
+            remedy = f"give pixels, a finite number from 0 to {LARGEST_AREA:.0e}"
+            raise fault(owner, "area", entry["area"], remedy)
         if entry["iscrowd"] not in (0, 1):
-            raise _fault(owner, "iscrowd", entry["iscrowd"], "give 0 or 1")
-        if with_masks and not _is_shape(entry.get("segmentation")):
-            raise _fault(owner, "segmentation", entry.get("segmentation"), _SHAPE)
+            raise fault(owner, "iscrowd", entry["iscrowd"], "give 0 or 1")
+        if with_masks and not is_shape(entry.get("segmentation")):
+            raise fault(owner, "segmentation", entry.get("segmentation"), SHAPE)
     if not with_masks or not any(map(has_mask, data["annotations"])):
         return
     for index, image in enumerate(data["images"]):
         for key in _SIZE:
-            if not _is_number(image.get(key), 1, _LONGEST) or not isinstance(image[key], int):
+            if not is_number(image.get(key), 1, LONGEST) or not isinstance(image[key], int):
                 raise AnnotationError(
-                    f"images[{index}] has no valid {key!r} ({_short(image.get(key))}), which masks "
-                    f"need: give an integer from 1 to {_LONGEST}"
+                    f"images[{index}] has no valid {key!r} ({short(image.get(key))}), which masks "
+                    f"need: give an integer from 1 to {LONGEST}"
                 )
     sizes = image_sizes(data)
     for entry in data["annotations"]:
         segmentation = entry.get("segmentation")
         owner = "annotation", entry["id"]
         if isinstance(segmentation, dict):
-            _check_encoding(owner, segmentation, sizes[entry["image_id"]])
+            check_encoding(owner, segmentation, sizes[entry["image_id"]])
             continue
         for polygon in segmentation or ():
             # Shorter ones enclose nothing and are left out.
-            if len(polygon) >= 6 and not _is_polygon(polygon):
-                raise _fault(
+            if len(polygon) >= 6 and not is_polygon(polygon):
+                raise fault(
                     owner,
                     "segmentation",
                     polygon,
                     "give a polygon as x and y in turn, an even count of finite numbers of at most "
-                    f"{_FARTHEST:.0f} pixels, {_LONGEST_OUTLINE} pixels around at most",
+                    f"{FARTHEST:.0f} pixels, {LONGEST_OUTLINE} pixels around at most",
                 )
 
 
@@ -189,24 +187,24 @@ def check_results(
         owner = "result", index
         if not isinstance(result, Mapping):
             raise AnnotationError(
-                f"result {index} is {_short(result)}: give an object with image_id, category_id, "
+                f"result {index} is {short(result)}: give an object with image_id, category_id, "
                 "bbox and score"
             )
         for key in ("image_id", "category_id"):
             value = result.get(key)
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-                raise _fault(owner, key, value, "give the integer id of the annotation file")
-        if not _is_box(result.get("bbox")):
-            raise _fault(owner, "bbox", result.get("bbox"), _BOX)
-        if not _is_number(result.get("score"), -_FARTHEST, _FARTHEST):
-            raise _fault(owner, "score", result.get("score"), "give a finite number, 0 to 1")
+                raise fault(owner, key, value, "give the integer id of the annotation file")
+        if not is_box(result.get("bbox")):
+            raise fault(owner, "bbox", result.get("bbox"), BOX)
+        if not is_number(result.get("score"), -FARTHEST, FARTHEST):
+            raise fault(owner, "score", result.get("score"), "give a finite number, 0 to 1")
         if with_masks and "segmentation" in result:
             mask = result["segmentation"]
             if not isinstance(mask, Mapping) or not isinstance(mask.get("counts"), (str, bytes)):
                 remedy = "give a compressed run-length encoding with size and counts"
-                raise _fault(owner, "segmentation", mask, remedy)
+                raise fault(owner, "segmentation", mask, remedy)
             if result["image_id"] in sizes:
-                _check_encoding(owner, mask, sizes[result["image_id"]])
+                check_encoding(owner, mask, sizes[result["image_id"]])
 
 
 def image_sizes(annotations: Mapping[str, Any]) -> dict[int, tuple[Any, Any]]:
@@ -214,121 +212,6 @@ def image_sizes(annotations: Mapping[str, Any]) -> dict[int, tuple[Any, Any]]:
     return {
         image["id"]: (image.get("height"), image.get("width")) for image in annotations["images"]
     }
-
-
-def _fault(owner: tuple[str, int], field: str, value: Any, remedy: str) -> AnnotationError:
-    return AnnotationError(f"{owner[0]} {owner[1]} has {field} {_short(value)}: {remedy}")
-
-
-def _short(value: Any) -> str:
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a huge number"
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    """A real number, no bool, in a range, as NaN never is."""
-    real = isinstance(value, (int, float, np.integer, np.floating))
-    return real and not isinstance(value, bool) and bool(low <= value <= high)
-
-
-def _is_box(box: Any) -> bool:
-    """Four numbers: x, y, width, height. Boxes without an area are found in real files."""
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(_is_number(value, -_FARTHEST, _FARTHEST) for value in box)
-        and box[2] >= 0
-        and box[3] >= 0
-    )
-
-
-def _is_polygon(polygon: Sequence[Any]) -> bool:
-    if (
-        len(polygon) % 2
-        or not {int, float}.issuperset(map(type, polygon))
-        or not all(-_FARTHEST <= value <= _FARTHEST for value in polygon)
-    ):
-        return False
-    # No side is longer than the spread of the numbers: few need a closer look.
-    if len(polygon) / 2 * (max(polygon) - min(polygon)) <= _LONGEST_OUTLINE:
-        return True
-    points = np.array(polygon, np.float64).reshape(-1, 2)
-    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    return bool(steps.sum() <= _LONGEST_OUTLINE)
-
-
-def _check_encoding(
-    owner: tuple[str, int], encoding: Mapping[str, Any], size: tuple[Any, Any]
-) -> None:
-    """Run lengths cover their image to the last pixel, or pycocotools runs on beyond them."""
-    given, counts = encoding.get("size"), encoding.get("counts")
-    if not isinstance(given, (list, tuple)) or tuple(given) != size:
-        remedy = f"give the image's height and width, {list(size)}, and a mask of that size"
-        raise _fault(owner, "segmentation size", given, remedy)
-    total = _covered(counts)
-    if total != size[0] * size[1]:
-        wrong = f"counts {_short(counts)}"
-        if total is not None:
-            wrong += f", which add up to {_short(total)}"
-        raise AnnotationError(
-            f"{owner[0]} {owner[1]} has segmentation {wrong}: give run lengths, integers from 0, "
-            f"that add up to the image's {size[0]} x {size[1]} pixels, or COCO's compressed string"
-        )
-
-
-def _covered(counts: Any) -> int | None:
-    """Pixels that run lengths cover, compressed or not; None where there is a malformed one."""
-    if isinstance(counts, (str, bytes)):
-        lengths = _decoded(counts)
-        return None if lengths is None or lengths.min() < 0 else int(lengths.sum())
-    if isinstance(counts, list) and all(type(length) is int and length >= 0 for length in counts):
-        return sum(counts)
-    return None
-
-
-def _decoded(text: str | bytes) -> npt.NDArray[np.int64] | None:
-    """Run lengths of a compressed encoding; None if it is not one.
-
-    Numbers of two's complement in groups of five bits, low ones first, a character each from "0"
-    on; 32 says that the number goes on. From the fourth on each is the difference to the last but
-    one.
-    """
-    data = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    groups = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(groups & 32 == 0)
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        return None
-    starts = np.append(0, ends[:-1] + 1)
-    if (ends - starts).max() >= _LONGEST_COUNT:
-        return None
-    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, ends - starts + 1))
-    numbers = np.add.reduceat((groups & 31) << shifts, starts)
-    negative = groups[ends] & 16 != 0
-    if (negative & (shifts[ends] >= 30)).any():  # pycocotools shifts 32 bits by 35
-        return None
-    numbers -= np.where(negative, 32 << shifts[ends], 0)
-    for first in (1, 2):
-        numbers[first::2] = np.cumsum(numbers[first::2])
-    return np.asarray(numbers, np.int64)
-
-
-def has_mask(annotation: Mapping[str, Any]) -> bool:
-    """An annotation says what its object covers, by run lengths or polygons of three points."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return True
-    return any(len(polygon) >= 6 for polygon in segmentation or ())
-
-
-def _is_shape(segmentation: Any) -> bool:
-    """A run-length encoding, polygons, or nothing."""
-    if isinstance(segmentation, dict):
-        return "size" in segmentation and "counts" in segmentation
-    return segmentation is None or (
-        isinstance(segmentation, list) and all(isinstance(entry, list) for entry in segmentation)
-    )
 
 
 def _read_json(path: str | os.PathLike[str], what: str) -> Any:
