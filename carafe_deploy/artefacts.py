@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, OptionError
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.suffixes import KINDS, SUFFIXES
@@ -24,8 +25,8 @@ __all__ = ["BACKENDS", "MODES", "SUFFIXES", "Backend", "open_runner"]
 MODES = ("eager", "compile", "cuda-graph")
 
 
-@dataclass(frozen=True)
-class Backend:
+@dataclass(frozen=True, repr=False)
+class Backend(OneLine):
     """What opens artefacts of one kind, and what can be chosen then.
 
     Attributes:

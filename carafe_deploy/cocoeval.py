@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.coco import has_mask
 from carafe_deploy.errors import AnnotationError, BackendUnavailableError
 
@@ -19,8 +20,8 @@ __all__ = ["Scores", "run_cocoeval"]
 _SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(OneLine):
     """What COCOeval accumulated; 0..1, None where there is no object to average over.
 
     Attributes:

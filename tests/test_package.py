@@ -170,10 +170,13 @@ def test_dependencies_point_one_way(importer: str, imported: str) -> None:
     assert offending == {}
 
 
-def test_types_import_only_errors_from_the_package() -> None:
+def test_types_import_only_errors_and_their_repr_from_the_package() -> None:
     internal = [n for n in imports_of(PACKAGE / "types.py") if is_within(n, "carafe_deploy")]
     assert internal
-    assert [n for n in internal if not is_within(n, "carafe_deploy.errors")] == []
+    allowed = ("carafe_deploy.errors", "carafe_deploy.brief")
+    assert [n for n in internal if not any(is_within(n, name) for name in allowed)] == []
+    brief = imports_of(PACKAGE / "brief.py")
+    assert [n for n in brief if is_within(n, "carafe_deploy")] == []
 
 
 def test_only_the_command_line_and_the_report_print() -> None:
