@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 
 from carafe_deploy.demo import DetectorResult, run_demo
 

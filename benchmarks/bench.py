@@ -23,7 +23,7 @@ from typing import Any
 
 import cv2
 import torch
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 
 from carafe_deploy.bench.record import BenchResult, read_result
 from carafe_deploy.data import data_path

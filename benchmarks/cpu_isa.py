@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 
 from carafe_deploy.libraries import find_library
 from carafe_deploy.ops._library import CarafeParams, DType, KernelLibrary, Layout, MaskSource

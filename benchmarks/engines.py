@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 
 MODELS = ("faster_rcnn", "mask_rcnn")
 PRECISIONS = ("fp32", "fp16")

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 
 HERE = Path(__file__).resolve().parents[1]
 

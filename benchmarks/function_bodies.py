@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 from onnx import TensorProto, helper
 
 from carafe_deploy.ops import _body_carafe

@@ -38,7 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _environment import write_result
+from _common import write_result
 from _gpu_run import Row, Step, run_steps
 from _gpu_steps import BUILD, ROOT, build_steps, steps
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from _environment import RESULTS, time_ms, write_result
+from _common import RESULTS, time_ms, write_result
 from pycocotools import mask as coco_mask
 
 from carafe_deploy.masks import decode_mask, paste_masks

@@ -129,7 +129,7 @@ def shares(*results: BenchResult) -> str:
 
 def operators(result: OperatorsResult) -> str:
     """The operators as the detectors call them, implementations side by side."""
-    from carafe_deploy.report.operators import pivot_table
+    from carafe_deploy.report.operator_tables import pivot_table
 
     # Detectors take the fused entry; other sizes and groups than theirs are in the results.
     rows = [

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _environment import RESULTS, write_result
+from _common import RESULTS, write_result
 from bench import DETECTORS, photograph, seeded_checkpoint
 
 from carafe_deploy.artefacts import open_runner
@@ -29,8 +29,8 @@ from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity.compare import compare_ap, compare_detections
 from carafe_deploy.parity.compatible import bounded_alike
-from carafe_deploy.parity.operators import compare_operators
-from carafe_deploy.parity.stages import StageError, stage_errors
+from carafe_deploy.parity.operator_level import compare_operators
+from carafe_deploy.parity.stage_level import StageError, stage_errors
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import TOLERANCES, coarsest
 

@@ -15,6 +15,7 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, OptionError
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.suffixes import KINDS, SUFFIXES
+from carafe_deploy.types import PRECISIONS
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -239,7 +240,7 @@ BACKENDS: Mapping[str, Backend] = {
             "mode": MODES,
             "tf32": (True, False),
             "config": (),
-            "precision": ("fp32", "fp16", "bf16"),
+            "precision": PRECISIONS,
             "options": (),
             "channels_last": (True, False),
         },

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from carafe_deploy.engine.inspect import described, tensor_spec
+from carafe_deploy.engine.contents import described, tensor_spec
 from carafe_deploy.errors import ArtefactError
 
 __all__ = ["describe_checkpoint", "describe_torchscript"]

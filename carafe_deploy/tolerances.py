@@ -25,10 +25,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["PRECISIONS", "ROUNDING", "TOLERANCES", "Tolerance", "coarsest", "tolerance"]
+from carafe_deploy.types import DTYPES
 
-#: From fine to coarse.
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+__all__ = ["ROUNDING", "TOLERANCES", "Tolerance", "coarsest", "tolerance"]
 
 #: Largest relative error of rounding a value to a precision.
 ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -76,7 +75,7 @@ def _row(
     """(limit, seen) by precision."""
     return {
         precision: Tolerance(limit, measure, seen, reason, quantum)
-        for precision, (limit, seen) in zip(PRECISIONS, (fp32, tf32, fp16, bf16), strict=True)
+        for precision, (limit, seen) in zip(DTYPES, (fp32, tf32, fp16, bf16), strict=True)
     }
 
 
@@ -291,7 +290,7 @@ TOLERANCES: Mapping[tuple[str, str], _Row] = {
 
 def coarsest(*precisions: str) -> str:
     """The coarsest of some precisions; the one that decides what can be expected of a pair."""
-    return max(precisions, key=PRECISIONS.index)
+    return max(precisions, key=list(DTYPES).index)
 
 
 def tolerance(level: str, kind: str, precision: str = "fp32") -> Tolerance:

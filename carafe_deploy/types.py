@@ -16,6 +16,11 @@ from carafe_deploy.errors import ArtefactError
 
 __all__ = [
     "ARCHITECTURES",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "DTYPES",
+    "METADATA_KEY",
+    "PRECISIONS",
     "Detections",
     "InputFormat",
     "ModelInfo",
@@ -26,6 +31,19 @@ __all__ = [
 
 #: Architectures -> for people.
 ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
+
+#: Namespace of the operators in ONNX, torch and TensorRT.
+DOMAIN = "carafe"
+DOMAIN_VERSION = 1
+
+#: What a detector may be exported in.
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+#: What a runner may compute in, from fine to coarse -> NumPy's and torch's name of the data type.
+DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+#: Where ONNX and TorchScript files carry a :class:`ModelInfo`.
+METADATA_KEY = "carafe_deploy"
 
 #: Raised whenever the meaning of a field below changes.
 METADATA_SCHEMA = 1

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from carafe_deploy.tolerances import PRECISIONS, TOLERANCES, Tolerance, coarsest, tolerance
+from carafe_deploy.tolerances import TOLERANCES, Tolerance, coarsest, tolerance
+from carafe_deploy.types import DTYPES
 
 ROWS = [
     pytest.param(kind, precision, id=f"{kind[0]}-{kind[1]}-{precision}")
     for kind in TOLERANCES
-    for precision in PRECISIONS
+    for precision in DTYPES
 ]
 
 
@@ -33,7 +34,7 @@ def test_a_tolerance_is_above_what_was_seen_and_within_reach_of_it(
 
 @pytest.mark.parametrize("kind", TOLERANCES, ids=lambda kind: "-".join(kind))
 def test_coarser_precisions_are_allowed_no_less(kind: tuple[str, str]) -> None:
-    limits = [TOLERANCES[kind][precision] for precision in PRECISIONS]
+    limits = [TOLERANCES[kind][precision] for precision in DTYPES]
     slacks = [_slack(limit, limit.value) for limit in limits]
     assert slacks == sorted(slacks)
     assert len({limit.measure for limit in limits}) == 1

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET
-from carafe_deploy.ops._registry import DOMAIN, PLUGIN_ATTRIBUTES
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.types import DOMAIN
 
 __all__ = ["prepare"]
 

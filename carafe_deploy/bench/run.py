@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 
 from carafe_deploy.bench.agreement import agreement, as_record
-from carafe_deploy.bench.environment import describe_run, load_facts
 from carafe_deploy.bench.probe import probe
+from carafe_deploy.bench.provenance import describe_run, load_facts
 from carafe_deploy.bench.record import BenchResult, Sample, Subject
 from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
 from carafe_deploy.bench.trust import busy_machine, doubts

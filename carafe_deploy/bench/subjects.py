@@ -22,7 +22,7 @@ from carafe_deploy.errors import (
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
 from carafe_deploy.runners.base import TITLES, Runner
-from carafe_deploy.types import InputFormat, ModelInfo
+from carafe_deploy.types import PRECISIONS, InputFormat, ModelInfo
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -31,7 +31,6 @@ __all__ = ["LAYOUTS", "Opened", "Opening", "Variants", "expand", "open_all"]
 
 #: Memory formats of PyTorch models.
 LAYOUTS = ("nchw", "channels-last")
-_PRECISIONS = ("fp32", "fp16", "bf16")
 _PROVIDERS = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt", "tensorrt-rtx")}
 
 
@@ -61,7 +60,7 @@ class Variants(OneLine):
         """
         known = sorted({*itertools.chain(*_PROVIDERS.values())})
         for field, choices in (
-            ("precisions", _PRECISIONS),
+            ("precisions", PRECISIONS),
             ("modes", MODES),
             ("layouts", LAYOUTS),
             ("providers", known),

@@ -67,7 +67,7 @@ def busy_machine(facts: Mapping[str, float]) -> str:
     """A warning if others had the machine before measuring began, else empty.
 
     Args:
-        facts: see :func:`carafe_deploy.bench.environment.load_facts`.
+        facts: see :func:`carafe_deploy.bench.provenance.load_facts`.
     """
     busy, cores = facts["busy"], facts["cores"]
     if busy <= _BUSY * cores:

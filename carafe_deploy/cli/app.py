@@ -24,10 +24,10 @@ from carafe_deploy.cli import (
     evaluate,
     export,
     inspect,
-    models,
     parity,
     report,
     selfcheck,
+    zoo,
 )
 from carafe_deploy.errors import BackendFailedError, CarafeDeployError
 from carafe_deploy.failures import LOGGER, first_line
@@ -64,7 +64,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    models.COMMAND,
+    zoo.COMMAND,
     export.COMMAND,
     build.COMMAND,
     inspect.COMMAND,

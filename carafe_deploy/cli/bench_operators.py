@@ -72,7 +72,7 @@ def bench_operators(
             raise UsageError(f"{option} is {value}: give at least 1")
     with Steps() as steps:
         steps("load packages")
-        from carafe_deploy.bench.operators import (
+        from carafe_deploy.bench.operator_bench import (
             OperatorOptions,
             is_failure,
             measure_operators,

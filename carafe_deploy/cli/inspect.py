@@ -51,11 +51,11 @@ def inspect(
     if config is not None and backend != "pytorch":
         raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {file}: drop it")
     if backend == "onnxruntime":
-        from carafe_deploy.engine.inspect import inspect_onnx
+        from carafe_deploy.engine.contents import inspect_onnx
 
         result = inspect_onnx(file)
     elif backend == "tensorrt":
-        from carafe_deploy.engine.inspect import inspect_engine
+        from carafe_deploy.engine.contents import inspect_engine
 
         result = inspect_engine(file)
     elif backend == "torchscript":

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.types import DOMAIN
 
 __all__ = ["Answer", "ask", "main"]
 
@@ -165,7 +166,7 @@ def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
     answer["creators"] = [
         [creator.name, creator.plugin_version]
         for creator in registry.all_creators
-        if creator.plugin_namespace == "carafe"
+        if creator.plugin_namespace == DOMAIN
     ]
     try:
         flavour.prepare_parser(Path(library))

@@ -16,13 +16,9 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.suffixes import SUFFIXES, mistaken
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo
 
-__all__ = ["DOMAIN", "CustomNode", "SourceModel", "read_model", "read_onnx"]
-
-#: ONNX domain and plugin namespace of the operators, see plugins/README.md.
-DOMAIN = "carafe"
-METADATA_KEY = "carafe_deploy"
+__all__ = ["CustomNode", "SourceModel", "read_model", "read_onnx"]
 
 
 @dataclass(frozen=True, repr=False)

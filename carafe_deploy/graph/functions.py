@@ -16,8 +16,7 @@ from onnx import helper
 
 from carafe_deploy.errors import ExportError
 from carafe_deploy.ops import _bodies
-from carafe_deploy.ops._registry import DOMAIN, DOMAIN_VERSION
-from carafe_deploy.types import OperatorCall
+from carafe_deploy.types import DOMAIN, DOMAIN_VERSION, OperatorCall
 
 __all__ = ["attach_function_bodies"]
 

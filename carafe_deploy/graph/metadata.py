@@ -14,13 +14,9 @@ from carafe_deploy import __version__
 from carafe_deploy.graph.options import ExportOptions, padded_limits
 from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import build_detector, stage_names
-from carafe_deploy.ops._registry import DOMAIN
-from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
+from carafe_deploy.types import DOMAIN, InputFormat, ModelInfo, OperatorCall
 
-__all__ = ["METADATA_KEY", "model_info", "record_operators", "reference_shape"]
-
-#: Key of the JSON in ONNX metadata_props and TorchScript extra files.
-METADATA_KEY = "carafe_deploy"
+__all__ = ["model_info", "record_operators", "reference_shape"]
 
 
 def model_info(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from carafe_deploy.errors import ExportError
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.functions import attach_function_bodies
-from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
+from carafe_deploy.graph.metadata import model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, Range, deployable, evaluation_mode
 from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.models.config import DetectorConfig
@@ -29,7 +29,7 @@ from carafe_deploy.models.detector import (
     StagedDetector,
 )
 from carafe_deploy.ops import dynamo_translations, torchscript_symbolics
-from carafe_deploy.types import InputFormat, ModelInfo
+from carafe_deploy.types import DOMAIN, DOMAIN_VERSION, METADATA_KEY, InputFormat, ModelInfo
 
 __all__ = ["EXPORTERS", "export_onnx", "export_operator_network"]
 
@@ -208,7 +208,7 @@ def _run_torchscript(
             path,
             dynamo=False,
             opset_version=opset,
-            custom_opsets={"carafe": 1},
+            custom_opsets={DOMAIN: DOMAIN_VERSION},
             **settings,
         )
         return onnx.load(path)

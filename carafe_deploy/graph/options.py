@@ -19,11 +19,10 @@ from carafe_deploy.models.detector import (
     lay_out_channels_last,
     prepare_for_inference,
 )
-from carafe_deploy.types import InputFormat, ModelInfo
+from carafe_deploy.types import DTYPES, PRECISIONS, InputFormat, ModelInfo
 
-__all__ = ["DTYPES", "ExportOptions", "Range", "deployable", "evaluation_mode", "padded_limits"]
+__all__ = ["ExportOptions", "Range", "deployable", "evaluation_mode", "padded_limits"]
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 #: Smallest and largest value, both included.
 Range = tuple[int, int]
@@ -102,8 +101,9 @@ class ExportOptions(OneLine):
         Raises:
             ExportError: a value is out of range, or the precision is unknown.
         """
-        if self.precision not in DTYPES:
-            raise ExportError(f"precision is {self.precision!r}: choose from {', '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ExportError(f"precision is {self.precision!r}: choose from {known}")
         for name, value in (
             ("score threshold", self.score_threshold),
             ("NMS IoU threshold", self.nms_iou_threshold),
@@ -148,7 +148,7 @@ def deployable(
     for name, buffer in detector.named_buffers():  # constants are in no state_dict
         owner, _, leaf = name.rpartition(".")
         setattr(copy.get_submodule(owner), leaf, buffer)
-    prepare_for_inference(copy, DTYPES[options.precision])
+    prepare_for_inference(copy, getattr(torch, DTYPES[options.precision]))
     return lay_out_channels_last(copy) if channels_last else copy
 
 

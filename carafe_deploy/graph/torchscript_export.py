@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from carafe_deploy.files import atomic_path
-from carafe_deploy.graph.metadata import METADATA_KEY, model_info, reference_shape
+from carafe_deploy.graph.metadata import model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.graph.torchscript_numbers import check_portable, numbers_for_tensors
 from carafe_deploy.known_warnings import without_known_warnings
@@ -18,7 +18,7 @@ from carafe_deploy.models.detector import (
     ImageNormalization,
     StagedDetector,
 )
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 
 __all__ = ["export_torchscript"]
 

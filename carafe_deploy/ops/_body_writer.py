@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from carafe_deploy.ops._registry import DOMAIN, PLUGIN_ATTRIBUTES
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.types import DOMAIN
 
 __all__ = ["FLOAT", "INT32", "INT64", "BodyWriter", "Given", "Value"]
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "PLUGIN_ATTRIBUTES", "define", "onnx_operator"]
+from carafe_deploy.types import DOMAIN, DOMAIN_VERSION
 
-DOMAIN = "carafe"
-DOMAIN_VERSION = 1
+__all__ = ["PLUGIN_ATTRIBUTES", "define", "onnx_operator"]
 
 #: TensorRT's parser takes the plugin, and not the function body, for a node that names them.
-PLUGIN_ATTRIBUTES: Mapping[str, str] = {"plugin_version": "1", "plugin_namespace": "carafe"}
+PLUGIN_ATTRIBUTES: Mapping[str, str] = {"plugin_version": "1", "plugin_namespace": DOMAIN}
 
 
 def define(name: str, function: Callable[..., Any]) -> Any:

@@ -19,9 +19,9 @@ from carafe_deploy.failures import Failure, failure_of
 from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.matching import MatchResult, combined, match_detections
-from carafe_deploy.parity.operators import compare_operators
+from carafe_deploy.parity.operator_level import compare_operators
 from carafe_deploy.parity.report import ParityReport, ParityRow, named_images
-from carafe_deploy.parity.stages import compare_stages
+from carafe_deploy.parity.stage_level import compare_stages
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import coarsest, tolerance

@@ -12,10 +12,10 @@ from typing import Any
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, ImageError
 from carafe_deploy.images import Image
-from carafe_deploy.parity.arrays import HISTOGRAM_EDGES
+from carafe_deploy.parity.array_error import HISTOGRAM_EDGES
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.report import named_images
-from carafe_deploy.parity.stages import StageError, stage_errors
+from carafe_deploy.parity.stage_level import StageError, stage_errors
 from carafe_deploy.parity.strict_json import decoded, encoded
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import ROUNDING, coarsest
@@ -293,8 +293,8 @@ def walk_stages(
 ) -> StageWalk:
     """Compare all intermediate tensors that both artefacts name, and the detections.
 
-    See :func:`carafe_deploy.parity.stages.stage_errors` for how. Where one artefact accepts fewer
-    sizes than the other, both are run at sizes that both accept.
+    See :func:`carafe_deploy.parity.stage_level.stage_errors` for how. Where one artefact accepts
+    fewer sizes than the other, both are run at sizes that both accept.
 
     Args:
         reference: what is right; stays open.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from carafe_deploy.report.html import page, write_report
     from carafe_deploy.report.inputs import Reportable, read
     from carafe_deploy.report.markdown import markdown_table, to_markdown
-    from carafe_deploy.report.operators import operators_markdown
+    from carafe_deploy.report.operator_tables import operators_markdown
     from carafe_deploy.report.parity import level_summary
     from carafe_deploy.report.selfcheck import selfcheck_report
 
@@ -42,7 +42,7 @@ _MODULES = {
     "html": ("page", "write_report"),
     "inputs": ("Reportable", "read"),
     "markdown": ("markdown_table", "to_markdown"),
-    "operators": ("operators_markdown",),
+    "operator_tables": ("operators_markdown",),
     "parity": ("level_summary",),
     "selfcheck": ("selfcheck_report",),
 }

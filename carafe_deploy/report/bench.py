@@ -26,7 +26,7 @@ from carafe_deploy.report.document import (
 from carafe_deploy.report.layers import layer_blocks
 from carafe_deploy.report.markdown import section_markdown
 from carafe_deploy.report.numbers import significant, span
-from carafe_deploy.report.subjects import Timed, machine, ratio_over, timed, title
+from carafe_deploy.report.timings import Timed, machine, ratio_over, timed, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -241,6 +241,6 @@ def _draw_throughput(result: BenchResult) -> Drawing:
 
 
 def _draw_samples(result: BenchResult) -> tuple[Comparison, ...]:
-    from carafe_deploy.report.compare import comparisons
+    from carafe_deploy.report.side_by_side import comparisons
 
     return comparisons(result)

@@ -17,7 +17,7 @@ from carafe_deploy.report.numbers import (
     share,
     significant,
 )
-from carafe_deploy.report.subjects import Timed, fastest, ratio_over, timed
+from carafe_deploy.report.timings import Timed, fastest, ratio_over, timed
 from carafe_deploy.types import ARCHITECTURES
 from carafe_deploy.verdict import mark_of
 

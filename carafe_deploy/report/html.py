@@ -15,7 +15,7 @@ from carafe_deploy.report.document import Figure, Section
 from carafe_deploy.report.inputs import Reportable, read
 from carafe_deploy.report.markdown import PARTIAL
 from carafe_deploy.report.sections import sections
-from carafe_deploy.report.subjects import gpus
+from carafe_deploy.report.timings import gpus
 
 if TYPE_CHECKING:
     from carafe_deploy.report.document import Block

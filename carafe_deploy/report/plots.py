@@ -24,7 +24,7 @@ from carafe_deploy.bench.record import (
 from carafe_deploy.bench.statistics import summary
 from carafe_deploy.report import style
 from carafe_deploy.report.numbers import large, significant
-from carafe_deploy.report.subjects import Timed, timed, title
+from carafe_deploy.report.timings import Timed, timed, title
 
 __all__ = ["latency", "roofline", "stages", "throughput"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from carafe_deploy.bench.record import BenchResult, OperatorsResult
 from carafe_deploy.parity import ParityReport
 from carafe_deploy.report.bench import bench_section
-from carafe_deploy.report.operators import operators_section
+from carafe_deploy.report.operator_tables import operators_section
 from carafe_deploy.report.parity import parity_section
 
 if TYPE_CHECKING:

@@ -19,16 +19,9 @@ from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
-from carafe_deploy.types import ModelInfo, OperatorCall
+from carafe_deploy.types import DTYPES, ModelInfo, OperatorCall
 
 __all__ = ["TorchRunner", "resolve_device", "torch_threads"]
-
-_DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 #: The process in which runners first computed with several threads.
@@ -202,11 +195,12 @@ class TorchRunner(Lifetime):
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         self._check_usable()
         operator = getattr(torch.ops.carafe, call.name)
+        dtype = getattr(torch, DTYPES[self.info.precision])
         tensors = [_tensor(array).to(self._device) for array in inputs]
         if call.name in ("carafe", "carafe_encoded"):
-            tensors = [tensor.to(_DTYPES[self.info.precision]) for tensor in tensors]
+            tensors = [tensor.to(dtype) for tensor in tensors]
         elif call.name == "multilevel_roi_align":
-            maps = [tensor.to(_DTYPES[self.info.precision]) for tensor in tensors[1:]]
+            maps = [tensor.to(dtype) for tensor in tensors[1:]]
             tensors = [tensors[0], maps]  # type: ignore[list-item]
         with self._computing():
             results = operator(*tensors, **call.attributes)

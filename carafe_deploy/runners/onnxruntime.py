@@ -21,15 +21,13 @@ from carafe_deploy.errors import (
 )
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
-from carafe_deploy.types import ModelInfo, OperatorCall
+from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo, OperatorCall
 
 __all__ = ["PROVIDERS", "OnnxRuntimeRunner"]
 
 #: Name of one of ONNX Runtime's providers, and its options.
 _Provider = tuple[str, dict[str, str]]
 
-_METADATA_KEY = "carafe_deploy"
-_DOMAIN = "carafe"
 #: Name -> ONNX Runtime's providers, the one that is meant first.
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -106,12 +104,12 @@ class OnnxRuntimeRunner(Lifetime):
         self._session: Any = self._open(str(self._path))
         self._stage_session: Any = None
         properties = self._session.get_modelmeta().custom_metadata_map
-        if _METADATA_KEY not in properties:
+        if METADATA_KEY not in properties:
             raise ArtefactError(
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "
                 "`carafe-deploy export`"
             )
-        info = ModelInfo.from_json(properties[_METADATA_KEY])
+        info = ModelInfo.from_json(properties[METADATA_KEY])
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
         self.inputs = self.info.input_specs
@@ -203,7 +201,7 @@ class OnnxRuntimeRunner(Lifetime):
         """Name and operator of the file's ``carafe`` nodes, in order. Needs the onnx package."""
         self._check_usable()
         return tuple(
-            (node.name, node.op_type) for node in self._model().graph.node if node.domain == _DOMAIN
+            (node.name, node.op_type) for node in self._model().graph.node if node.domain == DOMAIN
         )
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -227,7 +225,7 @@ class OnnxRuntimeRunner(Lifetime):
         from onnx import helper
 
         model = self._model()
-        nodes = [node for node in model.graph.node if node.domain == _DOMAIN]
+        nodes = [node for node in model.graph.node if node.domain == DOMAIN]
         node = nodes[self.info.operators.index(call)]
         if node.op_type != _OPERATORS[call.name]:
             raise ArtefactError(

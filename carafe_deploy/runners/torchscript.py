@@ -11,11 +11,9 @@ import torch
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.runners._torch import TorchRunner, resolve_device
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 
 __all__ = ["TorchScriptRunner"]
-
-_METADATA_KEY = "carafe_deploy"
 
 
 class TorchScriptRunner(TorchRunner):
@@ -40,7 +38,7 @@ class TorchScriptRunner(TorchRunner):
     ) -> None:
         path = Path(path)
         target = resolve_device(device)
-        extra_files: dict[str, Any] = {_METADATA_KEY: ""}
+        extra_files: dict[str, Any] = {METADATA_KEY: ""}
         try:
             with without_known_warnings():
                 module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
@@ -49,7 +47,7 @@ class TorchScriptRunner(TorchRunner):
             raise ArtefactError(
                 f"{path} cannot be loaded as TorchScript ({reason}): export it again"
             ) from error
-        text = extra_files[_METADATA_KEY]
+        text = extra_files[METADATA_KEY]
         if not text:
             raise ArtefactError(
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "

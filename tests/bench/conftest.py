@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from carafe_deploy.bench import environment, run
+from carafe_deploy.bench import provenance, run
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PAUSE", 0.0)
-    monkeypatch.setattr(environment, "LOOK", 0.02)
+    monkeypatch.setattr(provenance, "LOOK", 0.02)

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from carafe_deploy.bench import environment
-from carafe_deploy.bench.environment import load_facts
+from carafe_deploy.bench import provenance
+from carafe_deploy.bench.provenance import load_facts
 from carafe_deploy.bench.record import PARTS, Samples
 from carafe_deploy.bench.trust import busy_machine, doubts
 
@@ -62,7 +62,7 @@ def test_a_busy_machine_is_told_from_an_idle_one() -> None:
 
 
 def test_a_program_at_work_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "LOOK", 0.5)
+    monkeypatch.setattr(provenance, "LOOK", 0.5)
     spin = [sys.executable, "-c", "import time\nend = time.time() + 20\nwhile time.time() < end: 0"]
     with subprocess.Popen(spin) as program:
         time.sleep(0.3)

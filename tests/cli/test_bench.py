@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from carafe_deploy.bench import environment
+from carafe_deploy.bench import provenance
 from carafe_deploy.bench import run as run_module
 from carafe_deploy.bench.record import read_result
 from tests.bench.fakes import FakeRunner, install
@@ -19,7 +19,7 @@ QUICK = ("--rounds", "2", "--block", "1", "--batch-sizes", "1", "--no-memory")
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "PAUSE", 0.0)
-    monkeypatch.setattr(environment, "LOOK", 0.02)
+    monkeypatch.setattr(provenance, "LOOK", 0.02)
 
 
 def test_table_warnings_and_files(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import typer
 
-from carafe_deploy.bench import operators
-from carafe_deploy.bench.operators import OperatorOptions
+from carafe_deploy.bench import operator_bench
+from carafe_deploy.bench.operator_bench import OperatorOptions
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult, read_result
 from carafe_deploy.cli.bench_operators import bench_operators
 from carafe_deploy.cli.common import UsageError
@@ -57,7 +57,7 @@ def give(
         progress(1, 2)
         return dataclasses.replace(RESULT, rows=(*RESULT.rows, *more), **changes)
 
-    monkeypatch.setattr(operators, "measure_operators", measure)
+    monkeypatch.setattr(operator_bench, "measure_operators", measure)
 
 
 def test_tables(asked: list[OperatorOptions], capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_nothing_measured(
 ) -> None:
     give(monkeypatch, asked, partial=True)
     monkeypatch.setattr(
-        operators,
+        operator_bench,
         "measure_operators",
         lambda *_, **__: dataclasses.replace(RESULT, rows=(), partial=True),
     )

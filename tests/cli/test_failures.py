@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from carafe_deploy import demo, selfcheck
-from carafe_deploy.bench import environment
+from carafe_deploy.bench import provenance
 from carafe_deploy.bench import run as bench_run
 from carafe_deploy.bench.record import BenchResult, Subject
 from carafe_deploy.cli import parity as parity_command
@@ -89,7 +89,7 @@ def test_selfcheck(
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_run, "PAUSE", 0.0)
-    monkeypatch.setattr(environment, "LOOK", 0.02)
+    monkeypatch.setattr(provenance, "LOOK", 0.02)
 
 
 QUICK = ("--rounds", "2", "--block", "1", "--batch-sizes", "1", "--no-memory")

@@ -33,7 +33,7 @@ VARIABLES = {
         "config": "IBuilderConfig",
         "registry": "IPluginRegistry",
     },
-    "engine/inspect.py": {"engine": "ICudaEngine", "inspector": "EngineInspector"},
+    "engine/contents.py": {"engine": "ICudaEngine", "inspector": "EngineInspector"},
     "engine/load.py": {"runtime": "Runtime"},
     "engine/log.py": {},
     "engine/progress.py": {},

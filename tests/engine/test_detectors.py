@@ -13,8 +13,8 @@ import torch
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.engine.build import BuildOptions, _Build, build_engine
+from carafe_deploy.engine.contents import inspect_engine
 from carafe_deploy.engine.device import choose_backend
-from carafe_deploy.engine.inspect import inspect_engine
 from carafe_deploy.engine.model import read_model
 from carafe_deploy.engine.sidecar import Sidecar, sidecar_path
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError

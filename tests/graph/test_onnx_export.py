@@ -13,7 +13,6 @@ from onnx import helper
 
 from carafe_deploy.errors import ExportError
 from carafe_deploy.graph import onnx_export
-from carafe_deploy.graph.metadata import METADATA_KEY
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.models.checkpoint import load_detector
@@ -21,7 +20,7 @@ from carafe_deploy.models.detector import Detector, StagedDetector, stage_names
 from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from carafe_deploy.stages import describe_stages
 from carafe_deploy.tolerances import tolerance
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 
 STATIC = ExportOptions((1, 1), (128, 128), (192, 192))
 

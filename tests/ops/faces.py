@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET, export_operator_network
-from carafe_deploy.ops._registry import DOMAIN, PLUGIN_ATTRIBUTES
+from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.types import DOMAIN
 from tests.ops.cases import Attributes, Case
 
 Operator = Callable[..., Any]

@@ -252,11 +252,11 @@ def test_the_result_says_what_ran_where(
 def test_sources_without_a_checkout(
     monkeypatch: pytest.MonkeyPatch, given: str, commit: str | None, changed: bool | None
 ) -> None:
-    from _environment import environment
+    from _common import environment
 
-    from carafe_deploy.bench import environment as module
+    from carafe_deploy.bench import provenance
 
-    monkeypatch.setattr(module, "_git", lambda *arguments: None)
+    monkeypatch.setattr(provenance, "_git", lambda *arguments: None)
     monkeypatch.setenv("CARAFE_DEPLOY_COMMIT", given)
     facts = environment()
     assert (facts["commit"], facts["uncommitted_changes"]) == (commit, changed)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from carafe_deploy.bench.environment import sources
+from carafe_deploy.bench.provenance import sources
 from carafe_deploy.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"

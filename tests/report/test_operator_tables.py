@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.report import operators_markdown, page
-from carafe_deploy.report.operators import pivot_table
+from carafe_deploy.report.operator_tables import pivot_table
 from carafe_deploy.report.plots import roofline
 from tests.report.pages import Page
 

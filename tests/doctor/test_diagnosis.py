@@ -15,8 +15,8 @@ from carafe_deploy.doctor import (
     Finding,
     Purpose,
     diagnose,
+    diagnosis,
     gpu,
-    machine,
     packages,
     plugins,
 )
@@ -107,14 +107,14 @@ def simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulated:
     made = Simulated(folder)
     for module in (plugins, libraries):
         monkeypatch.setattr(module, "PACKAGE_FOLDER", folder)
-    for module in (packages, machine):
+    for module in (packages, diagnosis):
         monkeypatch.setattr(module, "installed_version", lambda name: made.versions.get(name))
         monkeypatch.setattr(module, "is_installed", made.is_installed)
     monkeypatch.setattr(
         "carafe_deploy.engine.flavours.Flavour.is_installed",
         property(lambda flavour: made.is_installed(flavour.name)),
     )
-    monkeypatch.setattr(machine, "ask", made.ask)
+    monkeypatch.setattr(diagnosis, "ask", made.ask)
     monkeypatch.setattr(gpu, "ask_nvidia_smi", lambda *columns: made.smi)
     monkeypatch.setattr(gpu, "_has_card", lambda: False)
     for variable in ("CARAFE_DEPLOY_PLUGIN", "CARAFE_DEPLOY_KERNELS", "CUDA_VISIBLE_DEVICES"):
@@ -228,9 +228,9 @@ def test_a_plugin_library_that_ends_the_process(
         alone = questions.get("tensorrt_rtx", ("", "", "x"))[2] == ""
         return {"tensorrt_rtx": {"version": "1.7"}} if alone else simulated.ask(questions)
 
-    monkeypatch.setattr(machine, "ask", ask)
-    diagnosis = simulated.without("tensorrt", "tensorrt-cu13")
-    assert [f.name for f in diagnosis.wrong] == ["plugins"]
+    monkeypatch.setattr(diagnosis, "ask", ask)
+    found = simulated.without("tensorrt", "tensorrt-cu13")
+    assert [f.name for f in found.wrong] == ["plugins"]
     assert "cannot be loaded (it ends the process: SIGSEGV)" in finding(diagnosis, "plugins").fact
     assert lacks(diagnosis)[BUILD] == ("plugins",)
 
@@ -409,7 +409,7 @@ def find_spec(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             "find_spec",
             lambda name, package=None: None if name in modules else real(name, package),
         )
-        for module in (packages, machine):
+        for module in (packages, diagnosis):
             monkeypatch.setattr(
                 module, "installed_version", lambda name: None if name in hidden else version(name)
             )

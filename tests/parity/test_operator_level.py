@@ -11,8 +11,8 @@ import torch
 
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.ops.roi_align import assign_levels
-from carafe_deploy.parity.arrays import array_error, rounded
-from carafe_deploy.parity.operators import compare_operators, random_inputs
+from carafe_deploy.parity.array_error import array_error, rounded
+from carafe_deploy.parity.operator_level import compare_operators, random_inputs
 from carafe_deploy.parity.report import ParityRow
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.tolerances import tolerance

@@ -21,7 +21,7 @@ from carafe_deploy.report.document import (
 )
 from carafe_deploy.report.markdown import section_markdown
 from carafe_deploy.report.numbers import NONE, column, large, scientific, share, significant
-from carafe_deploy.report.subjects import machine
+from carafe_deploy.report.timings import machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

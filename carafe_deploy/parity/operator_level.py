@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.errors import ArtefactError
-from carafe_deploy.parity.arrays import array_error, rounded
+from carafe_deploy.parity.array_error import array_error, rounded
 from carafe_deploy.parity.compatible import is_feature_map
 from carafe_deploy.parity.report import ParityRow
 from carafe_deploy.runners.base import Array, Runner

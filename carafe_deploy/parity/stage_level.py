@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.images import Image
-from carafe_deploy.parity.arrays import ArrayError, array_error, histogram, largest
+from carafe_deploy.parity.array_error import ArrayError, array_error, histogram, largest
 from carafe_deploy.parity.compatible import common_stages
 from carafe_deploy.parity.matching import match_detections, match_proposals
 from carafe_deploy.parity.report import ParityRow

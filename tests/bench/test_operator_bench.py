@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from carafe_deploy.bench import implementations, machine, operators
+from carafe_deploy.bench import clock, implementations, operator_bench
 from carafe_deploy.bench.implementations import Candidate, candidates, jobs_of
-from carafe_deploy.bench.operators import OperatorOptions, is_failure, measure_operators
+from carafe_deploy.bench.operator_bench import OperatorOptions, is_failure, measure_operators
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult, read_result, write_result
 from carafe_deploy.bench.workloads import (
     WORKLOADS,
@@ -39,11 +39,11 @@ QUICK = OperatorOptions(rounds=3, iterations=2)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     workloads = {"carafe": (CARAFE, MORE_CARAFE), "roi_align": (ROI_ALIGN,), "nms": (NMS,)}
-    monkeypatch.setattr(operators, "WORKLOADS", workloads)
-    monkeypatch.setattr(machine.Clock, "pause", 0.0)
-    monkeypatch.setattr(operators, "TURN", 60.0)
-    monkeypatch.setattr(machine, "COPIED", 2**16)
-    monkeypatch.setattr(machine, "SIDE", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr(operator_bench, "WORKLOADS", workloads)
+    monkeypatch.setattr(clock.Clock, "pause", 0.0)
+    monkeypatch.setattr(operator_bench, "TURN", 60.0)
+    monkeypatch.setattr(clock, "COPIED", 2**16)
+    monkeypatch.setattr(clock, "SIDE", {"cpu": 16, "cuda": 16})
     monkeypatch.setattr(implementations, "_mmcv_missing", lambda: "mmcv is not installed")
 
 
@@ -157,9 +157,9 @@ def test_threads_are_restored() -> None:
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "load_facts", lambda: {"busy": 1.7, "cores": 2.0})
+    monkeypatch.setattr(operator_bench, "load_facts", lambda: {"busy": 1.7, "cores": 2.0})
     assert "other programs kept 1.7 of 2 cores busy" in measure("nms").settings["doubt"]
-    monkeypatch.setattr(operators, "load_facts", lambda: {"busy": 0.0, "cores": 2.0})
+    monkeypatch.setattr(operator_bench, "load_facts", lambda: {"busy": 0.0, "cores": 2.0})
     assert "doubt" not in measure("nms").settings
 
 
@@ -196,7 +196,7 @@ def made(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Candidate]
 def rows_of(
     monkeypatch: pytest.MonkeyPatch, operator: str, *functions: Callable[[Candidate], Candidate]
 ) -> list[OperatorRow]:
-    monkeypatch.setattr(operators, "candidates", as_candidates(*functions))
+    monkeypatch.setattr(operator_bench, "candidates", as_candidates(*functions))
     return list(measure(operator).rows)
 
 
@@ -212,7 +212,7 @@ def rows_of(
 def test_a_wrong_result_has_a_reason_and_no_time(
     monkeypatch: pytest.MonkeyPatch, change: Any, error: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(operators, "candidates", as_candidates(made(change)))
+    monkeypatch.setattr(operator_bench, "candidates", as_candidates(made(change)))
     result = measure("carafe")
     wrong = [row for row in result.rows if row.implementation == "made up"]
     assert len(wrong) == 7
@@ -276,7 +276,7 @@ def test_what_no_implementation_is_to_blame_for_is_a_row_of_its_workload(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """As where an earlier kernel has taken the GPU down: inputs, copy, the machine's own limits."""
-    real, calls = getattr(operators, where), []
+    real, calls = getattr(operator_bench, where), []
 
     def broken(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -286,7 +286,7 @@ def test_what_no_implementation_is_to_blame_for_is_a_row_of_its_workload(
         return real(*arguments)
 
     sizes = {CARAFE.num_bytes(variant) for variant in CARAFE.variants()}
-    monkeypatch.setattr(operators, where, broken)
+    monkeypatch.setattr(operator_bench, where, broken)
     result = measure("carafe")
     assert keys(result, "one")
     assert result.copy_bytes_per_second > 0
@@ -330,8 +330,8 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def one(*arguments: Any, **settings: Any) -> Iterator[Candidate]:
         yield interrupting(next(candidates(*arguments, **settings)))
 
-    monkeypatch.setattr(operators, "WORKLOADS", {"nms": (NMS, NMS), "carafe": (CARAFE,)})
-    monkeypatch.setattr(operators, "candidates", one)
+    monkeypatch.setattr(operator_bench, "WORKLOADS", {"nms": (NMS, NMS), "carafe": (CARAFE,)})
+    monkeypatch.setattr(operator_bench, "candidates", one)
     result = measure_operators(OperatorOptions(("nms", "carafe"), rounds=2, iterations=2))
     assert result.partial
     assert [len(row.samples_us) for row in result.rows] == [4]
@@ -351,7 +351,7 @@ def test_samples_of_the_interrupted_workload_are_kept(monkeypatch: pytest.Monkey
 
         return Candidate("later", right.job, run)
 
-    monkeypatch.setattr(operators, "candidates", as_candidates(later))
+    monkeypatch.setattr(operator_bench, "candidates", as_candidates(later))
     result = measure("nms")
     assert result.partial
     assert {len(row.samples_us) for row in result.rows} <= {2, 4, 6}
@@ -477,7 +477,7 @@ def test_torchvision_and_the_kernel_keep_the_same_boxes() -> None:
         jobs = jobs_of(workload, workload.inputs(), workload.variants()[0], CPU)
         expected = jobs["batched_nms"].expected()
         for candidate in candidates(workload, jobs):
-            error, reason = operators._compare(candidate, expected)
+            error, reason = operator_bench._compare(candidate, expected)
             assert (error, reason) == (None, ""), (workload.name, candidate.name)
 
 

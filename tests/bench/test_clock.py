@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from carafe_deploy.bench import machine
-from carafe_deploy.bench.machine import (
+from carafe_deploy.bench import clock
+from carafe_deploy.bench.clock import (
     Clock,
     CudaClock,
     clock_of,
@@ -54,7 +54,7 @@ def test_microseconds_by_the_wall() -> None:
     assert 2e3 <= clock_of(CPU).once(lambda: time.sleep(2e-3)) < 1e6
 
 
-@pytest.mark.parametrize("num_bytes", [2, 1000, machine.THREADED])
+@pytest.mark.parametrize("num_bytes", [2, 1000, clock.THREADED])
 def test_a_copy_reads_and_writes_so_many_bytes(
     num_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,8 +75,8 @@ def test_a_copy_reads_and_writes_so_many_bytes(
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "COPIED", 1000)
-    monkeypatch.setattr(machine, "SIDE", {"cpu": 10})
+    monkeypatch.setattr(clock, "COPIED", 1000)
+    monkeypatch.setattr(clock, "SIDE", {"cpu": 10})
 
     class Slow(Clock):
         def once(self, call):
@@ -88,7 +88,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_products_are_float32_and_the_setting_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SIDE", {"cpu": 10})
+    monkeypatch.setattr(clock, "SIDE", {"cpu": 10})
     seen = []
 
     class Looking(Clock):

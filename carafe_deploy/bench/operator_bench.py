@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from carafe_deploy.bench.environment import describe_run, load_facts
-from carafe_deploy.bench.implementations import Candidate, Results, candidates, jobs_of
-from carafe_deploy.bench.machine import (
+from carafe_deploy.bench.clock import (
     SETTLED,
     Clock,
     CudaClock,
@@ -28,6 +26,8 @@ from carafe_deploy.bench.machine import (
     measured_bandwidth,
     measured_flops,
 )
+from carafe_deploy.bench.implementations import Candidate, Results, candidates, jobs_of
+from carafe_deploy.bench.provenance import describe_run, load_facts
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
 from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
@@ -38,6 +38,7 @@ from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners._torch import resolve_device, torch_threads
 from carafe_deploy.tolerances import tolerance
+from carafe_deploy.types import DTYPES, PRECISIONS
 
 __all__ = ["OperatorOptions", "is_failure", "measure_operators"]
 
@@ -49,7 +50,7 @@ TURN = 0.05
 #: An error of so many tolerances is a mistake, not a rounding: mmcv in float16 rounds every tap.
 ABSURD = 10
 
-_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_PRECISIONS = {DTYPES[precision]: precision for precision in PRECISIONS}
 
 
 @dataclass(frozen=True, repr=False)

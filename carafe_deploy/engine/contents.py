@@ -10,7 +10,7 @@ from typing import Any
 
 from carafe_deploy.engine.load import check_engine, deserialise, read_engine
 from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.types import ModelInfo, TensorSpec
+from carafe_deploy.types import METADATA_KEY, ModelInfo, TensorSpec
 
 __all__ = ["described", "inspect_engine", "inspect_onnx", "tensor_spec"]
 
@@ -23,7 +23,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is missing, truncated or no ONNX, or its metadata is damaged.
     """
-    from carafe_deploy.engine.model import METADATA_KEY, custom_nodes, read_onnx
+    from carafe_deploy.engine.model import custom_nodes, read_onnx
 
     model = read_onnx(path)
     graph = model.graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carafe_deploy.parity.arrays import HISTOGRAM_EDGES, array_error, histogram, largest
+from carafe_deploy.parity.array_error import HISTOGRAM_EDGES, array_error, histogram, largest
 
 
 def _bins(**counts: int) -> tuple[int, ...]:

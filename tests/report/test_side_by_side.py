@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from carafe_deploy.bench.record import BenchResult, SampleDetections
-from carafe_deploy.report.compare import MISSING, ONLY_HERE, comparisons
 from carafe_deploy.report.document import Tile
+from carafe_deploy.report.side_by_side import MISSING, ONLY_HERE, comparisons
 from tests.report import synthetic
 
 MASK = synthetic.cpu_bench()
