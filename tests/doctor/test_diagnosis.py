@@ -231,8 +231,8 @@ def test_a_plugin_library_that_ends_the_process(
     monkeypatch.setattr(diagnosis, "ask", ask)
     found = simulated.without("tensorrt", "tensorrt-cu13")
     assert [f.name for f in found.wrong] == ["plugins"]
-    assert "cannot be loaded (it ends the process: SIGSEGV)" in finding(diagnosis, "plugins").fact
-    assert lacks(diagnosis)[BUILD] == ("plugins",)
+    assert "cannot be loaded (it ends the process: SIGSEGV)" in finding(found, "plugins").fact
+    assert lacks(found)[BUILD] == ("plugins",)
 
 
 # --- no plugin library ---------------------------------------------------------------------------
