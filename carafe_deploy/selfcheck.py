@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.brief import OneLine
+from carafe_deploy.closing import Closing
 from carafe_deploy.coco import load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.environment import describe_environment
@@ -213,7 +213,7 @@ def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner
     }
 
 
-class _Plain:
+class _Plain(Closing):
     """A torch runner whose operators are computed by PyTorch, without the kernel library."""
 
     def __init__(self, runner: Runner) -> None:
@@ -240,17 +240,6 @@ class _Plain:
 
     def close(self) -> None:
         self._runner.close()
-
-    def __enter__(self) -> _Plain:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
+from carafe_deploy.closing import Closing
 from carafe_deploy.runners.base import Array, Runner
 
 __all__ = ["ERRORS", "CudaError", "Scripted"]
@@ -29,7 +29,7 @@ ERRORS: Mapping[Exception, str] = {
 }
 
 
-class Scripted:
+class Scripted(Closing):
     """A runner that does what another does, until it raises.
 
     Args:
@@ -87,14 +87,3 @@ class Scripted:
         self._runner.close()
         self.closed += 1
         self._raise_if(self._close)
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

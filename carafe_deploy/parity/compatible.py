@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
+from carafe_deploy.closing import Closing
 from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.stages import Stage, describe_stages
@@ -145,7 +145,7 @@ def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-class BoundedRunner:
+class BoundedRunner(Closing):
     """Another runner that says it accepts fewer sizes.
 
     Args:
@@ -196,14 +196,3 @@ class BoundedRunner:
     def close(self) -> None:
         """Close the other runner."""
         self._runner.close()
-
-    def __enter__(self) -> BoundedRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

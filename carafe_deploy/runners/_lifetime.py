@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self
 
+from carafe_deploy.closing import Closing
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.types import ModelInfo
 
 __all__ = ["Lifetime"]
 
-_Self = TypeVar("_Self", bound="Lifetime")
 
-
-class Lifetime:
+class Lifetime(Closing):
     """Base of the runners. A constructor calls :meth:`_begin` as soon as there is what to free.
 
     Threads and GPU contexts do not survive a fork: a runner of the parent would wait for ever, or
@@ -74,14 +72,6 @@ class Lifetime:
             words.append("closed")
         return f"<{type(self).__name__} {self._label}: {', '.join(words)}>"
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         self._check_usable()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
