@@ -32,7 +32,7 @@ from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
-from carafe_deploy.models.coco_classes import COCO_CLASSES
+from carafe_deploy.models.class_names import COCO_CLASSES
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
 from carafe_deploy.models.seeded import seeded_detector
 from carafe_deploy.preprocess import Preprocessor

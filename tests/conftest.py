@@ -48,6 +48,15 @@ def shapes_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoints(shapes_dir: Path) -> dict[str, Path]:
+    """The small trained detectors."""
+    return {
+        "faster": shapes_dir / "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+        "mask": shapes_dir / "shapes_mask_rcnn_carafe-fbec7e06.pth",
+    }
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Recorded tensors, key lists and configuration files."""
     return TESTS / "data"

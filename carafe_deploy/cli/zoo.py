@@ -22,7 +22,7 @@ def models(json_output: JsonOption = False) -> None:
     """List the published models that can be named instead of a checkpoint."""
     from carafe_deploy.models import zoo
 
-    entries = zoo.models()
+    entries = zoo.MODELS
     if json_output:
         print_json(
             [

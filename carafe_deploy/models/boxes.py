@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from carafe_deploy.models.config import AnchorConfig, BoxCoderConfig
 
-__all__ = ["Anchors", "BoxCoder", "gather_rows"]
-
 #: Largest |dw| and |dh|: a box grows or shrinks by 62.5 at most.
 _MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
@@ -48,15 +46,12 @@ class BoxCoder(_Float32Constants):
         self._constant("stds", torch.tensor(config.stds))
 
     def forward(self, boxes: Tensor, deltas: Tensor, image_sizes: Tensor) -> Tensor:
-        """Decode and clip to the images.
+        """Decode and clip to the images: [B, ..., 4] float32.
 
         Args:
             boxes: [B, ..., 4] float32, x1, y1, x2, y2 in pixels.
             deltas: [B, ..., 4], dx, dy, dw, dh, normalised; broadcast against boxes.
             image_sizes: [B, 2] float32, height and width in pixels.
-
-        Returns:
-            [B, ..., 4] float32.
         """
         deltas = deltas.float() * self.stds + self.means
         shift, log_ratio = deltas[..., :2], deltas[..., 2:]
@@ -66,13 +61,9 @@ class BoxCoder(_Float32Constants):
         half = size * log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() * 0.5
         limit = torch.cat((image_sizes[:, 1:], image_sizes[:, :1]), dim=1)
         limit = limit.view(-1, *(1,) * (center.dim() - 2), 2)
-        return torch.cat(
-            (
-                torch.minimum((center - half).clamp(min=0), limit),
-                torch.minimum((center + half).clamp(min=0), limit),
-            ),
-            dim=-1,
-        )
+        low = torch.minimum((center - half).clamp(min=0), limit)
+        high = torch.minimum((center + half).clamp(min=0), limit)
+        return torch.cat((low, high), dim=-1)
 
 
 class Anchors(_Float32Constants):
@@ -87,7 +78,7 @@ class Anchors(_Float32Constants):
     def __init__(self, config: AnchorConfig) -> None:
         super().__init__()
         self.strides = config.strides
-        self.per_cell = len(config.ratios) * len(config.scales)
+        self.per_cell = config.per_cell
         ratios = torch.tensor(config.ratios).sqrt().view(-1, 1)
         scales = torch.tensor(config.scales).view(1, -1)
         size = torch.tensor(config.strides, dtype=torch.float32).view(-1, 1, 1)
@@ -97,16 +88,13 @@ class Anchors(_Float32Constants):
         self._constant("base", base)  # [levels, per_cell, 4]
 
     def forward(self, level: int, index: Tensor, scores: Tensor) -> Tensor:
-        """Boxes of anchors of one level.
+        """Boxes of anchors of one level, 0 the finest: [..., 4] float32, x1, y1, x2, y2 in pixels.
 
         Args:
-            level: 0 is the finest.
+            level: of the pyramid.
             index: [...] int64, ``(y*W + x)*per_cell + anchor``.
             scores: [..., H, W] of the level, for W alone. (A number handed from module to module is
                 a tensor on the CPU in a TorchScript trace.)
-
-        Returns:
-            [..., 4] float32, x1, y1, x2, y2 in image pixels.
         """
         width = scores.shape[-1]
         cell = torch.div(index, self.per_cell, rounding_mode="trunc")

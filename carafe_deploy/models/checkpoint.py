@@ -23,8 +23,6 @@ from carafe_deploy.models.mmdet_config import detector_config
 from carafe_deploy.models.unpickle import load_weights_only
 from carafe_deploy.suffixes import mistaken
 
-__all__ = ["Checkpoint", "check_state_dict", "load_checkpoint", "load_detector"]
-
 _PUBLISHED = re.compile(r"(?P<name>.+)-(?P<hash>[0-9a-f]{8})\.pth(?:\.tar)?")
 #: Lines of each kind in a state_dict diff.
 _DIFF_LINES = 8
@@ -36,10 +34,10 @@ class Checkpoint(OneLine):
 
     Attributes:
         config: the detector it was trained as.
-        state_dict: weights by mmdetection's key, on the CPU; floating point ones are float32.
+        state_dict: by mmdetection's key, on the CPU; floating point values are float32.
         name: the file's stem, without the hash of a published file.
         sha256: of the file, in hex.
-        source: file name and SHA-256, as :class:`~carafe_deploy.types.ModelInfo` records them.
+        source: file name and SHA-256, for :class:`~carafe_deploy.types.ModelInfo`.
         notes: what was assumed or left out, one sentence each.
     """
 
@@ -56,17 +54,16 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint of mmdetection 2.x or 3.x, published or as saved during training.
 
-    Settings come from `config_path` if given, else from the config text that mmdetection stores in
-    the file, else from tensor shapes and mmdetection's defaults. Nothing in the file is executed
-    (see :mod:`carafe_deploy.models.unpickle`), nor is a config.
+    Settings come from `config_path`, else from the config text in the file, else from tensor shapes
+    and mmdetection's defaults. Neither file nor config is executed (:mod:`.unpickle`).
 
-    Accepted are the dict with ``state_dict`` that mmdetection writes, one with ``model`` in its
-    place, and a bare state_dict; keys with ``module.`` in front (DataParallel), and heads without
-    ``roi_head.`` (some files of 2020). The ``ema_`` copies of mmcv's EMAHook are left out.
+    Accepted are a dict with ``state_dict`` or ``model``, and a bare state_dict; keys with
+    ``module.`` in front (DataParallel), and heads without ``roi_head.`` (some files of 2020). The
+    ``ema_`` copies of mmcv's EMAHook are left out.
 
     Args:
-        path: the ``.pth`` file. If its name ends in ``-`` and 8 hex digits, they must be the
-            beginning of its SHA-256, as in all published files.
+        path: the ``.pth`` file. If its name ends in ``-`` and 8 hex digits, its SHA-256 must begin
+            with them, as in all published files.
         config_path: mmdetection's ``.py`` config, for files without one, or to override it.
 
     Raises:
@@ -88,18 +85,11 @@ def load_checkpoint(
     try:
         found, meta = _split(content)
         tensors = _todays_keys(found, notes)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        config, more = _settings(path, sha256, config_path, meta, shapes)
+        config, more = _settings(path, sha256, config_path, meta, _shapes(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(
-        config=config,
-        state_dict=tensors,
-        name=name,
-        sha256=sha256,
-        source={"file": path.name, "sha256": sha256},
-        notes=(*notes, *more),
-    )
+    source = {"file": path.name, "sha256": sha256}
+    return Checkpoint(config, tensors, name, sha256, source, (*notes, *more))
 
 
 def load_detector(
@@ -109,18 +99,19 @@ def load_detector(
 ) -> tuple[Detector, Checkpoint]:
     """Build the detector of a checkpoint and load its weights, every key accounted for.
 
+    Paths and errors are those of :func:`load_checkpoint`.
+
     Args:
-        path: as for :func:`load_checkpoint`.
-        config_path: as for :func:`load_checkpoint`.
+        path: of the checkpoint.
+        config_path: of the config.
         num_classes: number of foreground classes the caller counts on, if any.
 
     Returns:
         The detector in evaluation mode, float32, on the CPU, without gradients; its checkpoint.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint`; or keys or shapes differ from the detector's;
-            or the number of classes is not `num_classes`.
-        ConfigError: as :func:`load_checkpoint`.
+        CheckpointError: keys or shapes differ from the detector's, or the number of classes is not
+            `num_classes`.
     """
     checkpoint = load_checkpoint(path, config_path)
     found = checkpoint.config.num_classes
@@ -131,10 +122,7 @@ def load_detector(
         )
     detector = build_detector(checkpoint.config)
     try:
-        check_state_dict(
-            {key: tuple(tensor.shape) for key, tensor in detector.state_dict().items()},
-            {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()},
-        )
+        check_state_dict(_shapes(detector.state_dict()), _shapes(checkpoint.state_dict))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     detector.load_state_dict(checkpoint.state_dict)
@@ -144,11 +132,7 @@ def load_detector(
 def check_state_dict(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare keys and shapes; equal is the only way to pass.
-
-    Args:
-        expected: shapes by key of the detector.
-        found: shapes by key of the checkpoint.
+    """Compare the detector's shapes by key with the checkpoint's; equal is the only way to pass.
 
     Raises:
         CheckpointError: they differ; the message lists the first keys of each kind.
@@ -173,6 +157,10 @@ def check_state_dict(
                 lines.append(f"    ... and {len(entries) - _DIFF_LINES} more")
     lines.append("give the config that the checkpoint was trained with")
     raise CheckpointError("\n".join(lines))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _check_published_hash(path: Path, sha256: str) -> str:
@@ -228,15 +216,15 @@ def _todays_keys(found: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor
         if two_stage and key.startswith(("bbox_head.", "mask_head.")):
             key = f"roi_head.{key}"
         tensors[key] = tensor.float() if tensor.is_floating_point() else tensor
-    counters = 0
-    for key in list(tensors):
-        counter = key.removesuffix("running_var") + "num_batches_tracked"
-        if key.endswith(".running_var") and counter not in tensors:
-            tensors[counter] = torch.tensor(0)
-            counters += 1
-    if counters:
-        notes.append(f"{counters} counters num_batches_tracked are absent; inference has no use")
-    return tensors
+    counters = [
+        key.removesuffix("running_var") + "num_batches_tracked"
+        for key in tensors
+        if key.endswith(".running_var")
+    ]
+    absent = {key: torch.tensor(0) for key in counters if key not in tensors}
+    if absent:
+        notes.append(f"{len(absent)} counters num_batches_tracked are absent; inference has no use")
+    return tensors | absent
 
 
 def _settings(
@@ -260,18 +248,12 @@ def _settings(
                 f"{error}\n(this config is inside the checkpoint; another can be given beside it)"
             ) from error
         config, notes = detector_config(None, shapes, classes)
-        return config, (
-            *notes,
-            f"the config inside published model {entry.name} is not used: {error}",
-        )
+        note = f"the config inside published model {entry.name} is not used: {error}"
+        return config, (*notes, note)
 
 
 def _folders(path: Path) -> tuple[Path, ...]:
-    """Where a relative path in a config may lead.
-
-    mmdetection starts from the folder it is run in, its root as a rule, and keeps configs and
-    checkpoints below that.
-    """
+    """Where a relative path in a config may lead: mmdetection starts from its root as a rule."""
     return tuple(dict.fromkeys((Path.cwd(), *path.resolve().parents)))
 
 

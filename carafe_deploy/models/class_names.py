@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.errors import CheckpointError, ConfigError
-from carafe_deploy.models.coco_classes import COCO_CLASSES
 from carafe_deploy.models.config_text import short
 
-__all__ = ["DATASETS", "class_names", "config_value"]
-
+#: The 80 categories of COCO 2017 by ascending category id, in the order of mmdetection's labels.
+COCO_CLASSES = tuple(
+    """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,
+    stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,
+    umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,
+    baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,
+    banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,
+    bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
+    refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush""".replace(
+        "\n    ", ""
+    ).split(",")
+)
 #: Where a config describes the data it is tested on, first match first.
 DATASETS = (
     ("test_dataloader", "dataset"),
@@ -46,8 +55,7 @@ def class_names(
 
     Raises:
         CheckpointError: there are names, but not as many as the weights have classes.
-        ConfigError: a setting is no list of names, or a file of names is nowhere and there are no
-            others.
+        ConfigError: a setting is no list of names, or a file of names is nowhere.
     """
     absent: ConfigError | None = None
     for names, origin in (*_configured(cfg), (stored, "the checkpoint's metadata")):

@@ -7,18 +7,6 @@ from dataclasses import dataclass, field
 from carafe_deploy.brief import OneLine
 from carafe_deploy.types import Preprocessing
 
-__all__ = [
-    "AnchorConfig",
-    "BackboneConfig",
-    "BoxCoderConfig",
-    "BoxHeadConfig",
-    "DetectorConfig",
-    "MaskHeadConfig",
-    "NeckConfig",
-    "RpnConfig",
-    "UpsampleConfig",
-]
-
 Vec4 = tuple[float, float, float, float]
 
 
@@ -64,6 +52,11 @@ class AnchorConfig(OneLine):
     scales: tuple[float, ...] = (8.0,)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors at each position."""
+        return len(self.ratios) * len(self.scales)
 
 
 @dataclass(frozen=True, repr=False)

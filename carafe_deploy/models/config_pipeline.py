@@ -11,8 +11,7 @@ from carafe_deploy.models.config_section import Section
 from carafe_deploy.models.config_text import short
 from carafe_deploy.types import Preprocessing
 
-__all__ = ["preprocessing"]
-
+_Vec3 = tuple[float, float, float]
 #: Steps that hand data on without changing the image.
 _NEUTRAL_STEPS = (
     "Collect",
@@ -91,9 +90,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self.scale: tuple[int, int] | None = None
-        self.normalisation: (
-            tuple[tuple[float, float, float], tuple[float, float, float], bool] | None
-        ) = None
+        self.normalisation: tuple[_Vec3, _Vec3, bool] | None = None
         self.divisor: int | None = None
 
     def read(self, pipeline: Any, path: str, in_augmentation: bool = False) -> None:
@@ -109,36 +106,27 @@ class _Steps:
                 continue
             if kind == "MultiScaleFlipAug":
                 self._set_scale(step, "img_scale")
-                step.only("flip", False)
+                step.only(flip=False)
                 self.read(step.raw("transforms"), step.key("transforms"), in_augmentation=True)
                 step.close("flip_direction")
             elif kind == "RandomFlip":
                 if not in_augmentation:
-                    step.only("flip_ratio", 0)
-                    step.only("prob", 0)
+                    step.only(flip_ratio=0, prob=0)
+            elif kind == "Resize":
+                self._resize(step)
+            elif kind == "Normalize":
+                self._normalise(step)
+            elif kind == "Pad":
+                self._pad(step)
             else:
-                reader = {
-                    "LoadImageFromFile": self._load,
-                    "LoadImageFromNDArray": self._load,
-                    "Resize": self._resize,
-                    "Normalize": self._normalise,
-                    "Pad": self._pad,
-                }[kind]
-                reader(step)
-
-    def _load(self, step: Section) -> None:
-        step.only("to_float32", False)
-        step.only("color_type", "color")
-        step.only("channel_order", "bgr")
-        step.only("imdecode_backend", "cv2")
-        step.close("file_client_args", "backend_args", "ignore_empty")
+                step.only(to_float32=False, color_type="color", channel_order="bgr")
+                step.only(imdecode_backend="cv2")
+                step.close("file_client_args", "backend_args", "ignore_empty")
 
     def _resize(self, step: Section) -> None:
         if not step.flag("keep_ratio", default="scale" not in step):  # True in 2.x, False in 3.x
             raise step.error("keep_ratio", "True")
-        step.only("interpolation", "bilinear")
-        step.only("backend", "cv2")
-        step.only("ratio_range")
+        step.only(interpolation="bilinear", backend="cv2", ratio_range=None)
         self._set_scale(step, "scale", "img_scale")
         step.close("multiscale_mode", "override", "bbox_clip_border", "clip_object_border")
 
@@ -175,19 +163,17 @@ class _Steps:
                 "pad_size_divisor of the data_preprocessor (3.x)"
             )
         self.divisor = step.integer("size_divisor", default=1)
-        step.only("size")
-        step.only("pad_to_square", False)
+        step.only(size=None, pad_to_square=False)
         if isinstance(step.raw("pad_val"), Mapping):
-            step.child("pad_val").only("img", 0)
+            step.child("pad_val").only(img=0)
         else:
-            step.only("pad_val", 0)
+            step.only(pad_val=0)
         step.close()
 
 
 def _data_preprocessor(section: Section, scale: tuple[int, int]) -> Preprocessing:
     section.kind("DetDataPreprocessor", default="DetDataPreprocessor")
-    section.only("rgb_to_bgr", False)
-    section.only("pad_value", 0)
+    section.only(rgb_to_bgr=False, pad_value=0)
     if ("mean" in section) != ("std" in section):
         raise section.error("mean", "mean and std together")
     mean, std = _mean_std(section, default=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
@@ -202,7 +188,7 @@ def _data_preprocessor(section: Section, scale: tuple[int, int]) -> Preprocessin
 
 def _mean_std(
     section: Section, default: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+) -> tuple[_Vec3, _Vec3]:
     mean_0, mean_1, mean_2 = section.numbers("mean", default[0], 3)
     std_0, std_1, std_2 = section.numbers("std", default[1], 3)
     if min(std_0, std_1, std_2) <= 0:

@@ -9,17 +9,13 @@ from typing import Any
 from carafe_deploy.errors import ConfigError
 from carafe_deploy.models.config_text import short
 
-__all__ = ["Section"]
-
 
 class Section:
     """A dict of an mmdetection config and its key path.
 
-    Each value is asked for once; :meth:`close` then raises if some key was neither asked for nor
-    named as one without influence on inference, since ignoring a setting silently would give
-    detections other than mmdetection's. A key set to None counts as absent.
-
-    All methods raise :class:`~carafe_deploy.errors.ConfigError` naming key path, value and what is
+    Each value is asked for once. :meth:`close` then raises for keys that were neither asked for nor
+    named as without influence: a setting that is ignored in silence would change detections. A key
+    set to None counts as absent. All methods raise ConfigError with key path, value and what is
     supported.
     """
 
@@ -111,11 +107,16 @@ class Section:
             raise self._bad(names, "one size for height and width")
         return value
 
-    def only(self, name: str, *supported: Any) -> None:
-        """A setting that the detectors do not have: absent, or one of the values they imply."""
+    def only(self, **implied: Any) -> None:
+        """Settings that the detectors do not have: absent, or the value that they imply."""
+        for name, value in implied.items():
+            self.one_of(name, value)
+
+    def one_of(self, name: str, *supported: Any) -> None:
+        """Like :meth:`only`, for values that mean the same."""
         self._seen.add(name)
         if name in self and _plain(self.values[name]) not in map(_plain, supported):
-            raise self.error(name, " or ".join(map(repr, supported)) or "None")
+            raise self.error(name, " or ".join(map(repr, supported)))
 
     def close(self, *irrelevant: str) -> None:
         """All keys must have been asked for, or be named here as without influence."""

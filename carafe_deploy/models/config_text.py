@@ -1,17 +1,16 @@
 """mmdetection's Python config files read as data: parsed, never executed.
 
-What is read is what mmdetection's own configs are made of: assignments to names; literals; lists,
-tuples, sets and dicts; ``dict(...)``, ``list(...)``, ``tuple(...)`` and ``range(...)`` (2.x writes
-``gpu_ids = range(0, 1)``); ``**name`` and ``*name``; names assigned before; ``+ - * / // %`` on
-numbers and ``+`` on strings, lists and tuples.
-``_base_`` is followed where the files lie beside the config, with mmengine's merge rules.
-Everything else (imports, calls, attributes, subscripts, comprehensions, f-strings, conditions,
-``{{ ... }}`` substitutions) is an error that names the line and points to the resolved config.
+Read are assignments to names; literals; lists, tuples, sets and dicts; ``dict(...)``,
+``list(...)``, ``tuple(...)`` and ``range(...)`` (2.x writes ``gpu_ids = range(0, 1)``); ``**name``
+and ``*name``; names assigned before; ``+ - * / // %`` on numbers and ``+`` on strings, lists and
+tuples. ``_base_`` is followed beside the config, with mmengine's merge rules. All else (imports,
+calls, attributes, f-strings, ``{{ ... }}`` substitutions, ...) is an error that names the line.
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 import os
 import re
 import reprlib
@@ -21,8 +20,6 @@ from typing import Any
 
 from carafe_deploy.errors import ConfigError
 from carafe_deploy.known_warnings import without_known_warnings
-
-__all__ = ["merge_configs", "parse_config", "read_config", "short"]
 
 _REMEDY = (
     "configs are read, never executed: use the resolved config that mmdetection writes into its "
@@ -38,41 +35,38 @@ _MAX_JOINED = 100_000
 _MAX_NUMBER = 1e18
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
 }
 _UNSUPPORTED: dict[type[ast.AST], str] = {
-    ast.Import: "an import",
-    ast.ImportFrom: "an import",
-    ast.With: "a with block (read_base)",
-    ast.JoinedStr: "an f-string",
-    ast.ListComp: "a comprehension",
-    ast.DictComp: "a comprehension",
-    ast.SetComp: "a comprehension",
-    ast.GeneratorExp: "a comprehension",
-    ast.Lambda: "a function",
-    ast.FunctionDef: "a function",
-    ast.ClassDef: "a class",
-    ast.Attribute: "an attribute",
-    ast.Subscript: "a subscript",
-    ast.IfExp: "a condition",
-    ast.If: "a condition",
-    ast.For: "a loop",
-    ast.While: "a loop",
-    ast.AugAssign: "an augmented assignment",
-    ast.AnnAssign: "an annotated assignment",
+    kind: what
+    for what, kinds in {
+        "an import": (ast.Import, ast.ImportFrom),
+        "a with block (read_base)": (ast.With,),
+        "an f-string": (ast.JoinedStr,),
+        "a comprehension": (ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp),
+        "a function": (ast.Lambda, ast.FunctionDef),
+        "a class": (ast.ClassDef,),
+        "an attribute": (ast.Attribute,),
+        "a subscript": (ast.Subscript,),
+        "a condition": (ast.IfExp, ast.If),
+        "a loop": (ast.For, ast.While),
+        "an augmented assignment": (ast.AugAssign,),
+        "an annotated assignment": (ast.AnnAssign,),
+    }.items()
+    for kind in kinds
 }
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Values of a ``.py`` config file and of the files named by its ``_base_``.
 
-    Merging is mmengine's: dicts are merged key by key, ``_delete_=True`` replaces instead, other
-    values (lists included) replace; two bases must not share a top-level key.
+    Merging is mmengine's: dicts are merged key by key unless ``_delete_=True``, other values (lists
+    included) replace; two bases must not share a top-level key.
 
     Raises:
         ConfigError: the file or a base cannot be read, or holds more than data.
@@ -81,14 +75,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_config(text: str, source: str = "config") -> dict[str, Any]:
-    """Values of config text without files beside it, as checkpoints store it.
+    """Values of config text as checkpoints store it; errors call it `source`.
 
-    Both forms are read: the resolved config (mmengine and later mmcv), and all files one after
-    the other, bases first, each after a line with its path (mmcv's ``Config.text`` until 2020).
-
-    Args:
-        text: the config.
-        source: what to call it in errors.
+    Read are the resolved config (mmengine and later mmcv), and all files one after the other, bases
+    first, each after a line with its path (mmcv's ``Config.text`` until 2020).
 
     Raises:
         ConfigError: the text holds more than data, or a ``_base_`` that is not in it.
@@ -316,38 +306,30 @@ class _Reader:
             return result
         values = self.items(node.args)
         if node.func.id == "range":
-            if (
-                node.keywords
-                or not 1 <= len(values) <= 3
-                or any(type(v) is not int for v in values)
-            ):
+            numbers = 1 <= len(values) <= 3 and all(type(v) is int for v in values)
+            if node.keywords or not numbers:
                 raise self.error(node, "range(...) of anything but whole numbers")
             return range(*values)
-        if (
-            len(values) > 1
-            or node.keywords
-            or not all(isinstance(v, (list, tuple)) for v in values)
-        ):
+        lists = len(values) <= 1 and all(isinstance(v, (list, tuple)) for v in values)
+        if node.keywords or not lists:
             raise self.error(node, f"{node.func.id}(...) of anything but one list or tuple")
         return (list if node.func.id == "list" else tuple)(*values)
 
     def arithmetic(self, node: ast.BinOp) -> Any:
         left, right = self.value(node.left), self.value(node.right)
-        operator = _ARITHMETIC.get(type(node.op))
+        compute = _ARITHMETIC.get(type(node.op))
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        joined = isinstance(node.op, ast.Add) and (
-            (isinstance(left, str) and isinstance(right, str))
-            or (isinstance(left, list) and isinstance(right, list))
-            or (isinstance(left, tuple) and isinstance(right, tuple))
+        joined = isinstance(node.op, ast.Add) and any(
+            isinstance(left, kind) and isinstance(right, kind) for kind in (str, list, tuple)
         )
-        if operator is None or not (numbers or joined):
+        if compute is None or not (numbers or joined):
             raise self.error(
                 node, "an operation other than arithmetic on numbers or joining with +"
             )
         if joined and len(left) + len(right) > _MAX_JOINED:
             raise self.error(node, f"joining to more than {_MAX_JOINED} items")
         try:
-            result = operator(left, right)
+            result = compute(left, right)
         except ArithmeticError as error:
             raise self.error(node, f"an operation that fails ({error})") from error
         if numbers and abs(result) > _MAX_NUMBER:

@@ -17,16 +17,6 @@ from carafe_deploy.models.rpn import ProposalSelector, RPNHead
 from carafe_deploy.stages import DETECTIONS, detector_stages
 from carafe_deploy.types import Preprocessing
 
-__all__ = [
-    "Detector",
-    "ImageNormalization",
-    "StagedDetector",
-    "build_detector",
-    "lay_out_channels_last",
-    "prepare_for_inference",
-    "stage_names",
-]
-
 
 class Detector(nn.Module):
     """A two-stage detector whose state_dict has mmdetection's keys, shapes and order.
@@ -72,10 +62,9 @@ def build_detector(config: DetectorConfig) -> Detector:
 
 
 def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32) -> Detector:
-    """Fold batch normalisation into the convolutions, then convert weights to `dtype`, in place.
+    """Fold batch normalisation into the convolutions in float32, then convert to `dtype`, in place.
 
-    RoIs, box decoding, softmaxes and NMS stay float32 whatever the dtype. Folding happens in
-    float32, before rounding to a half type.
+    RoIs, box decoding, softmaxes and NMS stay float32 whatever the dtype.
     """
     for module in list(detector.backbone.modules()):
         children = dict(module.named_children())
@@ -93,22 +82,18 @@ def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32
 
 
 def lay_out_channels_last(detector: Detector) -> Detector:
-    """Lay all weights out for channels-last feature maps, in place.
+    """Lay all weights out for channels-last feature maps, in place, so that no layer copies them.
 
-    Convolutions then hand on channels-last maps whatever they are given, and no layer that follows
-    copies them. Outputs are the same up to rounding; the state_dict is no longer mmdetection's.
+    Outputs are the same up to rounding; the state_dict is no longer mmdetection's.
     """
     detector.roi_head.bbox_head.lay_out_channels_last()
     return detector.to(memory_format=torch.channels_last)
 
 
 class ImageNormalization(nn.Module):
-    """uint8 BGR images to a detector's input, inside the graph.
+    """uint8 BGR images to the input of the detector that follows, inside the graph.
 
-    Args:
-        detector: what follows.
-        preprocessing: mean, standard deviation and channel order.
-        channels_last: hand images on in that memory format, which is theirs already.
+    ``channels_last`` hands them on in that memory format, which is theirs already.
     """
 
     def __init__(
@@ -149,10 +134,9 @@ def _positions(line: Tensor) -> Tensor:
 
 
 class StagedDetector(nn.Module):
-    """A detector that also returns its named intermediate tensors, for stage parity.
+    """A detector that also returns its intermediate tensors by ``stage_names``, for stage parity.
 
-    The names are in ``stage_names`` after construction; :mod:`carafe_deploy.stages` says what they
-    stand for. Each is read where a module takes or returns it, without changing the detector.
+    Each is read where a module takes or returns it, without changing the detector.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -176,10 +160,7 @@ class StagedDetector(nn.Module):
 
 
 def stage_names(config: DetectorConfig) -> tuple[str, ...]:
-    """Names of the intermediate tensors of a detector, in the order that staged outputs have.
-
-    That is the order of computation.
-    """
+    """Names of the intermediate tensors (:mod:`carafe_deploy.stages`), in order of computation."""
     stages = detector_stages(
         BLOCKS[config.backbone.depth],
         None if config.mask is None else config.mask.num_convs,
@@ -215,10 +196,7 @@ def _flat(tensors: Any) -> list[Tensor]:
 
 
 def _probes(config: DetectorConfig) -> list[_Probe]:
-    """Where the named tensors are found.
-
-    Layers that are followed by a ReLU in place are read at the input of the next one.
-    """
+    """Where named tensors are found; what a ReLU changes in place, at the input of the next."""
     levels = range(5)
     layers = enumerate(BLOCKS[config.backbone.depth], start=1)
     probes = [

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from carafe_deploy.models.config import NeckConfig, UpsampleConfig
 from carafe_deploy.ops.modules import CARAFEPack
 
-__all__ = ["FPNCarafe", "conv_module", "upsampler"]
-
 
 def conv_module(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """A convolution with bias under mmcv's ConvModule key, ``conv``."""

@@ -1,9 +1,8 @@
 """mmdetection's config schemas (2.0 of May 2020, 2.28, 3.x) to one :class:`DetectorConfig`.
 
-The schemas differ in spelling and place: 2.0 has ``test_cfg`` beside ``model``, ``out_size``,
-``sample_num``, ``iou_thr``, ``nms_thr`` and ``max_num``, 3.x has a ``data_preprocessor`` instead of
-Normalize and Pad. Settings that the detectors do not have raise; so does every key that is not
-known to leave inference alone.
+2.0 has ``test_cfg`` beside ``model``, ``out_size``, ``sample_num``, ``iou_thr``, ``nms_thr`` and
+``max_num``; 3.x a ``data_preprocessor`` instead of Normalize and Pad. Settings that the detectors
+do not have raise; so does every key that is not known to leave inference alone.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from carafe_deploy.models.config_text import merge_configs
 from carafe_deploy.models.resnet import BLOCKS
 from carafe_deploy.models.tensor_shapes import Inferred, infer_detector
 
-__all__ = ["detector_config"]
-
 _ROI_STRIDES = (4, 8, 16, 32)
 _RPN_STRIDES = (4, 8, 16, 32, 64)
 _ROI_PARTS = ("bbox_roi_extractor", "bbox_head", "mask_roi_extractor", "mask_head")
+#: Of a head: what its surroundings say, or training alone needs.
+_OUTER = ("in_channels", "init_cfg", "train_cfg", "test_cfg")
 
 
 def detector_config(
@@ -48,17 +47,16 @@ def detector_config(
     """Settings from a config; what it leaves out, from tensor shapes and mmdetection's defaults.
 
     Args:
-        cfg: values of a config, as :func:`~carafe_deploy.models.config_text.parse_config` returns
-            them; None to infer everything from the shapes.
+        cfg: values of a config; None to infer everything from the shapes.
         shapes: tensor shapes by state_dict key.
-        classes: class names, if the checkpoint's metadata has them; a config's own come first.
+        classes: names in the checkpoint's metadata; a config's own come first.
         folders: where a file of class names is looked for that a config names.
 
     Returns:
         The settings, and notes on what was assumed rather than read.
 
     Raises:
-        ConfigError: a setting the detectors do not have; the message names key path and value.
+        ConfigError: a setting the detectors do not have.
         CheckpointError: the shapes are another architecture's, or number of classes differs.
     """
     inferred = infer_detector(shapes)
@@ -99,7 +97,7 @@ def _detector(cfg: Mapping[str, Any], inferred: Inferred, notes: list[str]) -> D
     box = _box_head(roi, rcnn, base)
     mask = None if base.mask is None else _mask_head(roi, rcnn, base.mask, box, base.num_classes)
     rcnn.close("mask_thr_binary")  # a leftover where there is no mask head
-    roi.only("shared_head")
+    roi.only(shared_head=None)
     roi.close("train_cfg", "test_cfg", "pretrained", "init_cfg", "mask_roi_extractor")
     detector = DetectorConfig(
         backbone=_backbone(model.child("backbone"), base.backbone),
@@ -132,22 +130,17 @@ def _backbone(section: Section, base: BackboneConfig) -> BackboneConfig:
     if depth not in BLOCKS:
         raise section.error("depth", " or ".join(map(str, BLOCKS)))
     if depth >= 50:  # basic blocks have one 3x3 stride only
-        section.only("style", "pytorch")
+        section.only(style="pytorch")
     config = BackboneConfig(depth, section.integer("base_channels", default=base.base_channels))
     norm = section.child("norm_cfg")
     norm.kind("BN", "SyncBN", default="BN")
-    norm.only("eps", 1e-5)
+    norm.only(eps=1e-5)
     norm.close("requires_grad", "momentum")
-    section.only("in_channels", 3)
-    section.only("stem_channels", config.base_channels)
-    section.only("num_stages", 4)
-    section.only("strides", (1, 2, 2, 2))
-    section.only("dilations", (1, 1, 1, 1))
-    section.only("out_indices", (0, 1, 2, 3))
+    section.only(in_channels=3, stem_channels=config.base_channels, num_stages=4)
+    section.only(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), out_indices=(0, 1, 2, 3))
     for flag in ("deep_stem", "avg_down", "stage_with_dcn"):
-        section.only(flag, False, (False, False, False, False))
-    for part in ("conv_cfg", "dcn", "plugins", "gcb", "gen_attention"):
-        section.only(part)
+        section.one_of(flag, False, (False, False, False, False))
+    section.only(conv_cfg=None, dcn=None, plugins=None, gcb=None, gen_attention=None)
     section.close(
         "style", "frozen_stages", "norm_eval", "with_cp", "zero_init_residual", "pretrained",
         "init_cfg",
@@ -157,15 +150,11 @@ def _backbone(section: Section, base: BackboneConfig) -> BackboneConfig:
 
 def _neck(section: Section, base: NeckConfig) -> NeckConfig:
     section.kind("FPN_CARAFE")
-    section.only("num_outs", 5)
-    section.only("start_level", 0)
-    section.only("end_level", -1)
-    for part in ("norm_cfg", "act_cfg", "activation"):
-        section.only(part)
-    section.only("order", ("conv", "norm", "act"))
+    section.only(num_outs=5, start_level=0, end_level=-1)
+    section.only(norm_cfg=None, act_cfg=None, activation=None, order=("conv", "norm", "act"))
     channels = section.integer("out_channels", default=base.out_channels)
     upsampling = section.child("upsample_cfg")
-    upsampling.only("scale_factor", 2)
+    upsampling.only(scale_factor=2)
     section.close("in_channels", "init_cfg")
     return NeckConfig(channels, _upsample(upsampling, base.upsample, channels))
 
@@ -189,8 +178,7 @@ def _upsample(section: Section, base: UpsampleConfig, channels: int) -> Upsample
 
 def _coder(section: Section, base: BoxCoderConfig) -> BoxCoderConfig:
     section.kind("DeltaXYWHBBoxCoder", default="DeltaXYWHBBoxCoder")
-    section.only("clip_border", True)
-    section.only("add_ctr_clamp", False)
+    section.only(clip_border=True, add_ctr_clamp=False)
     dx, dy, dw, dh = section.numbers("target_means", base.means, 4)
     sx, sy, sw, sh = section.numbers("target_stds", base.stds, 4)
     section.close("ctr_clamp", "use_box_type")
@@ -200,16 +188,15 @@ def _coder(section: Section, base: BoxCoderConfig) -> BoxCoderConfig:
 def _rpn(head: Section, test: Section, inferred: Inferred) -> RpnConfig:
     base = inferred.config.rpn
     head.kind("RPNHead", default="RPNHead")
-    head.only("num_convs", 1)
-    head.only("num_classes", 1)
+    head.only(num_convs=1, num_classes=1)
     loss = head.child("loss_cls")
     if loss.values and not loss.flag("use_sigmoid", default=False):
         raise loss.error("use_sigmoid", "True")
     anchors = _anchors(head.child("anchor_generator"), base.anchors)
     _check_anchors(anchors, inferred.num_anchors, head.key("anchor_generator"))
-    test.only("nms_across_levels", False)
+    test.only(nms_across_levels=False)
     limit = test.integer("max_per_img", "max_num", default=base.max_proposals)
-    test.only("nms_post", limit)
+    test.only(nms_post=limit)
     if "nms_pre" not in test and test.values:
         raise test.error("nms_pre", "a number of boxes a level, e.g. 1000")
     config = RpnConfig(
@@ -222,20 +209,15 @@ def _rpn(head: Section, test: Section, inferred: Inferred) -> RpnConfig:
         min_box_size=test.number("min_bbox_size", default=base.min_box_size),
     )
     test.close()
-    head.close(
-        "in_channels", "loss_bbox", "reg_decoded_bbox", "train_cfg", "test_cfg", "init_cfg"
-    )  # fmt: skip
+    head.close(*_OUTER, "loss_bbox", "reg_decoded_bbox")
     return config
 
 
 def _anchors(section: Section, base: AnchorConfig) -> AnchorConfig:
     section.kind("AnchorGenerator", default="AnchorGenerator")
-    section.only("strides", _RPN_STRIDES, [(s, s) for s in _RPN_STRIDES])
-    section.only("base_sizes", _RPN_STRIDES)
-    section.only("scale_major", True)
-    section.only("center_offset", 0)
-    for part in ("octave_base_scale", "scales_per_octave", "centers"):
-        section.only(part)
+    section.one_of("strides", _RPN_STRIDES, [(s, s) for s in _RPN_STRIDES])
+    section.only(base_sizes=_RPN_STRIDES, scale_major=True, center_offset=0)
+    section.only(octave_base_scale=None, scales_per_octave=None, centers=None)
     config = AnchorConfig(
         scales=section.numbers("scales", base.scales),
         ratios=section.numbers("ratios", base.ratios),
@@ -246,7 +228,7 @@ def _anchors(section: Section, base: AnchorConfig) -> AnchorConfig:
 
 
 def _check_anchors(anchors: AnchorConfig, found: int, origin: str) -> None:
-    expected = len(anchors.scales) * len(anchors.ratios)
+    expected = anchors.per_cell
     if expected != found:
         raise CheckpointError(
             f"rpn_head.rpn_cls has {found} anchors a position, {origin} has {expected}: give the "
@@ -258,7 +240,7 @@ def _nms(test: Section, default: float, old: str | None = None) -> float:
     """IoU threshold of ``nms=dict(...)``, or of the bare number that 2.0 has for the RPN."""
     nms = test.child("nms")
     nms.kind("nms", default="nms")
-    nms.only("class_agnostic", False)
+    nms.only(class_agnostic=False)
     iou = nms.number("iou_threshold", "iou_thr", default=default)
     nms.close("split_thr")
     if old is not None and old in test:
@@ -274,12 +256,10 @@ def _nms(test: Section, default: float, old: str | None = None) -> float:
 def _roi_extractor(section: Section, default: int) -> tuple[int, int, int]:
     """(output size, sampling ratio, finest scale) of a RoI extractor."""
     section.kind("SingleRoIExtractor", default="SingleRoIExtractor")
-    section.only("featmap_strides", _ROI_STRIDES)
+    section.only(featmap_strides=_ROI_STRIDES)
     layer = section.child("roi_layer")
     layer.kind("RoIAlign", default="RoIAlign")
-    layer.only("aligned", True)
-    layer.only("pool_mode", "avg")
-    layer.only("use_torchvision", False)
+    layer.only(aligned=True, pool_mode="avg", use_torchvision=False)
     size = layer.square("output_size", "out_size", default=default)
     ratio = layer.integer("sampling_ratio", "sample_num", default=0, minimum=0)
     layer.close()
@@ -292,19 +272,16 @@ def _box_head(roi: Section, test: Section, base: DetectorConfig) -> BoxHeadConfi
     size, ratio, finest = _roi_extractor(roi.child("bbox_roi_extractor"), base.box.roi_size)
     head = roi.child("bbox_head")
     head.kind("Shared2FCBBoxHead", default="Shared2FCBBoxHead")
-    head.only("reg_class_agnostic", False)
-    head.only("roi_feat_size", size, (size, size))
-    head.only("with_avg_pool", False)
-    head.only("predict_box_type", "hbox")
-    for part in ("norm_cfg", "conv_cfg"):
-        head.only(part)
+    head.only(reg_class_agnostic=False)
+    head.one_of("roi_feat_size", size, (size, size))
+    head.only(with_avg_pool=False, predict_box_type="hbox", norm_cfg=None, conv_cfg=None)
     for part in ("cls_predictor_cfg", "reg_predictor_cfg"):
         predictor = head.child(part)
         predictor.kind("Linear", default="Linear")
         predictor.close()
     loss = head.child("loss_cls")
     loss.kind("CrossEntropyLoss", default="CrossEntropyLoss")
-    loss.only("use_sigmoid", False)
+    loss.only(use_sigmoid=False)
     _check_classes(head, base.num_classes)
     threshold = test.number("score_thr", default=base.box.score_threshold)
     if not 0 <= threshold < 1:
@@ -320,9 +297,7 @@ def _box_head(roi: Section, test: Section, base: DetectorConfig) -> BoxHeadConfi
         nms_iou_threshold=_nms(test, base.box.nms_iou_threshold),
         max_detections=test.integer("max_per_img", default=base.box.max_detections),
     )
-    head.close(
-        "in_channels", "loss_bbox", "reg_decoded_bbox", "init_cfg", "train_cfg", "test_cfg"
-    )  # fmt: skip
+    head.close(*_OUTER, "loss_bbox", "reg_decoded_bbox")
     return config
 
 
@@ -346,10 +321,7 @@ def _mask_head(
         raise extractor.error("finest_scale", f"bbox_roi_extractor's ({box.finest_scale})")
     head = roi.child("mask_head")
     head.kind("FCNMaskHead", default="FCNMaskHead")
-    head.only("class_agnostic", False)
-    head.only("conv_kernel_size", 3)
-    for part in ("norm_cfg", "conv_cfg"):
-        head.only(part)
+    head.only(class_agnostic=False, conv_kernel_size=3, norm_cfg=None, conv_cfg=None)
     predictor = head.child("predictor_cfg")
     predictor.kind("Conv", default="Conv")
     predictor.close()
@@ -366,5 +338,5 @@ def _mask_head(
         upsample=_upsample(head.child("upsample_cfg"), base.upsample, channels),
         mask_threshold=threshold,
     )
-    head.close("in_channels", "loss_mask", "roi_feat_size", "init_cfg", "train_cfg", "test_cfg")
+    head.close(*_OUTER, "loss_mask", "roi_feat_size")
     return config

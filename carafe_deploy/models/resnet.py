@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from carafe_deploy.models.config import BackboneConfig
 
-__all__ = ["BLOCKS", "ResNet"]
-
 #: Residual blocks of layer1..layer4, by depth.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

@@ -14,15 +14,9 @@ from carafe_deploy.models.fpn_carafe import conv_module, upsampler
 from carafe_deploy.models.rpn import Proposals
 from carafe_deploy.ops import batched_nms, multilevel_roi_align
 
-__all__ = ["BoxHead", "DetectedBoxes", "DetectionSelector", "MaskHead", "RoIHead"]
-
 
 class BoxHead(nn.Module):
-    """Two shared fully connected layers, then class scores and per-class deltas.
-
-    Channels-last pooled features would have to be copied into the order that the first layer's
-    weights are in. :meth:`lay_out_channels_last` reorders the weights once instead.
-    """
+    """Two shared fully connected layers, then class scores and per-class deltas."""
 
     def __init__(self, in_channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
@@ -36,10 +30,7 @@ class BoxHead(nn.Module):
         self.channels_last = False
 
     def lay_out_channels_last(self) -> None:
-        """Reorder the first layer's weights for channels-last features; twice is once.
-
-        From then on they are no longer in mmdetection's order.
-        """
+        """Reorder the first layer's weights once, instead of copying features; twice is once."""
         if self.channels_last:
             return
         first = self.shared_fcs[0]
@@ -113,10 +104,10 @@ class DetectionSelector(nn.Module):
 class MaskHead(nn.Module):
     """Fully convolutional mask head whose deconvolution is CARAFE.
 
-    Nothing stands between CARAFE and the 1x1 convolution ``conv_logits``, and with one group they
-    commute exactly (both are linear, one over channels and one over positions; zero padding meets
-    no bias). So the predicted class's single channel is computed first, at low resolution, and
-    only that is upsampled. ``reorder = False`` restores the order of the paper.
+    With one group, CARAFE and the 1x1 convolution ``conv_logits`` after it commute exactly: both
+    are linear, one over channels and one over positions; zero padding meets no bias. So the
+    predicted class's single channel is computed first, and only that is upsampled.
+    ``reorder = False`` restores the order of the paper.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: MaskHeadConfig) -> None:
@@ -135,15 +126,7 @@ class MaskHead(nn.Module):
         self.upsampled = nn.Identity()
 
     def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
-        """Logits of one class a RoI.
-
-        Args:
-            pooled: [R, C, S, S].
-            classes: [R] int64 label of each RoI.
-
-        Returns:
-            [R, s*S, s*S] logits.
-        """
+        """[R, C, S, S] and the label of each RoI [R] int64 -> its logits [R, s*S, s*S]."""
         x = pooled
         for conv in self.convs:
             x = conv(x).relu_()

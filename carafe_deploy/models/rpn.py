@@ -13,8 +13,6 @@ from carafe_deploy.models.boxes import Anchors, BoxCoder, gather_rows
 from carafe_deploy.models.config import RpnConfig
 from carafe_deploy.ops import batched_nms
 
-__all__ = ["ProposalSelector", "Proposals", "RPNHead"]
-
 #: Below every finite logit, above the -inf of padding.
 _ANY_LOGIT = torch.finfo(torch.float32).min
 
@@ -24,7 +22,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, in_channels: int, config: RpnConfig) -> None:
         super().__init__()
-        anchors = len(config.anchors.ratios) * len(config.anchors.scales)
+        anchors = config.anchors.per_cell
         self.rpn_conv = nn.Conv2d(in_channels, config.feat_channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(config.feat_channels, anchors, 1)
         self.rpn_reg = nn.Conv2d(config.feat_channels, anchors * 4, 1)
@@ -36,11 +34,8 @@ class RPNHead(nn.Module):
 
 
 class Proposals(NamedTuple):
-    """Regions to look at, best first; rows from the first invalid one on are padding.
-
-    boxes: [B, P, 4] float32 in network-input pixels, zeros in padding;
-    scores: [B, P] float32 objectness, zero in padding;
-    valid: [B, P] bool.
+    """Regions to look at, best first: [B, P, 4] float32 in network-input pixels, [B, P] float32
+    objectness, [B, P] bool. Rows from the first invalid one on are padding, zeros.
     """
 
     boxes: Tensor

@@ -1,10 +1,9 @@
 """Detectors with seeded weights that detect something, for tests and benchmarks at full size.
 
-Freshly initialised detectors see nothing. The recipe here draws all weights from a seed, then
-passes one photograph through and scales every layer to unit variance as it goes (LSUV, Mishkin &
-Matas, arXiv:1511.06422, with each channel's mean removed so that RoIs differ from each other), and
-last sets the background's bias so that a few dozen detections of many classes remain, none with a
-score near the threshold.
+Freshly initialised detectors see nothing. Here all weights are drawn from a seed. Then one
+photograph passes through, and every layer is scaled to unit variance (LSUV, Mishkin & Matas,
+arXiv:1511.06422, with each channel's mean removed so that RoIs differ). Last, the background's bias
+is set so that a few dozen detections of many classes remain, no score near the threshold.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from carafe_deploy.models.config import DetectorConfig
 from carafe_deploy.models.detector import Detector, build_detector
 from carafe_deploy.models.resnet import BasicBlock, Bottleneck
 from carafe_deploy.models.rpn import Proposals
-
-__all__ = ["seeded_detector"]
 
 #: Weight of the last normalisation of a residual branch. Trained networks add small residuals;
 #: random ones of unit variance would multiply rounding errors with depth.
@@ -50,7 +47,7 @@ def seeded_detector(
     seed: int = 0,
     detections: int = 40,
 ) -> Detector:
-    """Build a detector that finds about `detections` objects on a given image.
+    """A detector in evaluation mode, float32, that finds about `detections` objects in an image.
 
     Args:
         config: of the detector.
@@ -58,9 +55,6 @@ def seeded_detector(
         image_sizes: [1, 2] float32.
         seed: of the weights.
         detections: wanted number; the scores' gap at the threshold decides between neighbours.
-
-    Returns:
-        The detector in evaluation mode, float32.
     """
     detector = build_detector(config)
     generator = torch.Generator().manual_seed(seed)
@@ -86,8 +80,7 @@ def seeded_detector(
 def _smooth(weight: Tensor) -> Tensor:
     """The same random mixture of channels at all taps, fading outwards.
 
-    Neighbouring features then resemble each other, as they do in a trained network, and what is
-    pooled from a RoI does not hinge on a hundredth of a pixel.
+    As in a trained network, pooled features then do not hinge on a hundredth of a pixel.
     """
     rows, columns = (torch.hann_window(size + 2, periodic=False) for size in weight.shape[2:])
     window = torch.outer(rows[1:-1], columns[1:-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from carafe_deploy.errors import CheckpointError
@@ -18,8 +18,6 @@ from carafe_deploy.models.config import (
     UpsampleConfig,
 )
 from carafe_deploy.models.resnet import BLOCKS
-
-__all__ = ["Inferred", "infer_detector", "refuse_other_architectures"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,14 +74,7 @@ class Inferred(NamedTuple):
 
 
 def refuse_other_architectures(shapes: Shapes) -> None:
-    """Recognise checkpoints that cannot fit and say what they look like.
-
-    Args:
-        shapes: tensor shapes by key, as found in the file (prefix ``module.`` removed).
-
-    Raises:
-        CheckpointError: the keys belong to another architecture, or to mmdetection 1.x.
-    """
+    """Raise CheckpointError for keys of another architecture, or of mmdetection 1.x."""
     if not shapes:
         raise CheckpointError(f"the checkpoint holds no tensors; {_SUPPORTED}")
     _refuse_version_1(shapes)
@@ -134,9 +125,6 @@ def _refuse_version_1(shapes: Shapes) -> None:
 def infer_detector(shapes: Shapes) -> Inferred:
     """Depth, widths, kernels and classes from shapes; the rest is mmdetection's COCO default.
 
-    Args:
-        shapes: tensor shapes by key, in today's spelling (``roi_head.`` before both heads).
-
     Raises:
         CheckpointError: the shapes are not those of a supported detector.
     """
@@ -179,7 +167,10 @@ def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
 
 def _backbone(shapes: Shapes) -> BackboneConfig:
     base = _shape(shapes, "backbone.conv1.weight")[0]
-    blocks = tuple(len(set(_block_numbers(shapes, layer))) for layer in (1, 2, 3, 4))
+    blocks = tuple(
+        len({found[1] for key in shapes if (found := re.match(pattern, key))})
+        for pattern in (rf"backbone\.layer{layer}\.(\d+)\.conv1\." for layer in (1, 2, 3, 4))
+    )
     bottleneck = "backbone.layer1.0.conv3.weight" in shapes
     depths = [d for d, counts in BLOCKS.items() if counts == blocks and (d >= 50) == bottleneck]
     if not depths:
@@ -194,13 +185,6 @@ def _backbone(shapes: Shapes) -> BackboneConfig:
             f"or a wide ResNet; {_SUPPORTED}"
         )
     return BackboneConfig(depths[0], base)
-
-
-def _block_numbers(shapes: Shapes, layer: int) -> Iterator[str]:
-    for key in shapes:
-        found = re.match(rf"backbone\.layer{layer}\.(\d+)\.conv1\.", key)
-        if found:
-            yield found.group(1)
 
 
 def _mask_head(shapes: Shapes, channels: int, notes: list[str]) -> MaskHeadConfig:

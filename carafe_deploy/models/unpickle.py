@@ -1,16 +1,13 @@
 """Reading a ``.pth`` file without running anything that is in it.
 
-A pickle is a program: it names functions and calls them. Files are therefore read by
-``torch.load(weights_only=True)``, whose unpickler calls a fixed list of PyTorch's own functions
-that rebuild tensors, and nothing else. A file as mmengine or mmcv saves it during training names a
-few more things, all in metadata that inference does not need (log histories, scheduler and loss
-statistics). They are let through as follows, for the time of one load and under these names only:
+A pickle is a program that calls functions by name. ``torch.load(weights_only=True)`` knows a fixed
+list of PyTorch's own, which rebuild tensors. Files saved by mmengine or mmcv during training name
+more, all in metadata that inference does not need. For the time of one load, these names pass:
 
-* ``mmengine.logging.history_buffer.HistoryBuffer``, NumPy's ``_reconstruct``, ``scalar``,
-  ``_frombuffer``, ``ndarray`` and ``dtype``, and ``getattr`` (mmengine stores the statistics of a
-  HistoryBuffer as ``getattr(HistoryBuffer, 'min')``) all become :class:`Discarded`, an inert class
-  that ignores its arguments and its state. No NumPy array is built from the file, and no attribute
-  of anything is ever looked up: the function ``getattr`` is not called, its name is just taken.
+* ``HistoryBuffer`` of mmengine, NumPy's ``_reconstruct``, ``scalar``, ``_frombuffer``, ``ndarray``
+  and ``dtype``, and ``getattr`` (mmengine stores a HistoryBuffer's statistics as
+  ``getattr(HistoryBuffer, 'min')``) become :class:`Discarded`, an inert class that ignores
+  arguments and state. No array is built, no attribute looked up, ``getattr`` never called.
 * ``ConfigDict`` of mmcv and mmengine and addict's ``Dict`` become ``collections.OrderedDict``, on
   PyTorch's own list already. (The unpickler fills no other dict subclasses; and addict restores
   state into the instance, which a plain dict cannot take.)
@@ -31,8 +28,6 @@ from torch.serialization import safe_globals
 
 from carafe_deploy.errors import CheckpointError
 from carafe_deploy.known_warnings import without_known_warnings
-
-__all__ = ["Discarded", "load_weights_only"]
 
 
 class Discarded:
@@ -65,10 +60,8 @@ _DICTS = (
     "mmcv.utils.config.ConfigDict",
     "mmengine.config.config.ConfigDict",
 )
-_STAND_INS: list[Any] = [
-    *((Discarded, name) for name in _DISCARDED),
-    *((OrderedDict, name) for name in _DICTS),
-]
+_STAND_INS: list[Any] = [(Discarded, name) for name in _DISCARDED]
+_STAND_INS += [(OrderedDict, name) for name in _DICTS]
 
 #: How files that are often mistaken for checkpoints begin.
 _FOREIGN = (
@@ -86,8 +79,7 @@ _PROTOCOL_4 = frozenset((0x8C, 0x8D, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x94, 0x95, 0
 def load_weights_only(path: Path) -> Any:
     """What the file holds: tensors on the CPU, plain containers, and :class:`Discarded` metadata.
 
-    Both of PyTorch's formats are read: zip (since 1.6) and the sequence of pickles before it, in
-    which the checkpoints of 2020 are.
+    Read are PyTorch's zip format and that of before 1.6, in which the checkpoints of 2020 are.
 
     Raises:
         CheckpointError: the file is missing, empty, truncated, of another kind, or names a

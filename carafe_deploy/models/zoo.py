@@ -16,14 +16,13 @@ from pathlib import Path
 from carafe_deploy.errors import DownloadError
 from carafe_deploy.files import sha256_of
 
-__all__ = ["BASE_URL", "BASE_URL_VARIABLE", "ZooEntry", "entry_of", "fetch", "find", "models"]
-
 #: Where the model card's addresses begin.
 BASE_URL = "http://download.openmmlab.com/"
 #: Environment variable with another beginning, for mirrors that keep the rest of the address.
 BASE_URL_VARIABLE = "CARAFE_DEPLOY_ZOO_URL"
 #: A server that is silent for so long counts as gone.
 _TIMEOUT_SECONDS = 30.0
+_NO_CONNECTION = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ZooEntry:
     Attributes:
         name: mmdetection's name of the config.
         architecture: ``"faster_rcnn"`` or ``"mask_rcnn"``.
-        path: of the file below the base address.
+        file_name: last part of the address, and name in the cache.
         box_ap: COCO AP of boxes on val2017, in percent.
         mask_ap: COCO AP of masks, in percent; None without masks.
         fps: images a second on one V100 in mmdetection.
@@ -41,15 +40,10 @@ class ZooEntry:
 
     name: str
     architecture: str
-    path: str
+    file_name: str
     box_ap: float
     mask_ap: float | None
     fps: float
-
-    @property
-    def file_name(self) -> str:
-        """Last part of the address, and name in the cache."""
-        return self.path.rpartition("/")[2]
 
     @property
     def sha256_prefix(self) -> str:
@@ -59,16 +53,15 @@ class ZooEntry:
     def url(self, base_url: str | None = None) -> str:
         """Full address below `base_url`, the environment's, or the model card's."""
         base = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
-        return f"{base.rstrip('/')}/{self.path}"
+        return f"{base.rstrip('/')}/mmdetection/v2.0/carafe/{self.name}/{self.file_name}"
 
 
-_CARD = "mmdetection/v2.0/carafe"
-_MODELS = (
+#: All published models.
+MODELS = (
     ZooEntry(
         name="faster_rcnn_r50_fpn_carafe_1x_coco",
         architecture="faster_rcnn",
-        path=f"{_CARD}/faster_rcnn_r50_fpn_carafe_1x_coco/"
-        "faster_rcnn_r50_fpn_carafe_1x_coco_bbox_mAP-0.386_20200504_175733-385a75b7.pth",
+        file_name="faster_rcnn_r50_fpn_carafe_1x_coco_bbox_mAP-0.386_20200504_175733-385a75b7.pth",
         box_ap=38.6,
         mask_ap=None,
         fps=16.5,
@@ -76,19 +69,13 @@ _MODELS = (
     ZooEntry(
         name="mask_rcnn_r50_fpn_carafe_1x_coco",
         architecture="mask_rcnn",
-        path=f"{_CARD}/mask_rcnn_r50_fpn_carafe_1x_coco/"
-        "mask_rcnn_r50_fpn_carafe_1x_coco_bbox_mAP-0.393__segm_mAP-0.358_20200503_135957-"
+        file_name="mask_rcnn_r50_fpn_carafe_1x_coco_bbox_mAP-0.393__segm_mAP-0.358_20200503_135957-"
         "8687f195.pth",
         box_ap=39.3,
         mask_ap=35.8,
         fps=14.0,
     ),
 )
-
-
-def models() -> tuple[ZooEntry, ...]:
-    """All published models."""
-    return _MODELS
 
 
 def find(name: str) -> ZooEntry:
@@ -98,10 +85,10 @@ def find(name: str) -> ZooEntry:
         DownloadError: there is none; the message names the closest and all.
     """
     wanted = _plain(name)
-    for entry in _MODELS:
+    for entry in MODELS:
         if wanted in (_plain(entry.name), _plain(entry.file_name)):
             return entry
-    names = {_plain(entry.name): entry.name for entry in _MODELS}
+    names = {_plain(entry.name): entry.name for entry in MODELS}
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f" Did you mean {names[close[0]]}?" if close else ""
     raise DownloadError(
@@ -112,7 +99,7 @@ def find(name: str) -> ZooEntry:
 
 def entry_of(file_name: str, sha256: str) -> ZooEntry | None:
     """The published model that a file is, judged by name and SHA-256."""
-    for entry in models():
+    for entry in MODELS:
         if file_name == entry.file_name and sha256.startswith(entry.sha256_prefix):
             return entry
     return None
@@ -121,19 +108,17 @@ def entry_of(file_name: str, sha256: str) -> ZooEntry | None:
 def fetch(name: str, progress: bool = True, base_url: str | None = None) -> Path:
     """Path of a published checkpoint in PyTorch's cache, downloaded if it is not there yet.
 
-    The cache is ``checkpoints`` below ``torch.hub.get_dir()`` (``TORCH_HOME`` moves it). The file
-    gets its name there only when it is complete and its SHA-256 begins as its name says. A file
-    there that is not what its name says is replaced.
+    The cache is ``checkpoints`` below ``torch.hub.get_dir()`` (``TORCH_HOME`` moves it). A file has
+    its name there when it is complete and its SHA-256 begins as its name says; others are replaced.
 
     Args:
         name: as for :func:`find`.
         progress: show a progress bar on stderr.
-        base_url: what the address begins with; default is ``CARAFE_DEPLOY_ZOO_URL`` from the
-            environment, else the model card's.
+        base_url: see :meth:`ZooEntry.url`.
 
     Raises:
         DownloadError: unknown name, no connection, not found, not the published file, or the cache
-            cannot be written; the message has the address and what to do.
+            cannot be written.
     """
     import torch.hub  # here, so that listing the models does not need torch
 
@@ -163,12 +148,7 @@ def fetch(name: str, progress: bool = True, base_url: str | None = None) -> Path
             f"cannot fetch {entry.name}: what {url} sent is incomplete or not the published file "
             f"({error}). Nothing was kept; try again. {by_hand}"
         ) from error
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
+    except _NO_CONNECTION as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise DownloadError(
             f"cannot fetch {entry.name}: no connection to {url} ({reason}). Check the network, a "

@@ -13,7 +13,7 @@ Run = Callable[..., Any]
 def test_table_has_numbers_files_and_addresses(run: Run) -> None:
     outcome = run("models")
     assert outcome.status == 0
-    for entry in zoo.models():
+    for entry in zoo.MODELS:
         row = next(line for line in outcome.out.splitlines() if line.startswith(entry.name + " "))
         numbers = [entry.box_ap, entry.mask_ap, entry.fps]
         assert row.split()[1:] == [str(number) for number in numbers if number is not None]
@@ -22,7 +22,7 @@ def test_table_has_numbers_files_and_addresses(run: Run) -> None:
 
 def test_next_step_names_a_model(run: Run) -> None:
     assert run("models").out.splitlines()[-1].strip() in {
-        f"carafe-deploy export {entry.name}" for entry in zoo.models()
+        f"carafe-deploy export {entry.name}" for entry in zoo.MODELS
     }
 
 

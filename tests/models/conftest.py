@@ -10,9 +10,25 @@ from typing import Any
 
 import pytest
 
+from carafe_deploy.errors import ConfigError
+from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.config_text import read_config
+from carafe_deploy.models.detector import Detector
+from carafe_deploy.models.mmdet_config import detector_config
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+@pytest.fixture(scope="session")
+def detectors(checkpoints: dict[str, Path]) -> dict[str, Detector]:
+    """The small trained detectors; tests that change one take a copy of their own."""
+    return {kind: load_detector(path)[0] for kind, path in checkpoints.items()}
+
+
+@pytest.fixture(scope="session", params=["faster", "mask"])
+def detector(request: pytest.FixtureRequest, detectors: dict[str, Detector]) -> Detector:
+    """Each of them."""
+    return detectors[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +75,16 @@ def changed() -> Callable[[dict[str, Any], str, Any], dict[str, Any]]:
         return config
 
     return change
+
+
+@pytest.fixture
+def refused(
+    changed: Callable[[dict[str, Any], str, Any], dict[str, Any]], r50_shapes: Shapes
+) -> Callable[[dict[str, Any], str, Any, str], None]:
+    """Checks that a config with one value replaced is refused with a message."""
+
+    def check(config: dict[str, Any], path: str, value: Any, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            detector_config(changed(config, path, value), r50_shapes)
+
+    return check

@@ -8,7 +8,6 @@ show in the operators that are called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from carafe_deploy.graph.options import ExportOptions, deployable
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import Detector, ImageNormalization
 from carafe_deploy.ops import _kernels
 from carafe_deploy.ops.carafe import _carafe_encoded
@@ -26,11 +24,6 @@ from carafe_deploy.ops.nms import _batched_nms
 from carafe_deploy.ops.roi_align import _multilevel_roi_align
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.types import InputFormat, ModelInfo
-
-CHECKPOINTS = {
-    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
-}
 
 #: The number of results or the host's next step depends on values.
 WAITING = {
@@ -101,11 +94,6 @@ def record(function: Callable[[], Any]) -> Recorder:
     with torch.no_grad(), recorder:
         function()
     return recorder
-
-
-@pytest.fixture(scope="module", params=CHECKPOINTS)
-def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
-    return load_detector(shapes_dir / CHECKPOINTS[request.param])[0]
 
 
 def inputs(uint8: bool, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from carafe_deploy.graph.options import ExportOptions, deployable
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.config import BoxHeadConfig
 from carafe_deploy.models.detector import (
     Detector,
@@ -24,16 +22,7 @@ from carafe_deploy.models.roi_heads import BoxHead
 from carafe_deploy.ops import _kernels
 from carafe_deploy.types import Preprocessing
 
-CHECKPOINTS = {
-    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
-}
 LAST = torch.channels_last
-
-
-@pytest.fixture(scope="module", params=CHECKPOINTS)
-def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
-    return load_detector(shapes_dir / CHECKPOINTS[request.param])[0]
 
 
 @pytest.fixture(scope="module")

@@ -75,75 +75,60 @@ def test_published_checkpoints(shapes_dir: Path, name: str) -> None:
     assert all(torch.equal(loaded[key], stored[key]) for key in stored)
 
 
-def _bare(content: Content) -> Any:
-    return content["state_dict"]
+def _renamed(weights: Content, old: str, new: str) -> Content:
+    return {key.replace(old, new): value for key, value in weights.items()}
 
 
-def _under_model(content: Content) -> Any:
-    return {"model": content["state_dict"], "epoch": 3}
+def _converted(weights: Content, convert: Callable[[Tensor], Tensor]) -> Content:
+    return {k: convert(v) if v.is_floating_point() else v for k, v in weights.items()}
 
 
-def _data_parallel(content: Content) -> Any:
-    return {"state_dict": {f"module.{k}": v for k, v in content["state_dict"].items()}}
+def _without_counters(weights: Content) -> Content:
+    return {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
 
 
-def _mask_head_outside(content: Content) -> Any:
-    return {k.replace("roi_head.mask_head", "mask_head"): v for k, v in _bare(content).items()}
+def _averaged(weights: Content) -> Content:
+    copies = {f"ema_{k.replace('.', '_')}": v * 0 for k, v in weights.items()}
+    return {"state_dict": {**weights, **copies}}
 
 
-def _heads_outside(content: Content) -> Any:
-    return {k.removeprefix("roi_head."): v for k, v in _bare(content).items()}
+#: What a file may hold, of the weights.
+FORMS: dict[str, Callable[[Content], Any]] = {
+    "bare": lambda weights: weights,
+    "under_model": lambda weights: {"model": weights, "epoch": 3},
+    "data_parallel": lambda weights: {"state_dict": {f"module.{k}": weights[k] for k in weights}},
+    "mask_head_outside": lambda weights: _renamed(weights, "roi_head.mask_head", "mask_head"),
+    "heads_outside": lambda weights: _renamed(weights, "roi_head.", ""),
+    "without_counters": _without_counters,
+    "averaged": _averaged,
+    "double": lambda weights: _converted(weights, Tensor.double),
+    "parameters": lambda weights: _converted(weights, torch.nn.Parameter),
+}
 
 
-def _without_counters(content: Content) -> Any:
-    return {k: v for k, v in _bare(content).items() if not k.endswith("num_batches_tracked")}
-
-
-def _averaged(content: Content) -> Any:
-    copies = {f"ema_{k.replace('.', '_')}": v * 0 for k, v in _bare(content).items()}
-    return {"state_dict": {**_bare(content), **copies}}
-
-
-def _double(content: Content) -> Any:
-    return {k: v.double() if v.is_floating_point() else v for k, v in _bare(content).items()}
-
-
-def _parameters(content: Content) -> Any:
-    return {
-        k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in _bare(content).items()
-    }
-
-
-FORMS = [
-    _bare, _under_model, _data_parallel, _mask_head_outside, _heads_outside, _without_counters,
-    _averaged, _double, _parameters,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("form", FORMS, ids=[form.__name__[1:] for form in FORMS])
-def test_forms_of_a_state_dict(
-    content: Content, save: Callable[..., Path], form: Callable[[Content], Any]
-) -> None:
-    detector, _ = load_detector(save(form(content)))
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_state_dict(content: Content, save: Callable[..., Path], form: str) -> None:
+    detector, _ = load_detector(save(FORMS[form](content["state_dict"])))
     loaded = detector.state_dict()
     for key, tensor in content["state_dict"].items():
         assert loaded[key].dtype in (torch.float32, torch.int64)
-        if not (form is _without_counters and key.endswith("num_batches_tracked")):
+        if not (form == "without_counters" and key.endswith("num_batches_tracked")):
             assert torch.equal(loaded[key], tensor)
 
 
 @pytest.mark.parametrize(
     ("form", "note"),
     [
-        (_bare, "no config: anchors"),
-        (_averaged, "180 copies of weights by EMAHook"),
-        (_without_counters, "20 counters num_batches_tracked are absent"),
+        ("bare", "no config: anchors"),
+        ("averaged", "180 copies of weights by EMAHook"),
+        ("without_counters", "20 counters num_batches_tracked are absent"),
     ],
 )
 def test_what_was_assumed_is_noted(
-    content: Content, save: Callable[..., Path], form: Callable[[Content], Any], note: str
+    content: Content, save: Callable[..., Path], form: str, note: str
 ) -> None:
-    assert any(n.startswith(note) for n in load_checkpoint(save(form(content))).notes)
+    checkpoint = load_checkpoint(save(FORMS[form](content["state_dict"])))
+    assert any(n.startswith(note) for n in checkpoint.notes)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -274,7 +259,7 @@ def test_another_architecture(save: Callable[..., Path]) -> None:
 
 
 def test_version_1(content: Content, save: Callable[..., Path]) -> None:
-    weights = _heads_outside(content)
+    weights = FORMS["heads_outside"](content["state_dict"])
     weights["bbox_head.fc_reg.weight"] = torch.zeros(16, 96)
     with pytest.raises(
         CheckpointError, match=r"is of mmdetection 1\.x: 4 class scores with 16 box"
@@ -343,8 +328,8 @@ def test_a_published_model_needs_no_readable_config(
     path = save(content, "model.pth")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     path = path.rename(path.with_name(f"model-{digest}.pth"))
-    entry = zoo.ZooEntry("model", "mask_rcnn", f"a/{path.name}", 1.0, 1.0, 1.0)
-    monkeypatch.setattr(zoo, "_MODELS", (entry,))
+    entry = zoo.ZooEntry("model", "mask_rcnn", path.name, 1.0, 1.0, 1.0)
+    monkeypatch.setattr(zoo, "MODELS", (entry,))
     checkpoint = load_checkpoint(path)
     assert checkpoint.config.classes == ("circle", "square", "triangle")
     assert checkpoint.config.preprocessing == Preprocessing()

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from carafe_deploy.errors import CheckpointError, ConfigError
-from carafe_deploy.models.class_names import class_names
-from carafe_deploy.models.coco_classes import COCO_CLASSES
+from carafe_deploy.models.class_names import COCO_CLASSES, class_names
 
 NAMES = ("ant", "bee", "big cat")
 CONFIGS: list[tuple[dict[str, Any], str]] = [

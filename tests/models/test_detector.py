@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.config import (
     BackboneConfig,
     DetectorConfig,
@@ -33,21 +32,13 @@ from carafe_deploy.tolerances import tolerance
 from carafe_deploy.types import Preprocessing
 
 KINDS = ("faster", "mask")
-CHECKPOINTS = {
-    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
-}
-Arrays = dict[str, np.ndarray]
+Detectors = dict[str, Detector]
+Recorded = dict[str, dict[str, np.ndarray]]
+Stages = dict[tuple[str, str], dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def detectors(shapes_dir: Path) -> dict[str, Detector]:
-    """The two small trained detectors; tests that change one take a copy of their own."""
-    return {kind: load_detector(shapes_dir / name)[0] for kind, name in CHECKPOINTS.items()}
-
-
-@pytest.fixture(scope="module")
-def recorded(data_dir: Path) -> dict[str, Arrays]:
+def recorded(data_dir: Path) -> Recorded:
     """mmdetection's stages by detector; inputs are stored with the Mask R-CNN's only."""
     found = {}
     for kind in KINDS:
@@ -58,7 +49,7 @@ def recorded(data_dir: Path) -> dict[str, Arrays]:
     return found
 
 
-def example(recorded: dict[str, Arrays], image: str = "img1") -> tuple[Tensor, Tensor]:
+def example(recorded: Recorded, image: str = "img1") -> tuple[Tensor, Tensor]:
     """Network input [1, 3, H, W] and image_sizes [1, 2]."""
     arrays = recorded["mask"]
     size = torch.from_numpy(arrays[f"{image}/img_shape"]).float().unsqueeze(0)
@@ -90,25 +81,19 @@ def listed(state_dict: dict[str, Tensor]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("faster-rcnn_r50_fpn-carafe_1x_coco", DetectorConfig()),
-        ("mask-rcnn_r50_fpn-carafe_1x_coco", DetectorConfig(mask=MaskHeadConfig())),
-    ],
-)
+@pytest.mark.parametrize(("kind", "mask"), [("faster", None), ("mask", MaskHeadConfig())])
 def test_keys_shapes_dtypes_and_order_of_the_published_models(
-    data_dir: Path, name: str, config: DetectorConfig
+    data_dir: Path, kind: str, mask: MaskHeadConfig | None
 ) -> None:
     with torch.device("meta"):
-        detector = Detector(config)
-    expected = (data_dir / f"{name}.keys.txt").read_text().splitlines()
-    assert listed(detector.state_dict()) == expected
+        detector = Detector(DetectorConfig(mask=mask))
+    name = f"{kind}-rcnn_r50_fpn-carafe_1x_coco.keys.txt"
+    assert listed(detector.state_dict()) == (data_dir / name).read_text().splitlines()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_shapes_dtypes_and_order_of_the_small_models(
-    data_dir: Path, detectors: dict[str, Detector], kind: str
+    data_dir: Path, detectors: Detectors, kind: str
 ) -> None:
     expected = (data_dir / f"shapes_{kind}_rcnn_carafe.keys.txt").read_text().splitlines()
     assert listed(detectors[kind].state_dict()) == expected
@@ -118,9 +103,7 @@ def test_keys_shapes_dtypes_and_order_of_the_small_models(
 
 
 @pytest.fixture(scope="module")
-def stages(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays]
-) -> dict[tuple[str, str], dict[str, Tensor]]:
+def stages(detectors: Detectors, recorded: Recorded) -> Stages:
     """Every named tensor of ours by detector and image, with one more from inside the neck."""
     found = {}
     for kind, detector in detectors.items():
@@ -154,11 +137,7 @@ DENSE = {
     ("kind", "image", "count"), [("faster", "img1", 25), ("mask", "img1", 25), ("mask", "img2", 17)]
 )
 def test_dense_stages(
-    stages: dict[tuple[str, str], dict[str, Tensor]],
-    recorded: dict[str, Arrays],
-    kind: str,
-    image: str,
-    count: int,
+    stages: Stages, recorded: Recorded, kind: str, image: str, count: int
 ) -> None:
     compared = 0
     for name, (level, ours, step) in DENSE.items():
@@ -175,12 +154,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @each_kind
 @each_image
-def test_proposals(
-    stages: dict[tuple[str, str], dict[str, Tensor]],
-    recorded: dict[str, Arrays],
-    kind: str,
-    image: str,
-) -> None:
+def test_proposals(stages: Stages, recorded: Recorded, kind: str, image: str) -> None:
     boxes = recorded[kind][f"{image}/proposals"]
     scores = recorded[kind][f"{image}/proposal_scores"]
     ours = stages[kind, image]
@@ -194,11 +168,7 @@ def test_proposals(
     ("kind", "image"), [("faster", "img1"), ("mask", "img1"), ("mask", "img2")]
 )
 def test_box_head_on_the_recorded_proposals(
-    detectors: dict[str, Detector],
-    stages: dict[tuple[str, str], dict[str, Tensor]],
-    recorded: dict[str, Arrays],
-    kind: str,
-    image: str,
+    detectors: Detectors, stages: Stages, recorded: Recorded, kind: str, image: str
 ) -> None:
     head = detectors[kind].roi_head
     pyramid = [stages[kind, image][f"P{level}"] for level in range(2, 6)]
@@ -210,12 +180,7 @@ def test_box_head_on_the_recorded_proposals(
 
 @each_kind
 @each_image
-def test_detections(
-    stages: dict[tuple[str, str], dict[str, Tensor]],
-    recorded: dict[str, Arrays],
-    kind: str,
-    image: str,
-) -> None:
+def test_detections(stages: Stages, recorded: Recorded, kind: str, image: str) -> None:
     ours, theirs = stages[kind, image], recorded[kind]
     scores = theirs[f"{image}/scores"]
     count = len(scores)
@@ -229,7 +194,7 @@ def test_detections(
 
 @each_image
 def test_mask_logits_of_the_predicted_classes(
-    stages: dict[tuple[str, str], dict[str, Tensor]], recorded: dict[str, Arrays], image: str
+    stages: Stages, recorded: Recorded, image: str
 ) -> None:
     expected, labels = (recorded["mask"][f"{image}/{name}"] for name in ("mask_logits", "labels"))
     chosen = expected[np.arange(len(labels)), labels]
@@ -239,7 +204,7 @@ def test_mask_logits_of_the_predicted_classes(
     torch.testing.assert_close(ours["det_masks"], probabilities)
 
 
-def test_stage_names_are_in_the_order_of_computation(detectors: dict[str, Detector]) -> None:
+def test_stage_names_are_in_the_order_of_computation(detectors: Detectors) -> None:
     names = stage_names(detectors["mask"].config)
     assert names[:5] == ("stem", "layer1.0", "C2", "layer2.0", "C3")
     assert names[9:19] == (
@@ -287,9 +252,7 @@ def test_every_stage_of_other_detectors_is_another_tensor(
     assert shapes["mask_carafe"][1:] == shapes["mask_logits"] == (28, 28)
 
 
-def test_layers_before_a_relu_are_seen_behind_it(
-    stages: dict[tuple[str, str], dict[str, Tensor]],
-) -> None:
+def test_layers_before_a_relu_are_seen_behind_it(stages: Stages) -> None:
     found = stages["mask", "img1"]
     for name in ("layer1.0", "rpn_conv2", "shared_fc1", "shared_fc2", "mask_conv2"):
         assert found[name].min() == 0
@@ -297,7 +260,7 @@ def test_layers_before_a_relu_are_seen_behind_it(
 
 
 def test_watching_stages_leaves_no_hooks_and_changes_no_output(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays]
+    detectors: Detectors, recorded: Recorded
 ) -> None:
     detector = detectors["mask"]
     plain = detector(*example(recorded))
@@ -319,35 +282,23 @@ def with_settings(detector: Detector, **box: Any) -> Detector:
 
 @pytest.mark.parametrize("threshold", [0.05, 0.9999])
 def test_shapes_and_padding_do_not_depend_on_what_is_seen(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays], threshold: float
+    detectors: Detectors, recorded: Recorded, threshold: float
 ) -> None:
     detector = with_settings(detectors["mask"], score_threshold=threshold)
     num_dets, boxes, scores, classes, masks = detector(*example(recorded))
     count = int(num_dets)
     assert count == (11 if threshold == 0.05 else 0)
-    assert [tuple(out.shape) for out in (num_dets, boxes, scores, classes, masks)] == [
-        (1, 1),
-        (1, 100, 4),
-        (1, 100),
-        (1, 100),
-        (1, 100, 28, 28),
-    ]
-    assert [out.dtype for out in (num_dets, boxes, scores, classes, masks)] == [
-        torch.int32,
-        torch.float32,
-        torch.float32,
-        torch.int32,
-        torch.float32,
-    ]
+    found = [(*out.shape, out.dtype) for out in (num_dets, boxes, scores, classes, masks)]
+    integer, real = torch.int32, torch.float32
+    assert found[:2] == [(1, 1, integer), (1, 100, 4, real)]
+    assert found[2:] == [(1, 100, real), (1, 100, integer), (1, 100, 28, 28, real)]
     assert not boxes[0, count:].any()
     assert not scores[0, count:].any()
     assert set(classes[0, count:].tolist()) == {-1}
     assert (classes[0, :count] >= 0).all()
 
 
-def test_maximum_of_detections_keeps_the_best(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays]
-) -> None:
+def test_maximum_of_detections_keeps_the_best(detectors: Detectors, recorded: Recorded) -> None:
     detector = with_settings(detectors["faster"], max_detections=4)
     num_dets, boxes, scores, _ = detector(*example(recorded))
     assert num_dets.item() == 4
@@ -357,7 +308,7 @@ def test_maximum_of_detections_keeps_the_best(
 
 @each_kind
 def test_a_batch_of_two_equals_two_batches_of_one(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays], kind: str
+    detectors: Detectors, recorded: Recorded, kind: str
 ) -> None:
     pairs = [example(recorded, image) for image in ("img1", "img2")]
     # 128x192 and 192x128 become 192x192 by more of the zeros that padded them before.
@@ -375,15 +326,11 @@ def test_a_batch_of_two_equals_two_batches_of_one(
 # --- inference -----------------------------------------------------------------------------------
 
 
-def own_copy(detector: Detector) -> Detector:
-    return with_settings(detector)
-
-
 def test_folding_removes_every_batch_norm_and_keeps_outputs(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays]
+    detectors: Detectors, recorded: Recorded
 ) -> None:
     expected = detectors["mask"](*example(recorded))
-    folded = prepare_for_inference(own_copy(detectors["mask"]))
+    folded = prepare_for_inference(with_settings(detectors["mask"]))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     for ours, theirs in zip(folded(*example(recorded)), expected, strict=True):
@@ -410,10 +357,10 @@ def test_folding_reaches_every_batch_norm_of_bottlenecks() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_constants_boxes_and_scores_in_float32(
-    detectors: dict[str, Detector], recorded: dict[str, Arrays], dtype: torch.dtype
+    detectors: Detectors, recorded: Recorded, dtype: torch.dtype
 ) -> None:
     exact = dict(detectors["mask"].named_buffers())
-    half = prepare_for_inference(own_copy(detectors["mask"]), dtype)
+    half = prepare_for_inference(with_settings(detectors["mask"]), dtype)
     constants = dict(half.named_buffers())
     assert set(constants) == {
         "proposal_selector.anchors.base",
@@ -452,7 +399,7 @@ class _Echo(nn.Module):
         return images, image_sizes
 
 
-def test_uint8_images_become_the_recorded_input(recorded: dict[str, Arrays]) -> None:
+def test_uint8_images_become_the_recorded_input(recorded: Recorded) -> None:
     resized = recorded["mask"]["img1/resized_bgr_u8"]
     expected, size = example(recorded)
     padded = torch.zeros(1, *expected.shape[2:], 3, dtype=torch.uint8)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy.errors import CheckpointError, ConfigError
-from carafe_deploy.models.coco_classes import COCO_CLASSES
+from carafe_deploy.errors import CheckpointError
+from carafe_deploy.models.class_names import COCO_CLASSES
 from carafe_deploy.models.config import (
     BackboneConfig,
     DetectorConfig,
@@ -26,6 +26,7 @@ from carafe_deploy.types import Preprocessing
 Shapes = dict[str, tuple[int, ...]]
 KeyShapes = Callable[[str], Shapes]
 Change = Callable[[dict[str, Any], str, Any], dict[str, Any]]
+Refused = Callable[[dict[str, Any], str, Any, str], None]
 
 R50 = {"faster": "faster-rcnn_r50_fpn-carafe_1x_coco", "mask": "mask-rcnn_r50_fpn-carafe_1x_coco"}
 #: The model card's detectors are what the dataclasses default to.
@@ -227,15 +228,9 @@ UNSUPPORTED: list[tuple[str, Any, str]] = [
     ("path", "value", "message"), UNSUPPORTED, ids=[f"{p}={v}"[:70] for p, v, _ in UNSUPPORTED]
 )
 def test_unsupported_settings(
-    changed: Change,
-    config_3x: dict[str, Any],
-    r50_shapes: Shapes,
-    path: str,
-    value: Any,
-    message: str,
+    refused: Refused, config_3x: dict[str, Any], path: str, value: Any, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        detector_config(changed(config_3x, path, value), r50_shapes)
+    refused(config_3x, path, value, message)
 
 
 PIPELINE = "test_dataloader.dataset.pipeline"

@@ -16,7 +16,8 @@ from carafe_deploy.models import zoo
 
 CONTENT = bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
-ENTRY = zoo.ZooEntry("tiny_model", "faster_rcnn", f"dir/tiny_model-{DIGEST}.pth", 1.0, None, 1.0)
+ENTRY = zoo.ZooEntry("tiny_model", "faster_rcnn", f"tiny_model-{DIGEST}.pth", 1.0, None, 1.0)
+PATH = f"mmdetection/v2.0/carafe/tiny_model/{ENTRY.file_name}"
 
 
 class Server(ThreadingHTTPServer):
@@ -56,7 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv(zoo.BASE_URL_VARIABLE, raising=False)
-    monkeypatch.setattr(zoo, "_MODELS", (ENTRY,))
+    monkeypatch.setattr(zoo, "MODELS", (ENTRY,))
     return tmp_path / "hub" / "checkpoints"
 
 
@@ -73,7 +74,7 @@ def server() -> Iterator[Server]:
 
 
 def test_the_model_card() -> None:
-    faster, mask = zoo.models()
+    faster, mask = zoo.MODELS
     assert (faster.box_ap, faster.mask_ap, faster.fps) == (38.6, None, 16.5)
     assert (mask.box_ap, mask.mask_ap, mask.fps) == (39.3, 35.8, 14.0)
     assert (faster.sha256_prefix, mask.sha256_prefix) == ("385a75b7", "8687f195")
@@ -124,7 +125,7 @@ def test_fetch_once(cache: Path, server: Server, mode: str) -> None:
     assert path.read_bytes() == CONTENT
     assert [file.name for file in cache.iterdir()] == [ENTRY.file_name]
     assert zoo.fetch("tiny-model", progress=False, base_url=server.base) == path
-    assert server.paths == [f"/{ENTRY.path}"]
+    assert server.paths == [f"/{PATH}"]
 
 
 def test_mirror_from_the_environment(
@@ -132,7 +133,7 @@ def test_mirror_from_the_environment(
 ) -> None:
     monkeypatch.setenv(zoo.BASE_URL_VARIABLE, f"{server.base}/mirror/")
     zoo.fetch("tiny_model", progress=False)
-    assert server.paths == [f"/mirror/{ENTRY.path}"]
+    assert server.paths == [f"/mirror/{PATH}"]
 
 
 @pytest.mark.parametrize("progress", [True, False])
@@ -155,7 +156,7 @@ FAILURES = [
     ("404", r"answers 404 Not Found\. Check CARAFE_DEPLOY_ZOO_URL"),
     ("broken", "sent is incomplete or not the published file"),
     ("wrong", f"not the published file .*{DIGEST}"),
-    ("silent", r"no connection to http://127\.0\.0\.1:\d+/dir/tiny_model-.*timed out"),
+    ("silent", r"no connection to http://127\.0\.0\.1:\d+/mmdet.*/tiny_model-.*timed out"),
 ]
 
 
@@ -180,15 +181,15 @@ def test_offline(cache: Path, server: Server) -> None:
     with pytest.raises(DownloadError) as caught:
         zoo.fetch("tiny_model", progress=False, base_url=base)
     message = str(caught.value)
-    assert f"no connection to {base}/{ENTRY.path} (" in message
+    assert f"no connection to {base}/{PATH} (" in message
     assert "refused" in message
-    assert f"Or download {base}/{ENTRY.path} elsewhere and put it at {cache}" in message
+    assert f"Or download {base}/{PATH} elsewhere and put it at {cache}" in message
     assert list(cache.iterdir()) == []
 
 
 def test_an_address_that_is_none(cache: Path) -> None:
     with pytest.raises(
-        DownloadError, match=r"'nowhere/dir/.*' is no address\. Check CARAFE_DEPLOY_ZOO"
+        DownloadError, match=r"'nowhere/mmdet.*' is no address\. Check CARAFE_DEPLOY_ZOO"
     ):
         zoo.fetch("tiny_model", progress=False, base_url="nowhere")
     assert not cache.exists()
@@ -212,7 +213,7 @@ def test_interrupted(cache: Path, server: Server, monkeypatch: pytest.MonkeyPatc
 
 
 def test_entry_of_a_file() -> None:
-    mask = zoo.models()[1]
+    mask = zoo.MODELS[1]
     assert zoo.entry_of(mask.file_name, "8687f195" + "0" * 56) == mask
     assert zoo.entry_of(mask.file_name, "0" * 64) is None
     assert zoo.entry_of("other-8687f195.pth", "8687f195" + "0" * 56) is None
