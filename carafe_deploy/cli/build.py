@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -277,7 +278,7 @@ def _result(target: Path, sidecar: Sidecar) -> dict[str, Any]:
         "flavour": sidecar.flavour,
         "version": sidecar.version,
         "compute_capabilities": list(sidecar.compute_capabilities),
-        "profile": profile.to_dict(),
+        "profile": asdict(profile),
         "plugin_layers": sidecar.layers.get("PLUGIN_V3", 0),
         "layers": sum(sidecar.layers.values()),
         "stages": sidecar.stages,

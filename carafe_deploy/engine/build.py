@@ -11,22 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from carafe_deploy import __version__
 from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.device import open_device
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, choose_flavour
 from carafe_deploy.engine.log import Heard, Listener
-from carafe_deploy.engine.model import SourceModel, read_model
+from carafe_deploy.engine.onnx_model import SourceModel, read_model
 from carafe_deploy.engine.profiles import Profile, Size, make_profile, narrowed
 from carafe_deploy.engine.progress import Progress, interruptible, make_monitor
 from carafe_deploy.engine.sidecar import ANY_LATER, PluginRecord, Sidecar, sidecar_path
 from carafe_deploy.errors import EngineError
 from carafe_deploy.files import atomic_path, sha256_of
 from carafe_deploy.libraries import require_library
-
-__all__ = ["BuildOptions", "build_engine"]
 
 #: What TensorRT-RTX builds for unless told otherwise: every supported GPU from Ampere on.
 _RTX_DEFAULT = ("8.0" + ANY_LATER,)
@@ -71,7 +69,7 @@ def build_engine(
     *,
     progress: Progress | None = None,
 ) -> Sidecar:
-    """Build an engine of a detector and write it with its sidecar ``<path>.json``.
+    """Build an engine of a detector and write it with its sidecar ``<path>.json``, returned.
 
     TensorRT-RTX needs no GPU for this. An interrupt ends the build at its next step.
 
@@ -80,9 +78,6 @@ def build_engine(
         path: of the engine; both files appear complete or not at all.
         options: see :class:`BuildOptions`.
         progress: called with a fraction from 0 to 1 and the name of the phase.
-
-    Returns:
-        The content of the sidecar.
 
     Raises:
         ArtefactError: the model is missing, damaged or was exported by something else.
@@ -95,7 +90,13 @@ def build_engine(
     source = read_model(model)
     profile = make_profile(source.info, options.min, options.opt, options.max)
     flavour = choose_flavour(options.flavour)
-    _check_options(options, flavour)
+    if options.timing_cache is not None and not flavour.timing_cache:
+        raise EngineError(
+            f"{flavour.title} measures nothing while building, so it has no timing cache: leave "
+            "the option out"
+        )
+    if options.workspace is not None and options.workspace < 1:
+        raise EngineError(f"workspace is {options.workspace} bytes: give a positive size")
     flavour.load()
     targets = _targets(flavour, options)
     library = require_library(PLUGIN_LIBRARY) if source.nodes else None
@@ -134,16 +135,6 @@ def build_engine(
     return sidecar
 
 
-def _check_options(options: BuildOptions, flavour: Flavour) -> None:
-    if options.timing_cache is not None and not flavour.timing_cache:
-        raise EngineError(
-            f"{flavour.title} measures nothing while building, so it has no timing cache: leave "
-            "the option out"
-        )
-    if options.workspace is not None and options.workspace < 1:
-        raise EngineError(f"workspace is {options.workspace} bytes: give a positive size")
-
-
 def _targets(flavour: Flavour, options: BuildOptions) -> tuple[str, ...]:
     """Compute capabilities that the engine will run on."""
     flavour.check_targets(options.compute_capabilities)
@@ -177,7 +168,9 @@ class _Build:
             self._parse(network, heard)
             layers = [network.get_layer(index) for index in range(network.num_layers)]
             self.layers = dict(sorted(Counter(layer.type.name for layer in layers).items()))
-            self._check_plugins()
+            taken = self.layers.get("PLUGIN_V3", 0)
+            if taken != len(self._source.nodes):
+                raise self._not_taken(f"made {taken} plugin layers of them")
             if self._options.stages:
                 self._mark_stages(network, layers)
             config = self._configure(builder)
@@ -227,11 +220,6 @@ class _Build:
         """Custom nodes for which the parser takes the function body."""
         nodes = self._source.nodes
         return [node.name or node.operator for node in nodes if not node.names_a_plugin]
-
-    def _check_plugins(self) -> None:
-        taken = self.layers.get("PLUGIN_V3", 0)
-        if taken != len(self._source.nodes):
-            raise self._not_taken(f"made {taken} plugin layers of them")
 
     def _not_taken(self, outcome: str) -> EngineError:
         unmarked = self._unmarked
@@ -304,9 +292,9 @@ def _log_file(path: Path) -> Iterator[Listener]:
         raise EngineError(
             f"cannot write {path}: {error.strerror or error}: choose another log file"
         ) from error
+
+    def write(severity: str, message: str) -> None:
+        file.write(f"[{severity}] {message}\n")
+
     with file:
-        yield lambda severity, message: _write(file, severity, message)
-
-
-def _write(file: TextIO, severity: str, message: str) -> None:
-    file.write(f"[{severity}] {message}\n")
+        yield write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -12,8 +13,6 @@ from carafe_deploy.engine.load import check_engine, deserialise, read_engine
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.types import METADATA_KEY, ModelInfo, TensorSpec
 
-__all__ = ["described", "inspect_engine", "inspect_onnx", "tensor_spec"]
-
 
 def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Inputs, outputs, opsets, nodes by type, custom nodes and metadata. Needs the onnx package.
@@ -23,7 +22,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is missing, truncated or no ONNX, or its metadata is damaged.
     """
-    from carafe_deploy.engine.model import custom_nodes, read_onnx
+    from carafe_deploy.engine.onnx_model import custom_nodes, read_onnx
 
     model = read_onnx(path)
     graph = model.graph
@@ -43,15 +42,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node
         ),
         "functions": len(model.functions),
-        "plugins": [
-            {
-                "name": node.name,
-                "operator": node.operator,
-                "attributes": dict(node.attributes),
-                "outputs": list(node.outputs),
-            }
-            for node in custom_nodes(model)
-        ],
+        "plugins": [dataclasses.asdict(node) for node in custom_nodes(model)],
         "metadata": properties,
         "model": None if text is None else described(ModelInfo.from_json(text)),
     }

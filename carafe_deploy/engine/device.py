@@ -10,13 +10,13 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.arrays import writable
+from carafe_deploy.closing import Closing
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 
 __all__ = ["BACKENDS", "Device", "choose_backend", "open_device"]
@@ -24,11 +24,10 @@ __all__ = ["BACKENDS", "Device", "choose_backend", "open_device"]
 Array = npt.NDArray[Any]
 
 
-class Device:
+class Device(Closing):
     """One GPU with one stream, on which everything is enqueued.
 
-    Use it as a context manager, or call :meth:`close`. Buffers and graphs live until they are
-    released or the device is closed.
+    Buffers and graphs live until they are released or the device is closed.
 
     Args:
         index: of the GPU.
@@ -96,21 +95,6 @@ class Device:
         """Free a graph."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Free everything; calling it twice is harmless."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class TorchDevice(Device):
     """Through torch, so that memory comes from its caching allocator."""
@@ -171,12 +155,9 @@ class TorchDevice(Device):
         return [float(first.elapsed_time(second)) for first, second in itertools.pairwise(marks)]
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        graph = self._torch.cuda.CUDAGraph()
-        mode = "thread_local"  # what other threads do is no part of it
-        with (
-            self.current(),
-            self._torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode),
-        ):
+        cuda = self._torch.cuda
+        graph, mode = cuda.CUDAGraph(), "thread_local"  # what other threads do is no part of it
+        with self.current(), cuda.graph(graph, stream=self._stream, capture_error_mode=mode):
             enqueue()
         return graph
 
@@ -230,13 +211,12 @@ class CudaPythonDevice(Device):
 
     def capability(self) -> tuple[int, int]:
         names = self._runtime.cudaDeviceAttr
-        major, minor = (
-            self._call(self._runtime.cudaDeviceGetAttribute, attribute, self._index)
-            for attribute in (
-                names.cudaDevAttrComputeCapabilityMajor,
-                names.cudaDevAttrComputeCapabilityMinor,
-            )
+        attributes = (
+            names.cudaDevAttrComputeCapabilityMajor,
+            names.cudaDevAttrComputeCapabilityMinor,
         )
+        query = self._runtime.cudaDeviceGetAttribute
+        major, minor = (self._call(query, attribute, self._index) for attribute in attributes)
         return major, minor
 
     def allocate(self, size: int) -> int:
@@ -388,11 +368,7 @@ BACKENDS: dict[str, tuple[str, type[Device]]] = {
 
 
 def choose_backend(name: str | None = None) -> type[Device]:
-    """The named backend; without a name the first that is installed.
-
-    Raises:
-        BackendUnavailableError: there is no such backend, or it is not installed.
-    """
+    """The named backend, else the first that is installed; raises BackendUnavailableError."""
     if name is not None and name not in BACKENDS:
         raise BackendUnavailableError(f"backend is {name!r}: choose from {', '.join(BACKENDS)}")
     for known, (module, kind) in BACKENDS.items():

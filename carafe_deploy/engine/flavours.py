@@ -16,8 +16,6 @@ from carafe_deploy.engine.log import Log, make_log
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 from carafe_deploy.libraries import check_whole
 
-__all__ = ["FLAVOURS", "PLUGIN_LIBRARY", "Flavour", "choose_flavour", "find_flavour"]
-
 #: Passed to :func:`carafe_deploy.libraries.require_library`.
 PLUGIN_LIBRARY = "carafe_tensorrt"
 
@@ -52,12 +50,7 @@ class Flavour:
         return importlib.util.find_spec(self.name) is not None
 
     def load(self) -> Any:
-        """Import the module.
-
-        Raises:
-            BackendUnavailableError: it is not installed, too old, or its libraries cannot be
-                loaded.
-        """
+        """The module. Raises BackendUnavailableError: not installed, too old, not loadable."""
         try:
             module = importlib.import_module(self.name)
         except ModuleNotFoundError as error:
@@ -90,14 +83,9 @@ class Flavour:
         return _log(self)
 
     def create_network(self, builder: Any) -> Any:
-        """An empty network, strongly typed: precision is what the ONNX file says.
-
-        TensorRT 11 knows no other kind and ignores the flag.
-        """
+        """An empty, strongly typed network: precision is the file's. TensorRT 11 has no other."""
         flag = self.load().NetworkDefinitionCreationFlag.STRONGLY_TYPED
         return builder.create_network(1 << int(flag))
-
-    # --- compute capabilities --------------------------------------------------------------------
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -112,11 +100,7 @@ class Flavour:
         )
 
     def check_targets(self, capabilities: Sequence[str]) -> None:
-        """Raise unless an engine can be built for these compute capabilities.
-
-        Raises:
-            EngineError: this flavour builds for the GPU at hand only, or does not know one.
-        """
+        """Raise EngineError for compute capabilities that no engine can be built for here."""
         if capabilities and not self.ahead_of_time:
             raise EngineError(
                 f"compute capability {', '.join(capabilities)} was asked for, but {self.title} "
@@ -138,23 +122,18 @@ class Flavour:
         for index, capability in enumerate(capabilities):
             config.set_compute_capability(members[f"SM{capability.replace('.', '')}"], index)
 
-    # --- plugins ---------------------------------------------------------------------------------
-
     def load_plugins(self, library: Path) -> None:
         """Register the plugins of a library, once a process however often it is asked for.
 
-        Raises:
-            BackendUnavailableError: the library is truncated, TensorRT cannot load it, or another
-                one with the same plugins is registered already.
+        Raises BackendUnavailableError: the library is truncated, TensorRT cannot load it, or
+        another one with the same plugins is registered already.
         """
         check_whole(library)
         _load_plugins(self, library.resolve())
 
     def prepare_parser(self, library: Path) -> None:
-        """Make a parser's first plugin node safe; call it before.
-
-        Raises:
-            BackendUnavailableError: the parser would end the process.
+        """Make a parser's first plugin node safe, or raise BackendUnavailableError: it would end
+        the process.
         """
         if self.name != "tensorrt_rtx":
             return
@@ -182,11 +161,10 @@ def find_flavour(name: str) -> Flavour:
     Raises:
         EngineError: there is no such flavour.
     """
-    for flavour in FLAVOURS:
-        if flavour.name == name:
-            return flavour
-    names = ", ".join(flavour.name for flavour in FLAVOURS)
-    raise EngineError(f"flavour is {name!r}: choose from {names}")
+    known = {flavour.name: flavour for flavour in FLAVOURS}
+    if name not in known:
+        raise EngineError(f"flavour is {name!r}: choose from {', '.join(known)}")
+    return known[name]
 
 
 def choose_flavour(name: str | None = None) -> Flavour:
@@ -198,13 +176,13 @@ def choose_flavour(name: str | None = None) -> Flavour:
     """
     if name is not None:
         return find_flavour(name)
-    for flavour in FLAVOURS:
-        if flavour.is_installed:
-            return flavour
-    extras = " or ".join(f"'carafe-deploy[{flavour.extra}]'" for flavour in FLAVOURS)
-    raise BackendUnavailableError(
-        f"neither TensorRT nor TensorRT-RTX is installed: pip install {extras}"
-    )
+    found = next((flavour for flavour in FLAVOURS if flavour.is_installed), None)
+    if found is None:
+        extras = " or ".join(f"'carafe-deploy[{flavour.extra}]'" for flavour in FLAVOURS)
+        raise BackendUnavailableError(
+            f"neither TensorRT nor TensorRT-RTX is installed: pip install {extras}"
+        )
+    return found
 
 
 @functools.cache

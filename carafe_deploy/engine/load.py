@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
 from carafe_deploy.suffixes import mistaken
 
-__all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise", "read_engine"]
-
 #: In TensorRT's messages where CUDA finds no driver (35) or no device (100).
 _NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")
 
@@ -28,11 +25,7 @@ _NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")
 class CheckedEngine(OneLine):
     """An engine file that fits its sidecar and the software here; the GPU is not asked yet.
 
-    Attributes:
-        path: of the engine.
-        plan: its bytes.
-        sidecar: what was said of it.
-        flavour: installed, with the plugins registered.
+    ``plan`` is its bytes; ``flavour`` is installed, with the plugins registered.
     """
 
     path: Path
@@ -84,9 +77,21 @@ def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:
         flavour = find_flavour(sidecar.flavour)
     except EngineError as error:
         raise ArtefactError(f"the sidecar of {path} is damaged: {error}") from error
-    _check_version(path, sidecar, flavour)
+    if flavour.version != sidecar.version:
+        raise ArtefactError(
+            f"{path} was built by {flavour.title} {sidecar.version}, here is {flavour.version}: "
+            f"install that version, or {_rebuild(sidecar)}"
+        )
     if sidecar.plugin is not None:
-        _load_plugins(path, sidecar, flavour)
+        library = require_library(PLUGIN_LIBRARY)
+        found = sha256_of(library)
+        if found != sidecar.plugin.sha256:
+            raise ArtefactError(
+                f"{path} was built with {sidecar.plugin.file} of carafe-deploy "
+                f"{sidecar.plugin.version}, SHA-256 {sidecar.plugin.sha256[:12]}…, but {library} "
+                f"has {found[:12]}…: install the same library, or {_rebuild(sidecar)}"
+            )
+        flavour.load_plugins(library)
     return CheckedEngine(path, plan, sidecar, flavour)
 
 
@@ -97,37 +102,8 @@ def _rebuild(sidecar: Sidecar) -> str:
     )
 
 
-def _check_version(path: Path, sidecar: Sidecar, flavour: Flavour) -> None:
-    if flavour.version != sidecar.version:
-        raise ArtefactError(
-            f"{path} was built by {flavour.title} {sidecar.version}, here is {flavour.version}: "
-            f"install that version, or {_rebuild(sidecar)}"
-        )
-
-
-def _load_plugins(path: Path, sidecar: Sidecar, flavour: Flavour) -> None:
-    assert sidecar.plugin is not None
-    library = require_library(PLUGIN_LIBRARY)
-    found = sha256_of(library)
-    if found != sidecar.plugin.sha256:
-        raise ArtefactError(
-            f"{path} was built with {sidecar.plugin.file} of carafe-deploy "
-            f"{sidecar.plugin.version}, SHA-256 {sidecar.plugin.sha256[:12]}…, but {library} has "
-            f"{found[:12]}…: install the same library, or {_rebuild(sidecar)}"
-        )
-    flavour.load_plugins(library)
-
-
 def check_capability(engine: CheckedEngine, capability: tuple[int, int]) -> None:
-    """Raise unless the engine was built for this GPU.
-
-    Args:
-        engine: see :func:`check_engine`.
-        capability: of the GPU, e.g. (8, 9).
-
-    Raises:
-        ArtefactError: it was built for others.
-    """
+    """Raise ArtefactError unless the engine was built for this GPU's, e.g. (8, 9)."""
     if not engine.sidecar.runs_on(capability):
         found = ".".join(map(str, capability))
         option = f" --compute-capability {found}" if engine.flavour.ahead_of_time else ""
@@ -148,7 +124,10 @@ def deserialise(engine: CheckedEngine) -> tuple[Any, Any]:
     """
     flavour, trt = engine.flavour, engine.flavour.load()
     with flavour.log.listening() as heard:
-        runtime = _runtime(trt, engine, heard.reason)
+        try:
+            runtime = trt.Runtime(flavour.log)
+        except TypeError as error:  # how the bindings say that there is none
+            raise _no_gpu(engine, heard.reason()) from error
         opened = runtime.deserialize_cuda_engine(engine.plan)
         if opened is not None:
             return runtime, opened
@@ -160,13 +139,6 @@ def deserialise(engine: CheckedEngine) -> tuple[Any, Any]:
         f"{flavour.title} {flavour.version} does not open {engine.path}: {reason}. If this GPU is "
         f"supported, {_rebuild(engine.sidecar)}"
     )
-
-
-def _runtime(trt: Any, engine: CheckedEngine, reason: Callable[[], str]) -> Any:
-    try:
-        return trt.Runtime(engine.flavour.log)
-    except TypeError as error:  # how the bindings say that there is none
-        raise _no_gpu(engine, reason()) from error
 
 
 def _no_gpu(engine: CheckedEngine, reason: str) -> BackendUnavailableError:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["Heard", "Listener", "Log", "make_log"]
-
 #: Called with severity (``"ERROR"``, ``"VERBOSE"``, ...) and message.
 Listener = Callable[[str, str], None]
 
@@ -62,9 +60,7 @@ def make_log(trt: Any) -> Log:
         @contextmanager
         def listening(self, listener: Listener | None = None) -> Iterator[Heard]:
             heard = Heard()
-            added: list[Listener] = [heard]
-            if listener is not None:
-                added.append(listener)
+            added = [heard] if listener is None else [heard, listener]
             self._listeners += added
             try:
                 yield heard

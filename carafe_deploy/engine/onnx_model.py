@@ -18,24 +18,15 @@ from carafe_deploy.files import sha256_of
 from carafe_deploy.suffixes import SUFFIXES, mistaken
 from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo
 
-__all__ = ["CustomNode", "SourceModel", "read_model", "read_onnx"]
-
 
 @dataclass(frozen=True, repr=False)
 class CustomNode(OneLine):
-    """A node of domain ``carafe``.
-
-    Attributes:
-        name: of the node.
-        operator: ``"Carafe"``, ``"CarafeEncoded"``, ``"MultilevelRoiAlign"`` or ``"BatchedNms"``.
-        attributes: by name.
-        outputs: names of its results.
-    """
+    """A node of domain ``carafe``: name, operator (``"Carafe"``, ...), attributes, outputs."""
 
     name: str
     operator: str
     attributes: Mapping[str, Any]
-    outputs: tuple[str, ...]
+    outputs: list[str]
 
     @property
     def names_a_plugin(self) -> bool:
@@ -45,14 +36,7 @@ class CustomNode(OneLine):
 
 @dataclass(frozen=True, repr=False)
 class SourceModel(OneLine):
-    """What is needed of the file besides TensorRT's own reading of it.
-
-    Attributes:
-        path: of the file.
-        sha256: of the file.
-        info: from its metadata.
-        nodes: of domain ``carafe``, in order.
-    """
+    """What is needed of the file besides TensorRT's own reading of it; ``nodes`` in order."""
 
     path: Path
     sha256: str
@@ -117,7 +101,7 @@ def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:
             node.name,
             node.op_type,
             {attribute.name: _value(attribute) for attribute in node.attribute},
-            tuple(node.output),
+            list(node.output),
         )
         for node in model.graph.node
         if node.domain == DOMAIN

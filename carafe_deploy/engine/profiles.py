@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import EngineError
 from carafe_deploy.types import InputFormat, ModelInfo
-
-__all__ = ["Profile", "Size", "make_profile", "narrowed"]
 
 #: (batch, height, width); height and width padded, in pixels.
 Size = tuple[int, int, int]
@@ -21,13 +19,7 @@ _NAMES = ("batch", "height", "width")
 
 @dataclass(frozen=True, repr=False)
 class Profile(OneLine):
-    """Smallest, usual and largest input; kernels are chosen for the usual one.
-
-    Attributes:
-        min: (batch, height, width).
-        opt: likewise.
-        max: likewise.
-    """
+    """Smallest, usual and largest input; kernels are chosen for the usual one."""
 
     min: Size
     opt: Size
@@ -42,18 +34,10 @@ class Profile(OneLine):
             "image_sizes": tuple((b, 2) for b, _, _ in sizes),
         }
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """For JSON."""
-        return {name: list(getattr(self, name)) for name in ("min", "opt", "max")}
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """Inverse of :meth:`to_dict`."""
-        sizes: list[Size] = []
-        for name in ("min", "opt", "max"):
-            batch, height, width = map(int, data[name])
-            sizes.append((batch, height, width))
-        return cls(*sizes)
+        """Inverse of ``dataclasses.asdict``, after JSON."""
+        return cls(*(_size(map(int, data[name])) for name in ("min", "opt", "max")))
 
 
 def make_profile(
@@ -72,16 +56,11 @@ def make_profile(
         EngineError: sizes are out of order, outside the model's bounds, or not multiples of its
             divisor.
     """
-    bounds = _bounds(info.input)
-    low, high = (tuple(pair[end] for pair in bounds) for end in (0, 1))
-    smallest, largest = min or _size(low), max or _size(high)
+    low, high = map(_size, zip(*_bounds(info.input), strict=True))
+    smallest, largest = min or low, max or high
     if opt is None:
-        opt = _size(
-            tuple(
-                sorted((smallest[axis], usual, largest[axis]))[1]
-                for axis, usual in enumerate(_usual(info))
-            )
-        )
+        sizes = zip(smallest, _usual(info), largest, strict=True)
+        opt = _size(sorted(size)[1] for size in sizes)
     profile = Profile(smallest, opt, largest)
     _check(profile, info)
     return profile
@@ -97,7 +76,7 @@ def _bounds(accepted: InputFormat) -> tuple[tuple[int, int], ...]:
     return accepted.batch, accepted.height, accepted.width
 
 
-def _size(values: tuple[int, ...]) -> Size:
+def _size(values: Iterable[int]) -> Size:
     batch, height, width = values
     return batch, height, width
 

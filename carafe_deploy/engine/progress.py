@@ -6,19 +6,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
-
-__all__ = ["Progress", "Tracker", "interruptible", "make_monitor"]
 
 #: Called with a fraction from 0 to 1, which never falls, and the name of the running phase.
 Progress = Callable[[float, str], None]
 
 
+@dataclass
 class _Phase:
-    def __init__(self, parent: str | None, steps: int) -> None:
-        self.parent = parent
-        self.steps = max(steps, 1)
-        self.done = 0
+    parent: str | None
+    steps: int
+    done: int = 0
 
 
 class Tracker:
@@ -30,7 +29,7 @@ class Tracker:
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of so many steps begins."""
-        self._phases[phase] = _Phase(parent if parent in self._phases else None, steps)
+        self._phases[phase] = _Phase(parent if parent in self._phases else None, max(steps, 1))
 
     def step(self, phase: str, number: int) -> None:
         """A step, counted from 0, is done."""
@@ -46,16 +45,17 @@ class Tracker:
     @property
     def fraction(self) -> float:
         """From 0 to 1."""
-        roots = [name for name, phase in self._phases.items() if phase.parent is None]
-        now = max((self._share(name) for name in roots), default=0.0)
-        self._highest = max(self._highest, now)
+        self._highest = max(self._highest, self._inside(None))
         return self._highest
 
-    def _share(self, name: str) -> float:
-        phase = self._phases[name]
-        inside = [other for other, child in self._phases.items() if child.parent == name]
-        partial = max((self._share(other) for other in inside), default=0.0)
-        return min((phase.done + partial) / phase.steps, 1.0)
+    def _inside(self, parent: str | None) -> float:
+        """The largest share of a phase that is done, its own phases' included."""
+        shares = (
+            min((phase.done + self._inside(name)) / phase.steps, 1.0)
+            for name, phase in self._phases.items()
+            if phase.parent == parent
+        )
+        return max(shares, default=0.0)
 
 
 def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[], bool]) -> Any:
@@ -102,10 +102,9 @@ def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn an interrupt (Ctrl-C) into a flag, since KeyboardInterrupt must not cross C++.
+    """Yield a function that tells of an interrupt (Ctrl-C): KeyboardInterrupt must not cross C++.
 
-    Yields a function that tells whether there was one. Outside the main thread, where Python
-    handles no signals, it stays false.
+    Outside the main thread, where Python handles no signals, it stays false.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -15,8 +15,6 @@ from carafe_deploy.engine.profiles import Profile
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.types import ModelInfo
 
-__all__ = ["PluginRecord", "Sidecar", "read_sidecar", "sidecar_path"]
-
 #: Raised whenever the meaning of a field below changes.
 SIDECAR_SCHEMA = 1
 
@@ -26,13 +24,9 @@ ANY_LATER = "+"
 
 @dataclass(frozen=True, repr=False)
 class PluginRecord(OneLine):
-    """The plugin library an engine was built with.
+    """The plugin library an engine was built with; ``version`` is that of carafe_deploy.
 
-    Attributes:
-        file: its name.
-        sha256: of the file.
-        version: of carafe_deploy, which it came with.
-        layers: name, operator and attributes of each plugin layer's ONNX node.
+    ``layers`` are name, operator and attributes of each plugin layer's ONNX node.
     """
 
     file: str
@@ -90,19 +84,11 @@ class Sidecar(OneLine):
 
     def to_json(self) -> str:
         """Serialise."""
-        data = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("plugin", "profiles", "model")
-        }
-        plugin = None if self.plugin is None else dataclasses.asdict(self.plugin)
-        content = {
-            "schema": SIDECAR_SCHEMA,
-            **data,
-            "plugin": plugin,
-            "profiles": [profile.to_dict() for profile in self.profiles],
-            "model": json.loads(self.model.to_json()),
-        }
+        content = {"schema": SIDECAR_SCHEMA, **dataclasses.asdict(self)}
+        # Last, in this order.
+        for name in ("plugin", "profiles", "model"):
+            content[name] = content.pop(name)
+        content["model"] = json.loads(self.model.to_json())
         return json.dumps(content, indent=2) + "\n"
 
     @classmethod

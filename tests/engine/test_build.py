@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,71 +148,78 @@ def test_an_existing_engine_is_replaced_as_a_whole(model: Path, out: Path) -> No
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("plugin_library")
-def test_a_model_without_plugin_attributes_is_refused(tmp_path: Path, out: Path) -> None:
-    model = tiny_model(tmp_path / "tiny.onnx", plugin=False)
-    _refused(
-        model,
-        out,
-        RTX,
-        EngineError,
+def _edit(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def _cut(share: float) -> Callable[[Path], object]:
+    def cut(path: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+
+    return cut
+
+
+#: What is done to a model, and what its reader says.
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (Path.unlink, "does not exist: export it first"),
+    **{
+        f"cut at {share}": (_cut(share), "truncated.* export it again|no carafe_deploy metadata")
+        for share in (0.0, 0.01, 0.5, 0.99)
+    },
+    "a page": (
+        lambda path: path.write_text("<!doctype html><title>404</title>"),
+        "damaged or no ONNX file",
+    ),
+    "another exporter's": (
+        lambda path: tiny_model(path, metadata=False),
+        "no carafe_deploy metadata: export the checkpoint",
+    ),
+    "damaged metadata": (
+        lambda path: _edit(path, lambda m: helper.set_model_props(m, {"carafe_deploy": "{}"})),
+        "metadata is damaged",
+    ),
+}
+#: The same for what TensorRT says, and what is made of that.
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "without plugin attributes": (
+        lambda path: tiny_model(path, plugin=False),
         "1 custom nodes, but TensorRT-RTX made 0 plugin layers of them: upsample lack the "
         'attribute plugin_namespace="carafe", .* Export the model again',
-    )
+    ),
+    "an unknown operator": (
+        lambda path: _edit(path, lambda m: setattr(m.graph.node[0], "op_type", "Karafe")),
+        r"cannot read .*tiny\.onnx: .*Karafe.* export it again",
+    ),
+    # 5 * 4 channels are no number of reassembly weights.
+    "another kernel size": (
+        lambda path: _edit(path, lambda m: setattr(m.graph.node[1].attribute[0], "i", 3)),
+        r"TensorRT-RTX .* cannot (read|build) .*tiny\.onnx: .+",
+    ),
+}
 
 
-def test_a_missing_model(tmp_path: Path, out: Path) -> None:
-    _refused(tmp_path / "x.onnx", out, RTX, ArtefactError, "does not exist: export it first")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_model(model: Path, out: Path, share: float) -> None:
-    content = model.read_bytes()
-    model.write_bytes(content[: int(share * len(content))])
-    _refused(
-        model, out, RTX, ArtefactError, r"truncated.* export it again|no carafe_deploy metadata"
-    )
-
-
-def test_a_file_that_is_no_onnx(tmp_path: Path, out: Path) -> None:
-    (tmp_path / "x.onnx").write_text("<!doctype html><title>404</title>")
-    _refused(tmp_path / "x.onnx", out, RTX, ArtefactError, "damaged or no ONNX file")
-
-
-def test_a_model_of_another_exporter(tmp_path: Path, out: Path) -> None:
-    model = tiny_model(tmp_path / "tiny.onnx", metadata=False)
-    _refused(model, out, RTX, ArtefactError, "no carafe_deploy metadata: export the checkpoint")
-
-
-def test_damaged_metadata(model: Path, out: Path) -> None:
-    proto = onnx.load(model)
-    helper.set_model_props(proto, {"carafe_deploy": "{}"})
-    onnx.save(proto, model)
-    _refused(model, out, RTX, ArtefactError, "metadata is damaged")
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_model_that_cannot_be_read(model: Path, out: Path, case: str) -> None:
+    change, message = UNREADABLE[case]
+    change(model)
+    _refused(model, out, RTX, ArtefactError, message)
 
 
 @pytest.mark.usefixtures("plugin_library")
-def test_a_model_that_tensorrt_cannot_read(model: Path, out: Path) -> None:
-    proto = onnx.load(model)
-    proto.graph.node[0].op_type = "Karafe"
-    onnx.save(proto, model)
-    _refused(model, out, RTX, EngineError, r"cannot read .*tiny\.onnx: .*Karafe.* export it again")
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_model_that_tensorrt_cannot_use(model: Path, out: Path, case: str) -> None:
+    change, message = UNUSABLE[case]
+    change(model)
+    _refused(model, out, RTX, EngineError, message)
 
 
 @pytest.mark.usefixtures("plugin_library")
 def test_a_workspace_that_is_too_small(model: Path, out: Path) -> None:
     options = BuildOptions("tensorrt_rtx", workspace=1 << 20)
     _refused(model, out, options, EngineError, r"cannot build .*tiny\.onnx: .*workspace limit")
-
-
-@pytest.mark.usefixtures("plugin_library")
-def test_a_model_that_tensorrt_cannot_build(tmp_path: Path, out: Path) -> None:
-    # 5 * 4 channels are no number of reassembly weights.
-    model = tiny_model(tmp_path / "tiny.onnx")
-    proto = onnx.load(model)
-    proto.graph.node[1].attribute[0].i = 3
-    onnx.save(proto, model)
-    _refused(model, out, RTX, EngineError, r"TensorRT-RTX .* cannot (read|build) .*tiny\.onnx: .+")
 
 
 def test_a_missing_plugin_library(

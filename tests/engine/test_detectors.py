@@ -15,7 +15,7 @@ from carafe_deploy.artefacts import open_runner
 from carafe_deploy.engine.build import BuildOptions, _Build, build_engine
 from carafe_deploy.engine.contents import inspect_engine
 from carafe_deploy.engine.device import choose_backend
-from carafe_deploy.engine.model import read_model
+from carafe_deploy.engine.onnx_model import read_model
 from carafe_deploy.engine.sidecar import Sidecar, sidecar_path
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
 from carafe_deploy.graph.onnx_export import export_onnx
@@ -25,10 +25,6 @@ from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import run_parity, walk_stages
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 
-CHECKPOINTS = {
-    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
-}
 STATIC = ((2, 2), (128, 128), (192, 192))
 DYNAMIC = ((1, 4), (64, 192), (64, 192))
 
@@ -36,14 +32,14 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def export(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Export a detector once: (model, precision, dynamic) -> ONNX file."""
     folder = tmp_path_factory.mktemp("onnx")
 
     def make(model: str = "mask", precision: str = "fp32", dynamic: bool = False) -> Path:
         path = folder / f"{model}_{precision}_{'dynamic' if dynamic else 'static'}.onnx"
         if not path.exists():
-            detector, loaded = load_detector(shapes_dir / CHECKPOINTS[model])
+            detector, loaded = load_detector(checkpoints[model])
             bounds = DYNAMIC if dynamic else STATIC
             export_onnx(
                 detector,
@@ -208,12 +204,12 @@ def _open(path: Path, **settings: object) -> TensorRTRunner:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("model", list(CHECKPOINTS))
+@pytest.mark.parametrize("model", ["faster", "mask"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_detections_are_those_of_pytorch(
     engine: Callable,
-    shapes_dir: Path,
+    checkpoints: dict[str, Path],
     images: list[np.ndarray],
     model: str,
     precision: str,
@@ -225,7 +221,7 @@ def test_detections_are_those_of_pytorch(
         info.input.batch, info.input.height, info.input.width, precision=precision
     )
     with (
-        open_runner(shapes_dir / CHECKPOINTS[model], device="cuda", options=options) as reference,
+        open_runner(checkpoints[model], device="cuda", options=options) as reference,
         _open(path, mode=mode) as candidate,
     ):
         for _ in range(3 if mode == "cuda-graph" else 1):  # plain, captured, replayed
@@ -236,13 +232,13 @@ def test_detections_are_those_of_pytorch(
 
 @pytest.mark.gpu
 def test_stages_are_those_of_pytorch(
-    engine: Callable, shapes_dir: Path, images: list[np.ndarray]
+    engine: Callable, checkpoints: dict[str, Path], images: list[np.ndarray]
 ) -> None:
     path, sidecar = engine(stages=True)
     bounds = sidecar.model.input
     options = ExportOptions(bounds.batch, bounds.height, bounds.width)
     with (
-        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda", options=options) as reference,
+        open_runner(checkpoints["mask"], device="cuda", options=options) as reference,
         _open(path) as candidate,
     ):
         report = run_parity(
@@ -253,13 +249,17 @@ def test_stages_are_those_of_pytorch(
 
 @pytest.mark.gpu
 def test_a_walk_finds_an_error_planted_before_an_engine(
-    export: Make, engine: Callable, shapes_dir: Path, images: list[np.ndarray], tmp_path: Path
+    export: Make,
+    engine: Callable,
+    checkpoints: dict[str, Path],
+    images: list[np.ndarray],
+    tmp_path: Path,
 ) -> None:
     path, sidecar = engine(stages=True)
     with open_runner(export()) as reference, _open(path) as candidate:
         walk = walk_stages(reference, candidate, images, batch_size=2)
         assert walk.passed, walk.verdict()
-    content = torch.load(shapes_dir / CHECKPOINTS["mask"], weights_only=True)
+    content = torch.load(checkpoints["mask"], weights_only=True)
     content["state_dict"]["neck.upsample_modules.1.content_encoder.weight"][0] *= 2
     torch.save(content, tmp_path / "planted.pth")
     bounds = sidecar.model.input
@@ -276,11 +276,11 @@ def test_a_walk_finds_an_error_planted_before_an_engine(
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_dynamic_shapes_in_turn(engine: Callable, shapes_dir: Path, mode: str) -> None:
+def test_dynamic_shapes_in_turn(engine: Callable, checkpoints: dict[str, Path], mode: str) -> None:
     path, _ = engine(dynamic=True)
     generator = np.random.default_rng(0)
     with (
-        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda") as reference,
+        open_runner(checkpoints["mask"], device="cuda") as reference,
         _open(path, mode=mode, shapes=2) as candidate,
     ):
         for batch, height, width in [(1, 64, 64), (4, 192, 128), (2, 128, 192), (1, 64, 64)] * 3:
