@@ -8,8 +8,6 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-__all__ = ["LENGTH", "OneLine", "brief"]
-
 #: Characters that a value takes at most.
 LENGTH = 180
 #: Of a single field.

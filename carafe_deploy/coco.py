@@ -12,53 +12,30 @@ from typing import Any
 import numpy as np
 
 from carafe_deploy.coco_values import (
-    BOX,
     FARTHEST,
     LARGEST_AREA,
     LONGEST,
-    LONGEST_OUTLINE,
-    SHAPE,
+    check_box,
     check_encoding,
+    check_polygons,
+    check_shape,
     fault,
     has_mask,
-    is_box,
     is_number,
-    is_polygon,
-    is_shape,
     short,
 )
 from carafe_deploy.errors import AnnotationError
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.types import Detections
 
-__all__ = [
-    "category_ids",
-    "category_names",
-    "check_results",
-    "from_results",
-    "has_mask",
-    "image_sizes",
-    "load_annotations",
-    "some",
-    "to_results",
-    "write_results",
-]
-
 _ENTRIES = ("images", "annotations", "categories")
 _KEYS: dict[str, dict[str, Any]] = {
     "images": {"id": int, "file_name": str},
-    "annotations": {
-        "id": int,
-        "image_id": int,
-        "category_id": int,
-        "bbox": list,
-        "area": (int, float),
-        "iscrowd": int,
-    },
+    "annotations": dict(
+        id=int, image_id=int, category_id=int, bbox=list, area=(int, float), iscrowd=int
+    ),
     "categories": {"id": int, "name": str},
 }
-#: Polygons cannot be rasterised without the size of their image.
-_SIZE: dict[str, Any] = {"height": int, "width": int}
 #: Ids end up in arrays of int64.
 _LARGEST_ID = (1 << 63) - 1
 #: What exporters write as ``supercategory`` of a category that has none.
@@ -69,10 +46,9 @@ def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) 
     """Read a COCO annotation file and check what an evaluation relies on.
 
     Args:
-        path: JSON with ``images``, ``categories`` and, unless it describes a test set,
-            ``annotations``.
-        with_masks: also check each ``segmentation`` that is there (see :func:`has_mask`) and, if
-            one is, the images' ``height`` and ``width``.
+        path: JSON with ``images``, ``categories`` and, unless of a test set, ``annotations``.
+        with_masks: also check each ``segmentation`` that is there and, if one is, the images'
+            ``height`` and ``width``.
 
     Returns:
         The file's content; ``annotations`` is empty where the file has none.
@@ -91,20 +67,22 @@ def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) 
             f"annotation file {path} lacks one of the lists {', '.join(_ENTRIES)}: "
             "give an annotation file in COCO's format (instances_*.json)"
         )
-    for group in _ENTRIES:
-        _check_keys(path, data, group, _KEYS[group])
-    images = _unique(path, data, "images")
-    if not images:
+    if not data["images"]:
         raise AnnotationError(f"annotation file {path} has no images: nothing to evaluate on")
-    categories = _unique(path, data, "categories")
-    for entry in data["annotations"]:
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if entry[key] not in known:
-                raise AnnotationError(
-                    f"annotation file {path}: annotation {entry['id']} has {key} {entry[key]}, "
-                    f"which is not in {'images' if known is images else 'categories'}: correct it"
-                )
     try:
+        for group in _ENTRIES:
+            _check_keys(data, group)
+        images, categories = _unique(data, "images"), _unique(data, "categories")
+        for entry in data["annotations"]:
+            for key, group, known in (
+                ("image_id", "images", images),
+                ("category_id", "categories", categories),
+            ):
+                if entry[key] not in known:
+                    raise AnnotationError(
+                        f"annotation {entry['id']} has {key} {entry[key]}, which is not in "
+                        f"{group}: correct it"
+                    )
         category_names(data)
         _check_annotations(data, with_masks)
     except AnnotationError as error:
@@ -112,15 +90,13 @@ def load_annotations(path: str | os.PathLike[str], *, with_masks: bool = False) 
     return data
 
 
-def _check_keys(
-    path: str | os.PathLike[str], data: Mapping[str, Any], group: str, keys: Mapping[str, Any]
-) -> None:
+def _check_keys(data: Mapping[str, Any], group: str) -> None:
     for index, entry in enumerate(data[group]):
-        for key, kind in keys.items():
+        for key, kind in _KEYS[group].items():
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, kind) or (kind is int and abs(value) > _LARGEST_ID):
                 raise AnnotationError(
-                    f"annotation file {path}: {group}[{index}] has no valid {key!r}"
+                    f"{group}[{index}] has no valid {key!r}"
                     + (": add it" if value is None else f" ({short(value)}): correct it")
                 )
 
@@ -129,19 +105,18 @@ def _check_annotations(data: Mapping[str, Any], with_masks: bool) -> None:
     """Values that pycocotools would take for others, or would crash or hang on."""
     for entry in data["annotations"]:
         owner = "annotation", entry["id"]
-        if not is_box(entry["bbox"]):
-            raise fault(owner, "bbox", entry["bbox"], BOX)
+        check_box(owner, entry["bbox"])
         if not is_number(entry["area"], 0, LARGEST_AREA):
             remedy = f"give pixels, a finite number from 0 to {LARGEST_AREA:.0e}"
             raise fault(owner, "area", entry["area"], remedy)
         if entry["iscrowd"] not in (0, 1):
             raise fault(owner, "iscrowd", entry["iscrowd"], "give 0 or 1")
-        if with_masks and not is_shape(entry.get("segmentation")):
-            raise fault(owner, "segmentation", entry.get("segmentation"), SHAPE)
+        if with_masks:
+            check_shape(owner, entry.get("segmentation"))
     if not with_masks or not any(map(has_mask, data["annotations"])):
         return
     for index, image in enumerate(data["images"]):
-        for key in _SIZE:
+        for key in ("height", "width"):
             if not is_number(image.get(key), 1, LONGEST) or not isinstance(image[key], int):
                 raise AnnotationError(
                     f"images[{index}] has no valid {key!r} ({short(image.get(key))}), which masks "
@@ -149,21 +124,11 @@ def _check_annotations(data: Mapping[str, Any], with_masks: bool) -> None:
                 )
     sizes = image_sizes(data)
     for entry in data["annotations"]:
-        segmentation = entry.get("segmentation")
-        owner = "annotation", entry["id"]
+        owner, segmentation = ("annotation", entry["id"]), entry.get("segmentation")
         if isinstance(segmentation, dict):
             check_encoding(owner, segmentation, sizes[entry["image_id"]])
-            continue
-        for polygon in segmentation or ():
-            # Shorter ones enclose nothing and are left out.
-            if len(polygon) >= 6 and not is_polygon(polygon):
-                raise fault(
-                    owner,
-                    "segmentation",
-                    polygon,
-                    "give a polygon as x and y in turn, an even count of finite numbers of at most "
-                    f"{FARTHEST:.0f} pixels, {LONGEST_OUTLINE} pixels around at most",
-                )
+        else:
+            check_polygons(owner, segmentation or ())
 
 
 def check_results(
@@ -172,10 +137,10 @@ def check_results(
     *,
     with_masks: bool = False,
 ) -> None:
-    """Check the values of COCO's result format.
+    """Check the values of COCO's result format, see :func:`from_results`.
 
     Args:
-        results: see :func:`from_results`.
+        results: of any images.
         sizes: height and width by image id; results of other images are left to the caller.
         with_masks: also check each ``segmentation`` that is there.
 
@@ -194,8 +159,7 @@ def check_results(
             value = result.get(key)
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
                 raise fault(owner, key, value, "give the integer id of the annotation file")
-        if not is_box(result.get("bbox")):
-            raise fault(owner, "bbox", result.get("bbox"), BOX)
+        check_box(owner, result.get("bbox"))
         if not is_number(result.get("score"), -FARTHEST, FARTHEST):
             raise fault(owner, "score", result.get("score"), "give a finite number, 0 to 1")
         if with_masks and "segmentation" in result:
@@ -231,13 +195,11 @@ def _read_json(path: str | os.PathLike[str], what: str) -> Any:
         ) from error
 
 
-def _unique(path: str | os.PathLike[str], data: dict[str, Any], group: str) -> set[int]:
+def _unique(data: Mapping[str, Any], group: str) -> set[int]:
     seen: set[int] = set()
     for entry in data[group]:
         if entry["id"] in seen:
-            raise AnnotationError(
-                f"annotation file {path}: {group} use id {entry['id']!r} twice: make it unique"
-            )
+            raise AnnotationError(f"{group} use id {entry['id']!r} twice: make it unique")
         seen.add(entry["id"])
     return seen
 
@@ -245,9 +207,8 @@ def _unique(path: str | os.PathLike[str], data: dict[str, Any], group: str) -> s
 def category_names(annotations: Mapping[str, Any]) -> dict[str, int]:
     """COCO category id of every name.
 
-    Some exporters add a root category that has the name of a class and that no annotation uses:
-    of two categories of one name, that which annotations use counts; where none is used, that
-    which has a ``supercategory``.
+    Some exporters add a root category with the name of a class. Of two categories of one name, that
+    which annotations use counts; where none is used, that which has a ``supercategory``.
 
     Raises:
         AnnotationError: this leaves more than one.
@@ -277,11 +238,8 @@ def _one_of(name: str, entries: Sequence[Mapping[str, Any]], used: set[int]) -> 
 def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> tuple[int | None, ...]:
     """COCO category id of every label, matched by name as mmdetection 3.3's CocoDataset does.
 
-    Ids in a file need be neither contiguous nor in the order of the labels. Categories that the
-    detector does not know are left out.
-
-    Returns:
-        None for a class that has no category of its name.
+    None for a class without a category of its name. Categories that the detector does not know are
+    left out.
 
     Raises:
         AnnotationError: no class has one; or see :func:`category_names`.
@@ -305,15 +263,12 @@ def some(names: Sequence[str]) -> str:
 def to_results(
     image_id: int, detections: Detections, category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    """Turn detections of one image into entries of COCO's result format, best first.
+    """Detections of one image as entries of COCO's result format, best first, ready for JSON.
 
     Args:
         image_id: of the annotation file.
-        detections: boxes become x, y, width, height in pixels.
+        detections: boxes become x, y, width, height in pixels, masks ``segmentation``.
         category_ids: by label, see :func:`category_ids`; detections without one are left out.
-
-    Returns:
-        One JSON-serialisable dict a detection; ``segmentation`` is there when masks are.
     """
     x1, y1, x2, y2 = detections.boxes.T.astype(np.float64)
     boxes = np.stack((x1, y1, x2 - x1, y2 - y1), axis=1).tolist()
@@ -333,11 +288,7 @@ def to_results(
 
 
 def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:
-    """Write a COCO result file, atomically.
-
-    Raises:
-        CarafeDeployError: the path is not writable.
-    """
+    """Write a COCO result file, atomically; CarafeDeployError if the path is not writable."""
     atomic_write_text(path, json.dumps(list(results)) + "\n")
 
 
@@ -413,12 +364,10 @@ def _from_entries(
     boxes[:, 2:] += boxes[:, :2]
     masks = None
     if with_masks:
+        encodings = [entry["segmentation"] for entry in entries]
         masks = tuple(
-            {
-                "size": list(entry["segmentation"]["size"]),
-                "counts": entry["segmentation"]["counts"].encode("ascii"),
-            }
-            for entry in entries
+            {"size": list(encoding["size"]), "counts": encoding["counts"].encode("ascii")}
+            for encoding in encodings
         )
     return Detections(
         boxes=boxes.astype(np.float32),

@@ -11,23 +11,6 @@ import numpy.typing as npt
 
 from carafe_deploy.errors import AnnotationError
 
-__all__ = [
-    "BOX",
-    "FARTHEST",
-    "LARGEST_AREA",
-    "LONGEST",
-    "LONGEST_OUTLINE",
-    "SHAPE",
-    "check_encoding",
-    "fault",
-    "has_mask",
-    "is_box",
-    "is_number",
-    "is_polygon",
-    "is_shape",
-    "short",
-]
-
 #: Longest side of an image in pixels, JPEG's; pycocotools counts pixels in 32 bits.
 LONGEST = 65535
 #: Largest coordinate and score. It is beyond any image, and pycocotools keeps coordinates times
@@ -36,14 +19,9 @@ FARTHEST = 1e5
 #: COCO's own limit of an area: larger objects belong to no range of sizes.
 LARGEST_AREA = 1e10
 #: Longest outline of a polygon in pixels, since pycocotools needs 100 bytes for each.
-LONGEST_OUTLINE = 1 << 22
+_LONGEST_OUTLINE = 1 << 22
 #: Characters of one number of a compressed run-length encoding: seven have 35 bits.
 _LONGEST_COUNT = 7
-BOX = (
-    "give x, y, width and height, four finite numbers of at most "
-    f"{FARTHEST:.0f} pixels, width and height not negative"
-)
-SHAPE = "give polygons, lists of x and y, or a run-length encoding with size and counts"
 
 
 def fault(owner: tuple[str, int], field: str, value: Any, remedy: str) -> AnnotationError:
@@ -65,18 +43,46 @@ def is_number(value: Any, low: float, high: float) -> bool:
     return real and not isinstance(value, bool) and bool(low <= value <= high)
 
 
-def is_box(box: Any) -> bool:
+def check_box(owner: tuple[str, int], box: Any) -> None:
     """Four numbers: x, y, width, height. Boxes without an area are found in real files."""
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(is_number(value, -FARTHEST, FARTHEST) for value in box)
-        and box[2] >= 0
-        and box[3] >= 0
-    )
+    if (
+        not isinstance(box, (list, tuple))
+        or len(box) != 4
+        or not all(is_number(value, -FARTHEST, FARTHEST) for value in box)
+        or min(box[2:]) < 0
+    ):
+        remedy = (
+            "give x, y, width and height, four finite numbers of at most "
+            f"{FARTHEST:.0f} pixels, width and height not negative"
+        )
+        raise fault(owner, "bbox", box, remedy)
 
 
-def is_polygon(polygon: Sequence[Any]) -> bool:
+def check_shape(owner: tuple[str, int], segmentation: Any) -> None:
+    """A run-length encoding (see :func:`check_encoding`), polygons, or nothing."""
+    if isinstance(segmentation, dict):
+        valid = "size" in segmentation and "counts" in segmentation
+    else:
+        valid = segmentation is None or (
+            isinstance(segmentation, list) and all(isinstance(one, list) for one in segmentation)
+        )
+    if not valid:
+        remedy = "give polygons, lists of x and y, or a run-length encoding with size and counts"
+        raise fault(owner, "segmentation", segmentation, remedy)
+
+
+def check_polygons(owner: tuple[str, int], polygons: Sequence[Sequence[Any]]) -> None:
+    """Those of three points and more; shorter ones enclose nothing and are left out."""
+    for polygon in polygons:
+        if len(polygon) >= 6 and not _is_polygon(polygon):
+            remedy = (
+                "give a polygon as x and y in turn, an even count of finite numbers of at most "
+                f"{FARTHEST:.0f} pixels, {_LONGEST_OUTLINE} pixels around at most"
+            )
+            raise fault(owner, "segmentation", polygon, remedy)
+
+
+def _is_polygon(polygon: Sequence[Any]) -> bool:
     """x and y in turn, finite, not too far, and no outline that takes all memory."""
     if (
         len(polygon) % 2
@@ -85,11 +91,11 @@ def is_polygon(polygon: Sequence[Any]) -> bool:
     ):
         return False
     # No side is longer than the spread of the numbers: few need a closer look.
-    if len(polygon) / 2 * (max(polygon) - min(polygon)) <= LONGEST_OUTLINE:
+    if len(polygon) / 2 * (max(polygon) - min(polygon)) <= _LONGEST_OUTLINE:
         return True
     points = np.array(polygon, np.float64).reshape(-1, 2)
     steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    return bool(steps.sum() <= LONGEST_OUTLINE)
+    return bool(steps.sum() <= _LONGEST_OUTLINE)
 
 
 def check_encoding(
@@ -153,12 +159,3 @@ def has_mask(annotation: Mapping[str, Any]) -> bool:
     if isinstance(segmentation, dict):
         return True
     return any(len(polygon) >= 6 for polygon in segmentation or ())
-
-
-def is_shape(segmentation: Any) -> bool:
-    """A run-length encoding, polygons, or nothing."""
-    if isinstance(segmentation, dict):
-        return "size" in segmentation and "counts" in segmentation
-    return segmentation is None or (
-        isinstance(segmentation, list) and all(isinstance(entry, list) for entry in segmentation)
-    )

@@ -11,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.brief import OneLine
-from carafe_deploy.coco import has_mask
+from carafe_deploy.coco_values import has_mask
 from carafe_deploy.errors import AnnotationError, BackendUnavailableError
-
-__all__ = ["Scores", "run_cocoeval"]
 
 #: COCOeval's area ranges, by index.
 _SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
@@ -22,11 +20,9 @@ _SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
 
 @dataclass(frozen=True, repr=False)
 class Scores(OneLine):
-    """What COCOeval accumulated; 0..1, None where there is no object to average over.
+    """COCO's twelve by name, and AP at the last limit of detections by category id.
 
-    Attributes:
-        numbers: COCO's twelve by name, in its order.
-        by_category: AP at the last of the detection limits, by category id.
+    0..1, None where there is no object to average over.
     """
 
     numbers: dict[str, float | None]
@@ -45,9 +41,8 @@ def run_cocoeval(
 
     Args:
         results: entries of COCO's result format; may be empty.
-        annotations: COCO's. For ``"segm"``, one without a mask (see
-            :func:`~carafe_deploy.coco.has_mask`) is treated as COCO treats a crowd whose members
-            have none of their own: detections inside its box count neither as right nor as wrong.
+        annotations: COCO's. For ``"segm"``, one without a mask is treated as a crowd: detections
+            inside its box count neither as right nor as wrong.
         category_ids: evaluate these.
         image_ids: likewise.
         kind: ``"bbox"`` or ``"segm"``.

@@ -2,24 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AnnotationError",
-    "ArtefactError",
-    "BackendFailedError",
-    "BackendUnavailableError",
-    "CarafeDeployError",
-    "CheckpointError",
-    "ConfigError",
-    "DataFileError",
-    "DownloadError",
-    "EngineError",
-    "ExportError",
-    "ImageError",
-    "InputShapeError",
-    "OptionError",
-    "UnsupportedLevelError",
-]
-
 
 class CarafeDeployError(Exception):
     """Base of all errors raised on bad input; the command line prints it without a traceback."""

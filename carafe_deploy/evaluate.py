@@ -15,20 +15,18 @@ from carafe_deploy.coco import (
     category_ids,
     category_names,
     check_results,
-    has_mask,
     image_sizes,
     load_annotations,
     some,
     to_results,
 )
+from carafe_deploy.coco_values import has_mask
 from carafe_deploy.cocoeval import run_cocoeval
 from carafe_deploy.errors import AnnotationError, CarafeDeployError, ImageError
 from carafe_deploy.images import load_image
 from carafe_deploy.pipeline import Pipeline, Progress
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import Detections
-
-__all__ = ["COCO_MAX_DETS", "EvalResult", "evaluate", "evaluate_results", "evaluate_runner"]
 
 #: Detections an image that count, as in COCO's own table.
 COCO_MAX_DETS = (1, 10, 100)
@@ -42,16 +40,14 @@ class EvalResult(OneLine):
 
     Attributes:
         numbers: by ``"bbox"`` and ``"segm"``: COCO's twelve, AP, AP50, AP75, APs, APm, APl, then
-            AR at each of ``max_dets``, ARs, ARm, ARl. Without ``"segm"`` where objects are
-            annotated, but none has a mask.
-        per_class: by ``"bbox"`` and ``"segm"``: AP by class name.
+            AR at each of ``max_dets``, ARs, ARm, ARl; no ``"segm"`` where no object has a mask.
+        per_class: likewise: AP by class name.
         images: how many were evaluated.
         detections: how many were scored.
         max_dets: detections an image that count.
         ignored_categories: annotated categories that the detector does not know.
         objects: annotated objects that were to be found, crowds left out.
-        missing_classes: the detector's classes that the annotations lack; they count as classes
-            without an object do, not at all.
+        missing_classes: the detector's classes that the annotations lack; they do not count.
         skipped: what is wrong with each image that was left out.
         notes: what else was left out or assumed, one sentence each.
     """
@@ -81,20 +77,15 @@ def evaluate(
     image_ids: Iterable[int] | None = None,
     max_dets: tuple[int, int, int] = COCO_MAX_DETS,
 ) -> EvalResult:
-    """Score detections against a COCO annotation file.
+    """Score detections against a COCO annotation file; all else as :func:`evaluate_results`.
 
     Args:
         detections: by image id; an image without an entry counts as one without detections.
-        ann_file: its categories are matched to ``classes`` by name.
+        ann_file: see :func:`carafe_deploy.coco.load_annotations`, which raises, too.
         classes: class names by label.
         iou_types: ``"bbox"`` and, when the detections have masks, ``"segm"``.
         image_ids: evaluate on these images only; None for all.
-        max_dets: see :func:`evaluate_results`.
-
-    Raises:
-        AnnotationError: see :func:`carafe_deploy.coco.load_annotations` and
-            :func:`evaluate_results`.
-        BackendUnavailableError: pycocotools is not installed.
+        max_dets: detections an image that count.
     """
     if isinstance(classes, str):
         raise AnnotationError(f"classes is {classes!r}: give the names of classes by label")
@@ -125,19 +116,17 @@ def evaluate_results(
         results: with ``bbox`` and, for ``"segm"``, ``segmentation``; may be empty.
         annotations: as :func:`carafe_deploy.coco.load_annotations` returns them.
         classes: class names by label; only their categories are evaluated.
-        iou_types: ``"bbox"``, ``"segm"`` or both. Sizes small, medium and large are those of the
-            boxes for the former and of the masks for the latter, as in mmdetection 3.3. An object
-            without a mask counts for boxes; for masks, detections on it count neither as right
-            nor as wrong. Where no object has one, ``"segm"`` is left out.
+        iou_types: ``"bbox"``, ``"segm"`` or both. Sizes small, medium and large are those of boxes
+            or masks, as in mmdetection 3.3. Detections on an object without a mask count neither
+            as right nor as wrong for masks. Where no object has one, ``"segm"`` is left out.
         image_ids: evaluate on these images only; None for all.
         max_dets: detections an image that count, the last at least 100. AP is at 100; AP50 to APl
             and ARs to ARl are at the last one (mmdetection 3.3 uses 100, 300, 1000).
 
     Raises:
         AnnotationError: a result or one of ``image_ids`` refers to no annotated image, a result
-            lacks a mask or has a value out of range (see
-            :func:`carafe_deploy.coco.check_results`), ``iou_types`` is ``"segm"`` alone and no
-            object has a mask, or no class has a category of its name.
+            lacks a mask or has a value out of range (:func:`carafe_deploy.coco.check_results`), no
+            object has a mask for ``"segm"`` alone, or no class has a category of its name.
         BackendUnavailableError: pycocotools is not installed.
         ValueError: ``iou_types`` or ``max_dets`` is not as above.
     """
@@ -156,18 +145,11 @@ def evaluate_results(
                 "annotated images"
             )
     annotated = {category for category in ids if category is not None}
-    scored = [
-        result
-        for result in results
-        if result["image_id"] in chosen and result["category_id"] in annotated
-    ]
-    objects = [
-        entry
-        for entry in annotations["annotations"]
-        if entry["image_id"] in chosen
-        and entry["category_id"] in annotated
-        and not entry["iscrowd"]
-    ]
+    scored, entries = (
+        [one for one in group if one["image_id"] in chosen and one["category_id"] in annotated]
+        for group in (results, annotations["annotations"])
+    )
+    objects = [entry for entry in entries if not entry["iscrowd"]]
     missing = tuple(name for name, category in zip(classes, ids, strict=True) if category is None)
     notes = _notes(annotations, classes, missing, objects)
     kinds = list(iou_types)
@@ -199,9 +181,7 @@ def evaluate_results(
         images=len(chosen),
         detections=len(scored),
         max_dets=max_dets,
-        ignored_categories=tuple(
-            name for name in category_names(annotations) if name not in classes
-        ),
+        ignored_categories=tuple(n for n in category_names(annotations) if n not in classes),
         objects=len(objects),
         missing_classes=missing,
         notes=tuple(notes),
@@ -254,9 +234,8 @@ def evaluate_runner(
         ann_file: COCO annotations; of a test set, which has none, there is no AP.
         image_dir: folder to which the annotations' ``file_name`` are relative.
         limit: evaluate on the first images of the file only.
-        batch_size: images a run.
-        mixed_sizes: of different padded sizes too, which changes what is found; see
-            :class:`carafe_deploy.pipeline.Pipeline`.
+        batch_size: see :class:`carafe_deploy.pipeline.Pipeline`.
+        mixed_sizes: likewise.
         max_dets: see :func:`evaluate_results`.
         skip_broken: leave out images that are missing, cannot be read or have another size than
             annotated, together with what is annotated in them.
@@ -266,9 +245,8 @@ def evaluate_runner(
         The result, and the detections by image id.
 
     Raises:
-        AnnotationError: the annotations are broken, an annotated image is missing or has another
-            size than annotated, ``limit`` is below 1, or no class is shared. With
-            ``skip_broken``: no image is left.
+        AnnotationError: the annotations are broken, ``limit`` is below 1, no class is shared, or an
+            image is missing or has another size than annotated (``skip_broken``: all of them).
         ImageError: an image cannot be read.
     """
     if limit is not None and limit < 1:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from carafe_deploy.errors import CarafeDeployError
 
-__all__ = ["atomic_path", "atomic_write_text", "sha256_of"]
-
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:

@@ -6,8 +6,6 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-__all__ = ["Gatherer", "in_order"]
-
 _Item = TypeVar("_Item")
 
 
@@ -54,15 +52,9 @@ class Gatherer(Generic[_Item]):
         return min(added, self._window - 1) if self._size > 1 else 0
 
     def add(self, key: Hashable, item: _Item, weight: int = 0) -> list[list[_Item]]:
-        """Take one item.
+        """Take one item; returns the batches that are due, each of one key, in order of adding.
 
-        Args:
-            key: equal for what may share a batch.
-            item: anything.
-            weight: counted against the budget, e.g. in bytes.
-
-        Returns:
-            The batches that are due, each of one key and in the order of adding.
+        Items of equal keys may share a batch; weight counts against the budget, e.g. in bytes.
         """
         group = self._groups.setdefault(key, _Group(self._added))
         group.items.append(item)
@@ -94,11 +86,7 @@ class Gatherer(Generic[_Item]):
 
 
 def in_order(results: Iterable[tuple[int, _Item]]) -> Iterator[_Item]:
-    """Results by their numbers 0, 1, 2, ..., each as soon as all before it are there.
-
-    Args:
-        results: (number, result), every number once, in any order.
-    """
+    """Of (number, result) in any order: results 0, 1, 2, ..., each once all before it are there."""
     waiting: dict[int, _Item] = {}
     due = 0
     for number, result in results:

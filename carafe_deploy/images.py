@@ -20,17 +20,6 @@ from carafe_deploy.files import atomic_path
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "GivenImage",
-    "Image",
-    "as_images",
-    "check_image",
-    "find_images",
-    "load_image",
-    "save_image",
-]
-
 #: [H, W, 3] uint8, BGR.
 Image = npt.NDArray[np.uint8]
 #: What :func:`as_images` makes an :data:`Image` of.
@@ -98,14 +87,11 @@ def _natural_key(name: str) -> list[str | int]:
 
 
 def load_image(path: str | os.PathLike[str]) -> Image:
-    """Read an image as mmdetection 3.3's LoadImageFromFile does with its default backend.
+    """Read an image, [H, W, 3] uint8, BGR, as mmdetection 3.3's LoadImageFromFile does by default.
 
     EXIF orientation is applied, grayscale becomes three equal channels, alpha is dropped, deeper
     samples become 8 bit. Unlike there, a truncated file is an error with every OpenCV: 4.x returns
     a truncated JPEG with its lower part grey.
-
-    Returns:
-        [H, W, 3] uint8, BGR.
 
     Raises:
         ImageError: the file is missing, unreadable, truncated or no image, or this is no path.
@@ -156,19 +142,14 @@ def _jpeg_is_complete(data: bytes) -> bool:
 
 
 def as_images(images: Any) -> Iterator[Image]:
-    """Images one by one, from whatever holds them.
+    """Images one by one, [H, W, 3] uint8, BGR, from one or an iterable of them.
 
     Args:
-        images: one image or an iterable of images, a stack [N, H, W, 3] among them. An image is an
-            array [H, W, 3] uint8 BGR, the path of a file (see :func:`load_image`), or a PIL image,
-            whose EXIF orientation is applied.
-
-    Yields:
-        [H, W, 3] uint8, BGR.
+        images: arrays [H, W, 3] uint8 BGR, a stack [N, H, W, 3] of them, paths of files (see
+            :func:`load_image`), or PIL images, whose EXIF orientation is applied.
 
     Raises:
-        InputShapeError: ``images`` is neither, or one of them is no image of this kind; the
-            message says which.
+        InputShapeError: ``images`` is neither, or one of them is no image.
         ImageError: see :func:`load_image`.
     """
     if isinstance(images, (str, os.PathLike)) or _is_pillow(images):
@@ -204,15 +185,7 @@ def _each_image(images: Iterable[Any]) -> Iterator[Image]:
 
 
 def check_image(image: Any, name: str = "image") -> tuple[int, int]:
-    """Height and width of an image.
-
-    Args:
-        image: should be [H, W, 3] uint8, BGR.
-        name: for the message.
-
-    Raises:
-        InputShapeError: it is something else; the message says what, and what to do.
-    """
+    """Height and width of an image, [H, W, 3] uint8, BGR; InputShapeError if it is none."""
     if not isinstance(image, np.ndarray):
         raise InputShapeError(f"{name} is {_kind(image)}: {_EXPECTED}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -266,11 +239,7 @@ def _from_pillow(image: Any) -> Image:
 
 
 def save_image(path: str | os.PathLike[str], image: Image) -> None:
-    """Write an image atomically, in the format that the suffix of ``path`` names.
-
-    Args:
-        path: its folder is made if missing.
-        image: [H, W, 3] uint8, BGR.
+    """Write [H, W, 3] uint8, BGR, atomically, in the format of the path's suffix.
 
     Raises:
         ImageError: OpenCV cannot write files of this suffix.

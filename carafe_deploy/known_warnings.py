@@ -7,8 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-__all__ = ["KNOWN", "without_known_warnings"]
-
 #: How a message begins (a regular expression), and why nobody needs to read it.
 KNOWN: dict[str, str] = {
     r"`?torch\.jit\.\w+`? is deprecated": "TorchScript is the format that was asked for",

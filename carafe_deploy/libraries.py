@@ -8,15 +8,6 @@ from pathlib import Path
 
 from carafe_deploy.errors import BackendUnavailableError
 
-__all__ = [
-    "ENVIRONMENT_VARIABLE",
-    "PACKAGE_FOLDER",
-    "check_whole",
-    "find_library",
-    "missing",
-    "require_library",
-]
-
 #: Names a folder with libraries, or one of the libraries in it; searched before the package's own.
 ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_PLUGIN"
 
@@ -28,13 +19,7 @@ PACKAGE_FOLDER = Path(__file__).parent / "lib"
 
 
 def find_library(name: str) -> Path | None:
-    """Look for ``lib<name>.so`` where ``CARAFE_DEPLOY_PLUGIN`` points, then in the package.
-
-    Args:
-        name: e.g. ``"carafe_kernels"``, ``"carafe_tensorrt"``, ``"carafe_tensorrt_register"``.
-
-    Returns:
-        Absolute path of the first one found, or None.
+    """Absolute path of ``lib<name>.so`` where ``CARAFE_DEPLOY_PLUGIN`` points, or in the package.
 
     Raises:
         BackendUnavailableError: ``CARAFE_DEPLOY_PLUGIN`` names nothing that exists, a folder
@@ -45,11 +30,7 @@ def find_library(name: str) -> Path | None:
 
 
 def require_library(name: str) -> Path:
-    """:func:`find_library`, where going on without the library makes no sense.
-
-    Raises:
-        BackendUnavailableError: it is nowhere; the message says where it was sought and what to do.
-    """
+    """:func:`find_library`; raises BackendUnavailableError where it is nowhere, too."""
     path = find_library(name)
     if path is None:
         raise BackendUnavailableError(f"lib{name}.so is needed: {missing(name)}")

@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from carafe_deploy.errors import BackendUnavailableError
 
-__all__ = ["Paste", "decode_mask", "encode_runs", "paste_masks", "run_lengths"]
-
 _F = np.float32
 
 #: Probabilities, boxes, size, threshold to encodings; see :func:`paste_masks`.
@@ -63,15 +61,7 @@ def paste_masks(
 def encode_runs(
     runs: Sequence[npt.NDArray[np.int64]], size: tuple[int, int]
 ) -> tuple[dict[str, Any], ...]:
-    """COCO run-length encodings from lengths of runs.
-
-    Args:
-        runs: one array a mask, as :func:`run_lengths` makes them.
-        size: (height, width) of the image in pixels.
-
-    Raises:
-        BackendUnavailableError: pycocotools is not installed.
-    """
+    """COCO encodings of runs, an array of :func:`run_lengths` a mask; raises as paste_masks."""
     encode = _coco_mask().frPyObjects
     height, width = size
     return tuple(
@@ -81,11 +71,7 @@ def encode_runs(
 
 
 def decode_mask(encoding: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """[H, W] uint8 of zeros and ones from one compressed COCO run-length encoding.
-
-    Raises:
-        BackendUnavailableError: pycocotools is not installed.
-    """
+    """[H, W] uint8 of zeros and ones from one COCO run-length encoding; raises as paste_masks."""
     decoded: npt.NDArray[np.uint8] = _coco_mask().decode(encoding)
     return decoded
 
@@ -144,11 +130,9 @@ def run_lengths(positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.
 def _sample_positions(
     low: np.float32, high: np.float32, edge: int, cells: int, threshold: float
 ) -> tuple[int, npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Where pixels fall between mask cells along one axis.
-
-    Returns:
-        The first pixel that the mask can reach; for it and those after it the framed cell (0 is
-        outside) at or before its centre, ascending, and the distance from there in cells.
+    """Where pixels fall between mask cells along one axis: the first one that the mask can reach;
+    for it and those after it the framed cell (0 is outside) at or before its centre, ascending, and
+    the distance from there in cells.
     """
     extent = high - low
     if not extent > 0:
@@ -185,11 +169,8 @@ def _changes(
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Where runs start and end: column and row, alternating, in the order of COCO's encoding.
 
-    Args:
-        columns: [S + 2, W'] probability at every framed cell row of every pixel column.
-        cell: [H'] see :func:`_sample_positions`.
-        fraction: [H'] likewise.
-        threshold: of the probability.
+    ``columns`` [S + 2, W'] is the probability at every framed cell row of every pixel column;
+    ``cell`` and ``fraction`` [H'] are those of :func:`_sample_positions`.
     """
     # A stretch is the pixel rows between two neighbouring cell rows: [start, last].
     start = np.flatnonzero(np.diff(cell, prepend=-1))

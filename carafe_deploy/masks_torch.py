@@ -1,17 +1,13 @@
-"""Pasting masks on a torch device: :mod:`carafe_deploy.masks` for all masks at once.
+"""Pasting masks on a GPU: :mod:`carafe_deploy.masks` for all masks at once.
 
-What is worth moving to a GPU is the arithmetic: of the host's time for 100 masks in an image of
-800x1216 pixels (benchmarks/results/paste_masks.json) nearly all is finding where runs begin and
-end, little is encoding them. The masks themselves are small: 100 x 28 x 28 float32 are 0.3 MB, so
-that downloading them with the other outputs and uploading them again costs some 0.03 ms each way at
-10 GB/s. Pixels are large: 800x1333 of them are 107 MB as bytes and 13 MB as bits, which the host
-would have to scan for runs, longer than it takes to find those from the probabilities. So the
-device finds the runs, by the host's method and not pixel by pixel, and hands over their ends:
-0.2 MB, 1.6 MB at worst. The host encodes.
+Nearly all of the host's time for 100 masks in 800x1216 pixels is finding where runs begin and end
+(benchmarks/results/paste_masks.json). So the device finds them, by the host's method and not pixel
+by pixel, and hands over their ends, 0.2 MB, 1.6 MB at worst; the host encodes. Up and down again
+the masks are 0.3 MB, some 0.03 ms each way at 10 GB/s; their pixels would be 107 MB.
 
 On an H100 pasting and encoding 69 masks took 4.6 ms, as long as the detector
 (benchmarks/results/h100/profile.json). On a CPU it is slower than the host's way, since it works on
-every column of the image for every mask: it is for GPUs only.
+every column of the image for every mask.
 """
 
 from __future__ import annotations
@@ -25,8 +21,6 @@ from torch import Tensor
 
 from carafe_deploy.arrays import writable
 from carafe_deploy.masks import encode_runs, run_lengths
-
-__all__ = ["TorchPaster", "run_ends"]
 
 #: Bytes of intermediate results that a call may take, beside one mask's.
 MEMORY = 128_000_000
@@ -83,11 +77,7 @@ def run_ends(
 ) -> tuple[Tensor, Tensor]:
     """Where runs of mask pixels begin and end, in the order of COCO's encoding.
 
-    Args:
-        probabilities: [N, S, S] float32 in 0..1.
-        boxes: [N, 4] float32, x1, y1, x2, y2 in pixels of the image.
-        size: (height, width) of the image in pixels.
-        threshold: above 0; a pixel belongs to the mask where its probability is at least this.
+    Arguments are those of :func:`carafe_deploy.masks.paste_masks`, float32.
 
     Returns:
         [M] int64 pixel numbers, column by column, of all masks one after the other, beginnings
@@ -140,10 +130,8 @@ def run_ends(
 
 
 class _Positions(NamedTuple):
-    """Where pixels fall between mask cells along one axis, each [N, edge].
-
-    position: in cells, ascending; cell: framed cell (0 is outside) at or before the centre;
-    fraction: distance from there; valid: the mask reaches the pixel.
+    """Where pixels fall between mask cells along one axis, each [N, edge]: in cells, ascending;
+    framed cell (0 is outside) at or before the centre; distance from there; reached by the mask.
     """
 
     position: Tensor

@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["DEPTH", "overlapped"]
-
 _Item = TypeVar("_Item")
 _Prepared = TypeVar("_Prepared")
 _Ran = TypeVar("_Ran")
@@ -39,13 +37,6 @@ def overlapped(
 
     Whoever leaves early (``close()``, an exception, Ctrl-C) waits for the one call of ``prepare``
     and of ``finish`` that may be at work; the other items are dropped, and no thread is left.
-
-    Args:
-        items: taken one by one, no sooner than there is room.
-        prepare: first stage.
-        run: second stage.
-        finish: third stage.
-        depth: at least 1.
 
     Yields:
         Results in the order of the items.

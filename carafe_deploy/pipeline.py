@@ -25,8 +25,6 @@ from carafe_deploy.preprocess import Batch, Preprocessor
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
 
-__all__ = ["WAITING_BYTES", "WINDOW", "Pipeline", "PipelineTimes", "Progress"]
-
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
 
@@ -41,14 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, repr=False)
 class PipelineTimes(OneLine):
-    """Milliseconds that one batch took.
-
-    Attributes:
-        total: from images in memory to detections, by the host's clock.
-        preprocess: resize, normalise, pad.
-        run: the parts of the run.
-        postprocess: scale boxes, paste and encode masks.
-    """
+    """Milliseconds that one batch took, ``total`` from images in memory to detections."""
 
     total: float
     preprocess: float
@@ -57,17 +48,12 @@ class PipelineTimes(OneLine):
 
 
 class Pipeline:
-    """Preprocess, run, postprocess.
+    """Preprocess, run, postprocess: :meth:`detect` batch by batch, :meth:`stream` and
+    :meth:`detect_paths` at the same time for different batches.
 
-    Masks are pasted where a torch runner computes if that is a GPU, else on the host; see
-    :mod:`carafe_deploy.masks_torch`.
-
-    :meth:`detect` does so batch by batch, :meth:`stream` and :meth:`detect_paths` at the same time
-    for different batches.
-
-    A detector sees the padding around an image, so a batch holds images of one padded size: each
-    is given what it would be given alone, whatever the batch size. They are looked for among the
-    next ``window`` images; results keep the order given.
+    A detector sees the padding around an image, so a batch holds images of one padded size, looked
+    for among the next ones: any batch size finds the same. Results keep the order given. Masks are
+    pasted where a torch runner computes if that is a GPU, else on the host.
 
     Args:
         runner: stays the caller's to close.
@@ -77,8 +63,7 @@ class Pipeline:
             mmdetection does. Fewer runs where sizes change often, but what is found in an image
             depends on the others in its batch.
         window: consecutive images among which those of one padded size are looked for; no image
-            waits for a later one than that. None for :data:`WINDOW` times the batch size. No
-            matter with a batch size of 1 and with ``mixed_sizes``, where nothing waits.
+            waits for a later one. None for :data:`WINDOW` times the batch size.
 
     Raises:
         InputShapeError: ``batch_size`` is below 1 or above what the artefact accepts, or
@@ -118,10 +103,8 @@ class Pipeline:
         """Detect in any number of images.
 
         Args:
-            images: any iterable, a stack [N, H, W, 3] among them, or one image. Each is
-                [H, W, 3] uint8, BGR, sizes may differ; or the path of an image file, read as
-                :func:`carafe_deploy.images.load_image` does; or a PIL image. No more than the
-                window and one batch are held of an iterator.
+            images: one or any iterable, see :func:`carafe_deploy.images.as_images`; sizes may
+                differ. No more than the window and one batch are held of an iterator.
 
         Returns:
             One :class:`Detections` an image, in order.
@@ -135,7 +118,12 @@ class Pipeline:
 
     def each(self, images: GivenImage | Iterable[GivenImage]) -> Generator[Detections, None, None]:
         """Detections image by image, in the caller's thread; see :meth:`detect`."""
-        return self.stream(as_images(images), _given, _detections, overlap=False)
+        return self.stream(
+            as_images(images),
+            lambda image: image,
+            lambda source, image, found: found,
+            overlap=False,
+        )
 
     def detect_paths(
         self,
@@ -144,17 +132,13 @@ class Pipeline:
         *,
         overlap: bool = True,
     ) -> Generator[tuple[Path, Detections], None, None]:
-        """Detect in image files; see :meth:`stream` for memory, threads and leaving early.
-
-        Args:
-            paths: of image files, or of one.
-            progress: called in the caller's thread.
-            overlap: see :meth:`stream`.
+        """Detect in image files, or in one, as :meth:`stream`; progress in the caller's thread.
 
         Raises:
             ImageError: a file cannot be read; detections of earlier images are out by then.
         """
-        files = [Path(path) for path in _listed(paths)]
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        files = [Path(path) for path in given]
         results = self.stream(
             files, load_image, lambda path, _, found: (path, found), overlap=overlap
         )
@@ -176,10 +160,8 @@ class Pipeline:
 
         While one batch runs, the next ones are loaded and preprocessed in a second thread, and
         those before are postprocessed and finished in a third. The runner is used in the thread
-        that takes the results, and no more images are held than five batches and the window
-        together, of the latter no more than :data:`WAITING_BYTES` while sizes differ; see
-        :func:`carafe_deploy.overlap.overlapped` and :class:`carafe_deploy.gather.Gatherer`.
-        Detections are those of :meth:`detect`.
+        that takes the results. No more images are held than five batches and the window together,
+        of the latter no more than :data:`WAITING_BYTES` while sizes differ.
 
         Args:
             sources: of images, in order; taken as there is room.
@@ -192,10 +174,8 @@ class Pipeline:
             What ``finish`` returned, in the order of the sources.
 
         Raises:
-            InputShapeError: see :meth:`detect`.
-            ArtefactError: see :meth:`detect`.
-            Exception: whatever ``sources``, ``load`` and ``finish`` raise. Results of images
-                before one that cannot be loaded are out by then.
+            Exception: see :meth:`detect`; whatever ``sources``, ``load`` and ``finish`` raise.
+                Results of images before one that cannot be loaded are out by then.
         """
         gatherer: Gatherer[Entry[_Source]] = Gatherer(self._batch_size, self._window, WAITING_BYTES)
         preparation = Preparation(sources, load, self._preprocess, gatherer, self._mixed_sizes)
@@ -224,7 +204,7 @@ class Pipeline:
             return results
 
         results = (
-            overlapped(preparation, _call, run, end, depth=DEPTH * self._batch_size)
+            overlapped(preparation, lambda step: step(), run, end, depth=DEPTH * self._batch_size)
             if overlap
             else (end(run(step())) for step in preparation)
         )
@@ -236,15 +216,10 @@ class Pipeline:
     def detect_timed(
         self, images: GivenImage | Iterable[GivenImage]
     ) -> tuple[list[Detections], PipelineTimes]:
-        """Detect in one batch, and tell how long its parts took.
-
-        Args:
-            images: as for :meth:`detect`, as many as the artefact accepts in one run and all of
-                one padded size.
+        """Detect in one batch, as many images as the artefact accepts, and tell how long it took.
 
         Raises:
-            InputShapeError: see :meth:`detect`; or the images differ in their padded sizes, and
-                this pipeline does not mix them.
+            InputShapeError: see :meth:`detect`; or padded sizes differ without ``mixed_sizes``.
         """
         given = list(as_images(images))
         marks = [time.perf_counter()]
@@ -265,15 +240,21 @@ class Pipeline:
     def _batch(self, images: Sequence[Image]) -> Batch:
         sizes = sorted({self._preprocess.padded_size(image) for image in images})
         if len(sizes) > 1 and not self._mixed_sizes:
+            listed = ", ".join(f"{height}x{width}" for height, width in sizes)
             raise InputShapeError(
-                f"one batch of images with the padded sizes {', '.join(map(_size, sizes))}: give "
-                "images of one, or ask for mixed_sizes=True, which changes what is found"
+                f"one batch of images with the padded sizes {listed}: give images of one, or ask "
+                "for mixed_sizes=True, which changes what is found"
             )
         return self._preprocess(images)
 
     def _inputs(self, batch: Batch) -> dict[str, Array]:
         missing = self._smallest - len(batch)
-        return _filled(batch.inputs, missing) if missing > 0 else batch.inputs
+        if missing <= 0:
+            return batch.inputs
+        return {
+            name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
+            for name, array in batch.inputs.items()
+        }
 
     def _postprocess(self, outputs: dict[str, Array], batch: Batch) -> list[Detections]:
         info = self._runner.info
@@ -293,32 +274,3 @@ def _paster(runner: Runner) -> Paste:
     from carafe_deploy.masks_torch import TorchPaster
 
     return TorchPaster(runner.device)
-
-
-def _call(step: Callable[[], _Result]) -> _Result:
-    return step()
-
-
-def _given(image: Image) -> Image:
-    return image
-
-
-def _detections(source: Image, image: Image, found: Detections) -> Detections:
-    return found
-
-
-def _listed(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-) -> Iterable[str | os.PathLike[str]]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _filled(inputs: dict[str, Array], missing: int) -> dict[str, Array]:
-    return {
-        name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
-        for name, array in inputs.items()
-    }

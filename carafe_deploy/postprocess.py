@@ -12,8 +12,6 @@ from carafe_deploy.preprocess import Batch
 from carafe_deploy.runners.base import Array
 from carafe_deploy.types import Detections
 
-__all__ = ["postprocess"]
-
 
 def postprocess(
     outputs: Mapping[str, Array],
@@ -73,28 +71,23 @@ def _detections_of(
             f"the artefact returned num_dets {number} with room for {room} detections: "
             "it is broken, export or build it again"
         )
-    count = int(number)
+    count, size = int(number), batch.original_sizes[row]
     boxes = outputs["det_boxes"][row, :count].astype(np.float32)
     scores = outputs["det_scores"][row, :count].astype(np.float32)
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ArtefactError(
-            "the artefact returned boxes or scores that are not finite: "
-            "its precision overflows on this image, export it with fp32 or bf16"
-        )
+    _check_finite("boxes or scores", boxes, scores)
     boxes /= np.tile(batch.scale_factors[row].astype(np.float32), 2)
-    size = batch.original_sizes[row]
     masks = None
     if mask_threshold is not None:
-        if not np.isfinite(outputs["det_masks"][row, :count]).all():
-            raise ArtefactError(
-                "the artefact returned masks that are not finite: its precision overflows on this "
-                "image, export it with fp32 or bf16"
-            )
-        masks = paste(outputs["det_masks"][row, :count], boxes, size, mask_threshold)
-    return Detections(
-        boxes=boxes,
-        scores=scores,
-        labels=outputs["det_classes"][row, :count].astype(np.int64),
-        image_size=size,
-        masks=masks,
-    )
+        probabilities = outputs["det_masks"][row, :count]
+        _check_finite("masks", probabilities)
+        masks = paste(probabilities, boxes, size, mask_threshold)
+    labels = outputs["det_classes"][row, :count].astype(np.int64)
+    return Detections(boxes, scores, labels, size, masks)
+
+
+def _check_finite(what: str, *arrays: Array) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ArtefactError(
+            f"the artefact returned {what} that are not finite: its precision overflows on this "
+            "image, export it with fp32 or bf16"
+        )

@@ -12,8 +12,6 @@ from carafe_deploy.gather import Gatherer
 from carafe_deploy.images import Image
 from carafe_deploy.preprocess import Batch, Preprocessor
 
-__all__ = ["Entry", "Preparation", "Prepared"]
-
 _Source = TypeVar("_Source")
 
 

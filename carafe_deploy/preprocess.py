@@ -15,8 +15,6 @@ from carafe_deploy.errors import ArtefactError, InputShapeError
 from carafe_deploy.images import check_image
 from carafe_deploy.types import ModelInfo, Preprocessing
 
-__all__ = ["Batch", "Preprocessor"]
-
 
 @dataclass(frozen=True, repr=False)
 class Batch(OneLine):
@@ -69,13 +67,7 @@ class Preprocessor:
         self._table = _normalisation_table(info.preprocessing)
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> Batch:
-        """Make one batch; images of different sizes are padded to their common maximum.
-
-        A detector sees that padding, so what it finds in an image depends on the others unless all
-        have one :meth:`padded_size`.
-
-        Args:
-            images: at least one [H, W, 3] uint8 array, BGR.
+        """Make one batch of [H, W, 3] uint8 images, BGR, padded to their common maximum.
 
         Raises:
             InputShapeError: no image, or one is not a non-empty uint8 [H, W, 3] array.
@@ -89,12 +81,8 @@ class Preprocessor:
         dtype = np.uint8 if self._uint8 else np.float32
         padded = np.zeros((len(images), *shape), dtype)
         for target, image, (new_height, new_width, _) in zip(padded, images, plans, strict=True):
-            resized = cv2.resize(
-                np.ascontiguousarray(image),
-                (new_width, new_height),
-                interpolation=cv2.INTER_LINEAR,
-            )
-            self._fill(target, resized)
+            whole, size = np.ascontiguousarray(image), (new_width, new_height)
+            self._fill(target, cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR))
         sizes = np.array([plan[:2] for plan in plans], np.float64)
         return Batch(
             images=padded,
@@ -105,11 +93,7 @@ class Preprocessor:
         )
 
     def padded_size(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
-        """Height and width that a batch of this image alone has.
-
-        Raises:
-            InputShapeError: the image is not a non-empty uint8 [H, W, 3] array.
-        """
+        """Height and width that a batch of this image alone has; raises as a batch does."""
         return self._padded([self._plan(*check_image(image))])
 
     def _padded(self, plans: Sequence[tuple[int, int, bool]]) -> tuple[int, int]:

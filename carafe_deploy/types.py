@@ -14,21 +14,6 @@ import numpy.typing as npt
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 
-__all__ = [
-    "ARCHITECTURES",
-    "DOMAIN",
-    "DOMAIN_VERSION",
-    "DTYPES",
-    "METADATA_KEY",
-    "PRECISIONS",
-    "Detections",
-    "InputFormat",
-    "ModelInfo",
-    "OperatorCall",
-    "Preprocessing",
-    "TensorSpec",
-]
-
 #: Architectures -> for people.
 ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
 

@@ -23,9 +23,9 @@ def public_dataclasses() -> Iterator[type]:
         if module.name.endswith("__main__"):
             continue
         imported = pytest.importorskip(module.name)
-        for name in getattr(imported, "__all__", ()):
-            value = getattr(imported, name)
-            if inspect.isclass(value) and dataclasses.is_dataclass(value):
+        for name, value in vars(imported).items():
+            own = inspect.isclass(value) and value.__module__ == module.name
+            if own and not name.startswith("_") and dataclasses.is_dataclass(value):
                 yield value
 
 

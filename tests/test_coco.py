@@ -13,11 +13,11 @@ from carafe_deploy.coco import (
     category_ids,
     category_names,
     from_results,
-    has_mask,
     load_annotations,
     to_results,
     write_results,
 )
+from carafe_deploy.coco_values import has_mask
 from carafe_deploy.errors import AnnotationError
 from carafe_deploy.masks import paste_masks
 from carafe_deploy.types import Detections
@@ -59,6 +59,21 @@ def found(*labels: int, masks: bool = True) -> Detections:
 def write(path, content) -> str:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
+
+
+def changed(group: str, index: int = 0, **values) -> dict:
+    """The annotations with other values in one entry."""
+    content = copy.deepcopy(ANNOTATIONS)
+    content[group][index].update(values)
+    return content
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write content, and load it as annotations."""
+    return lambda content, **options: load_annotations(
+        write(tmp_path / "a.json", content), **options
+    )
 
 
 def encoded(counts, size=(40, 50)) -> dict:
@@ -165,9 +180,8 @@ WELL_FORMED = [
 
 
 class TestLoadAnnotations:
-    def test_reads_what_is_there(self, tmp_path):
-        path = write(tmp_path / "a.json", ANNOTATIONS)
-        assert load_annotations(path, with_masks=True) == ANNOTATIONS
+    def test_reads_what_is_there(self, load):
+        assert load(ANNOTATIONS, with_masks=True) == ANNOTATIONS
 
     def test_real_file(self, shapes_dir):
         assert len(load_annotations(shapes_dir / "val.json", with_masks=True)["images"]) == 100
@@ -177,14 +191,14 @@ class TestLoadAnnotations:
             load_annotations(tmp_path / "a.json")
 
     @pytest.mark.parametrize("content", ["", '{"images": [', "{1}"])
-    def test_no_json(self, tmp_path, content):
+    def test_no_json(self, load, content):
         with pytest.raises(AnnotationError, match=r"a\.json is not JSON \(.*\): it may be trunc"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(content)
 
     @pytest.mark.parametrize("content", [[], 3, {"images": []}, {**ANNOTATIONS, "images": {}}])
-    def test_other_json(self, tmp_path, content):
+    def test_other_json(self, load, content):
         with pytest.raises(AnnotationError, match="lacks one of the lists images, annotations, ca"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(content)
 
     @pytest.mark.parametrize(
         ("group", "key"),
@@ -200,23 +214,21 @@ class TestLoadAnnotations:
         ],
     )
     @pytest.mark.parametrize("broken", [None, "absent"])
-    def test_missing_or_wrong_key(self, tmp_path, group, key, broken):
-        content = copy.deepcopy(ANNOTATIONS)
-        content[group][0][key] = None
+    def test_missing_or_wrong_key(self, load, group, key, broken):
+        content = changed(group, **{key: None})
         if broken == "absent":
             del content[group][0][key]
         with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}': add it"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(content)
 
-    def test_masks_need_the_size_of_their_image(self, tmp_path):
+    def test_masks_need_the_size_of_their_image(self, load):
         content = copy.deepcopy(ANNOTATIONS)
         del content["images"][0]["height"]
-        path = write(tmp_path / "a.json", content)
-        load_annotations(path)
+        load(content)
         with pytest.raises(AnnotationError, match=r"images\[0\] has no valid 'height'"):
-            load_annotations(path, with_masks=True)
+            load(content, with_masks=True)
         del content["annotations"][0]["segmentation"]
-        load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+        load(content, with_masks=True)
 
     @pytest.mark.parametrize(
         ("segmentation", "expected"),
@@ -230,99 +242,82 @@ class TestLoadAnnotations:
             ([[1, 2, 3, 4]], False),  # two points; pycocotools would take it for a box
         ],
     )
-    def test_what_is_a_mask(self, tmp_path, segmentation, expected):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["annotations"][0]["segmentation"] = segmentation
-        path = write(tmp_path / "a.json", content)
-        assert has_mask(load_annotations(path, with_masks=True)["annotations"][0]) == expected
+    def test_what_is_a_mask(self, load, segmentation, expected):
+        content = load(changed("annotations", segmentation=segmentation), with_masks=True)
+        assert has_mask(content["annotations"][0]) == expected
 
-    def test_a_test_set_has_no_annotations(self, tmp_path):
+    def test_a_test_set_has_no_annotations(self, load):
         content = {key: ANNOTATIONS[key] for key in ("images", "categories")}
-        assert load_annotations(write(tmp_path / "a.json", content))["annotations"] == []
+        assert load(content)["annotations"] == []
 
     @pytest.mark.parametrize(("change", "message"), MALFORMED)
-    def test_malformed_annotations(self, tmp_path, change, message):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["annotations"][0].update(change)
+    def test_malformed_annotations(self, load, change, message):
         with pytest.raises(AnnotationError, match=rf"a\.json: annotation 1 has {message}"):
-            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+            load(changed("annotations", **change), with_masks=True)
 
     @pytest.mark.parametrize("change", WELL_FORMED)
-    def test_unusual_annotations_are_accepted(self, tmp_path, change):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["annotations"][0].update(change)
-        assert load_annotations(write(tmp_path / "a.json", content), with_masks=True) == content
+    def test_unusual_annotations_are_accepted(self, load, change):
+        content = changed("annotations", **change)
+        assert load(content, with_masks=True) == content
 
     @pytest.mark.parametrize("key", ["height", "width"])
     @pytest.mark.parametrize("value", [None, 0, -3, 40.0, True, 65536, 1 << 40, "40"])
-    def test_malformed_sizes(self, tmp_path, key, value):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["images"][0][key] = value
+    def test_malformed_sizes(self, load, key, value):
         with pytest.raises(AnnotationError, match=rf"images\[0\] has no valid '{key}' \("):
-            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+            load(changed("images", **{key: value}), with_masks=True)
 
     @pytest.mark.parametrize(
         ("group", "key", "value"),
         [("images", "id", 1 << 63), ("images", "id", "7"), ("annotations", "image_id", 7.0)],
     )
-    def test_malformed_ids(self, tmp_path, group, key, value):
-        content = copy.deepcopy(ANNOTATIONS)
-        content[group][0][key] = value
+    def test_malformed_ids(self, load, group, key, value):
         with pytest.raises(AnnotationError, match=rf"{group}\[0\] has no valid '{key}' \(.*corr"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(changed(group, **{key: value}))
 
-    def test_deep_nesting(self, tmp_path):
+    def test_deep_nesting(self, load):
         with pytest.raises(AnnotationError, match=r"a\.json is nested too deeply: give a file"):
-            load_annotations(write(tmp_path / "a.json", "[" * 100_000))
+            load("[" * 100_000)
 
-    def test_encodings_of_pycocotools(self, tmp_path):
+    def test_encodings_of_pycocotools(self, load):
         """Short, long and growing and shrinking runs, which it writes as differences."""
         random = np.random.default_rng(0)
-        content = copy.deepcopy(ANNOTATIONS)
-        content["images"][0].update(height=700, width=900)
+        content = changed("images", height=700, width=900)
         template = content["annotations"].pop()
         for number, share in enumerate((0, 1e-5, 1e-3, 0.1, 0.5, 0.999, 1)):
             pixels = np.asfortranarray(random.random((700, 900)) < share, np.uint8)
             encoding = coco_mask.encode(pixels)
             segmentation = {"size": [700, 900], "counts": encoding["counts"].decode()}
             content["annotations"].append({**template, "id": number, "segmentation": segmentation})
-        path = write(tmp_path / "a.json", content)
-        assert load_annotations(path, with_masks=True) == content
+        assert load(content, with_masks=True) == content
         for entry in content["annotations"]:  # one column more
             entry["segmentation"]["size"] = [700, 901]
         content["images"][0]["width"] = 901
         with pytest.raises(AnnotationError, match=r"annotation 0 .* add up to 630000: give"):
-            load_annotations(write(tmp_path / "a.json", content), with_masks=True)
+            load(content, with_masks=True)
 
     @pytest.mark.parametrize(
         ("key", "where"), [("image_id", "images"), ("category_id", "categories")]
     )
-    def test_reference_to_nothing(self, tmp_path, key, where):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["annotations"][0][key] = 1234
+    def test_reference_to_nothing(self, load, key, where):
         with pytest.raises(AnnotationError, match=rf"annotation 1 has {key} 1234.* not in {where}"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(changed("annotations", **{key: 1234}))
 
     @pytest.mark.parametrize("group", ["images", "categories"])
-    def test_used_twice(self, tmp_path, group):
-        content = copy.deepcopy(ANNOTATIONS)
-        content[group][1]["id"] = content[group][0]["id"]
+    def test_used_twice(self, load, group):
+        content = changed(group, 1, id=ANNOTATIONS[group][0]["id"])
         with pytest.raises(AnnotationError, match=rf"{group} use id .* twice: make it unique"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load(content)
 
-    def test_two_used_categories_of_one_name(self, tmp_path):
-        content = copy.deepcopy(ANNOTATIONS)
-        content["categories"][1]["name"] = "cat"
+    def test_two_used_categories_of_one_name(self, load):
+        content = changed("categories", 1, name="cat")
         content["annotations"].append({**content["annotations"][0], "category_id": 5})
-        with pytest.raises(
-            AnnotationError, match=r"a\.json: categories use name 'cat' twice \(ids 90 and 5\)"
-        ):
-            load_annotations(write(tmp_path / "a.json", content))
+        message = r"a\.json: categories use name 'cat' twice \(ids 90 and 5\)"
+        with pytest.raises(AnnotationError, match=message):
+            load(content)
 
-    def test_no_images(self, tmp_path):
-        content = {"images": [], "annotations": [], "categories": []}
+    def test_no_images(self, load):
         with pytest.raises(AnnotationError, match="has no images"):
-            load_annotations(write(tmp_path / "a.json", content))
+            load({"images": [], "annotations": [], "categories": []})
 
 
 class TestCategoryIds:

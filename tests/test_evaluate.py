@@ -339,37 +339,44 @@ class TestWhatPeopleHave:
 
 
 class TestBadInput:
-    def test_result_of_unknown_image(self):
-        with pytest.raises(AnnotationError, match="image_id 99 is not in the annotations"):
-            evaluate_results([result((1, 1, 5, 5), image_id=99)], annotations(), ("cat",))
-
-    def test_chosen_image_unknown(self):
-        with pytest.raises(AnnotationError, match="image_id 4 is not in the annotations"):
-            evaluate_results([], annotations(), ("cat",), image_ids=[4])
-
-    def test_no_class_with_a_category(self):
-        with pytest.raises(AnnotationError, match=r"none of the detector's classes: .*knows 'fox'"):
-            evaluate_results([], annotations(), ("fox",))
-
-    def test_masks_of_results_without(self):
-        with pytest.raises(AnnotationError, match="a result of image 1 has no mask"):
-            evaluate_results([result((1, 1, 5, 5))], annotations(), ("cat",), ("segm",))
+    @pytest.mark.parametrize(
+        ("results", "classes", "options", "error", "message"),
+        [
+            (
+                [result((1, 1, 5, 5), image_id=99)],
+                ("cat",),
+                {},
+                AnnotationError,
+                "image_id 99 is n",
+            ),
+            ([], ("cat",), {"image_ids": [4]}, AnnotationError, "image_id 4 is not in the annot"),
+            ([], ("fox",), {}, AnnotationError, r"none of the detector's classes: .*knows 'fox'"),
+            (
+                [result((1, 1, 5, 5))],
+                ("cat",),
+                {"iou_types": ("segm",)},
+                AnnotationError,
+                "a result of image 1 has no mask",
+            ),
+            *(
+                ([], ("cat",), {"iou_types": kinds}, ValueError, "expected 'bbox', 'segm' or both")
+                for kinds in ((), ("keypoints",))
+            ),
+            *(
+                ([], ("cat",), {"max_dets": dets}, ValueError, "three ascending with 100 in them")
+                for dets in ((1, 10), (1, 10, 50), (100, 10, 1))
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, results, classes, options, error, message):
+        with pytest.raises(error, match=message):
+            evaluate_results(results, annotations(), classes, **options)
 
     def test_masks_alone_where_none_is_annotated(self):
         content = annotations((10, 10, 50, 50))
         del content["annotations"][0]["segmentation"]
         with pytest.raises(AnnotationError, match=r"no annotated object has a mask: evaluate box"):
             evaluate_results([], content, ("cat",), ("segm",))
-
-    @pytest.mark.parametrize("kinds", [(), ("keypoints",)])
-    def test_other_kinds(self, kinds):
-        with pytest.raises(ValueError, match="expected 'bbox', 'segm' or both"):
-            evaluate_results([], annotations(), ("cat",), kinds)
-
-    @pytest.mark.parametrize("max_dets", [(1, 10), (1, 10, 50), (100, 10, 1)])
-    def test_other_max_dets(self, max_dets):
-        with pytest.raises(ValueError, match="three ascending with 100 in them"):
-            evaluate_results([], annotations(), ("cat",), max_dets=max_dets)
 
 
 class ReplayRunner:
@@ -409,12 +416,10 @@ class TestEvaluateRunner:
         path = shapes_dir / "shapes_faster_rcnn_carafe.val.bbox.json"
         return list(from_results(path, val, CLASSES).values())
 
-    def test_recorded_detections_give_the_recorded_number(self, shapes_dir, recorded):
+    def test_recorded_detections_give_the_recorded_number(self, run, shapes_dir, recorded):
         calls: list[tuple[int, int]] = []
-        found, detections = evaluate_runner(
-            ReplayRunner(recorded),
-            shapes_dir / "val.json",
-            shapes_dir / "val",
+        found, detections = run(
+            recorded,
             batch_size=8,
             mixed_sizes=True,  # what is replayed is in the order of the images
             progress=lambda *call: calls.append(call),
@@ -426,35 +431,43 @@ class TestEvaluateRunner:
         assert calls[-1] == (100, 100)
         assert len(calls) == 100
 
-    def test_limit(self, shapes_dir, recorded):
-        found, detections = evaluate_runner(
-            ReplayRunner(recorded), shapes_dir / "val.json", shapes_dir / "val", limit=3
-        )
+    @pytest.fixture
+    def run(self, shapes_dir):
+        """Evaluate a replay on the validation set, or on other images or annotations."""
+
+        def run(recorded=(), classes=CLASSES, *, ann_file=None, image_dir=None, **options):
+            return evaluate_runner(
+                ReplayRunner(recorded, classes),
+                ann_file or shapes_dir / "val.json",
+                image_dir or shapes_dir / "val",
+                **options,
+            )
+
+        return run
+
+    def test_limit(self, run, recorded):
+        found, detections = run(recorded, limit=3)
         assert found.images == 3
         assert list(detections) == [1, 2, 3]
 
-    def test_limit_below_one(self, shapes_dir):
+    def test_limit_below_one(self, run):
         with pytest.raises(AnnotationError, match="limit 0 leaves no image to evaluate"):
-            evaluate_runner(ReplayRunner([]), shapes_dir / "val.json", shapes_dir / "val", limit=0)
+            run(limit=0)
 
-    def test_missing_images_are_found_before_anything_runs(self, shapes_dir, tmp_path):
-        with pytest.raises(
-            AnnotationError, match=r"100 of 100 annotated images are missing, .*000001\.png first"
-        ):
-            evaluate_runner(ReplayRunner([]), shapes_dir / "val.json", tmp_path)
+    def test_missing_images_are_found_before_anything_runs(self, run, tmp_path):
+        message = r"100 of 100 annotated images are missing, .*000001\.png first"
+        with pytest.raises(AnnotationError, match=message):
+            run(image_dir=tmp_path)
 
-    def test_image_of_another_size_than_annotated(self, tmp_path):
+    def test_image_of_another_size_than_annotated(self, run, tmp_path):
         save_image(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8))
         (tmp_path / "a.json").write_text(json.dumps(annotations(height=30, width=20)))
-        empty = Detections(
-            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), (20, 30)
-        )
         with pytest.raises(AnnotationError, match=r"has 30x20 pixels, the annotations say 20x30"):
-            evaluate_runner(ReplayRunner([empty], ("cat",)), tmp_path / "a.json", tmp_path)
+            run((), ("cat",), ann_file=tmp_path / "a.json", image_dir=tmp_path)
 
-    def test_classes_that_are_not_annotated(self, shapes_dir):
+    def test_classes_that_are_not_annotated(self, run):
         with pytest.raises(AnnotationError, match="the detector knows 'fox'"):
-            evaluate_runner(ReplayRunner([], ("fox",)), shapes_dir / "val.json", shapes_dir / "val")
+            run((), ("fox",))
 
     @pytest.fixture
     def broken(self, shapes_dir, tmp_path):
@@ -467,33 +480,22 @@ class TestEvaluateRunner:
         save_image(tmp_path / "000005.png", np.zeros((7, 9, 3), np.uint8))
         return tmp_path
 
-    def test_broken_images_are_found_before_anything_runs(self, shapes_dir, broken):
-        def evaluated():
-            return evaluate_runner(ReplayRunner([]), shapes_dir / "val.json", broken)
+    def test_broken_images_are_found_before_anything_runs(self, run, shapes_dir, broken):
+        for error, message, mended in (
+            (AnnotationError, r"1 of 100 .* are missing, .*3\.png.*skip_broken", "000003.png"),
+            (ImageError, r"2 of 100 .* evaluated: cannot decode .*2\.png.*skip_brok", "000002.png"),
+            (AnnotationError, r"1 of 100 .*5\.png has 9x7 pixels, the annotati", "000005.png"),
+        ):
+            with pytest.raises(error, match=message):
+                run(image_dir=broken)
+            (broken / mended).unlink(missing_ok=True)
+            (broken / mended).symlink_to(shapes_dir / "val" / mended)
 
-        with pytest.raises(
-            AnnotationError, match=r"1 of 100 .* are missing, .*3\.png.*skip_broken"
-        ):
-            evaluated()
-        (broken / "000003.png").symlink_to(shapes_dir / "val" / "000003.png")
-        with pytest.raises(
-            ImageError, match=r"2 of 100 .* cannot be evaluated: cannot decode .*2\.png.*skip_brok"
-        ):
-            evaluated()
-        (broken / "000002.png").unlink()
-        (broken / "000002.png").symlink_to(shapes_dir / "val" / "000002.png")
-        with pytest.raises(
-            AnnotationError, match=r"1 of 100 .*5\.png has 9x7 pixels, the annotati"
-        ):
-            evaluated()
-
-    def test_broken_images_may_be_left_out(self, shapes_dir, broken, recorded, val):
+    def test_broken_images_may_be_left_out(self, run, shapes_dir, broken, recorded, val):
         left = [image["id"] for image in val["images"] if image["id"] not in (2, 3, 5)]
         kept = [found for image, found in zip(val["images"], recorded, strict=True)
                 if image["id"] in left]  # fmt: skip
-        found, detections = evaluate_runner(
-            ReplayRunner(kept), shapes_dir / "val.json", broken, skip_broken=True
-        )
+        found, detections = run(kept, image_dir=broken, skip_broken=True)
         assert list(detections) == left
         assert [reason.split("/")[-1][:10] for reason in found.skipped] == [
             "000002.png", "000003.png", "000005.png"
@@ -509,33 +511,29 @@ class TestEvaluateRunner:
             expected.numbers["bbox"]["AP"], abs=1e-3
         )
 
-    def test_nothing_is_left(self, shapes_dir, tmp_path):
+    def test_nothing_is_left(self, run, tmp_path):
         for name in ("000001.png", "000002.png"):
             (tmp_path / name).write_bytes(b"no image")
         with pytest.raises(ImageError, match=r"2 of 2 annotated images cannot be evaluated: "):
-            evaluate_runner(
-                ReplayRunner([]), shapes_dir / "val.json", tmp_path, limit=2, skip_broken=True
-            )
+            run(image_dir=tmp_path, limit=2, skip_broken=True)
 
     @pytest.mark.parametrize("name", ["a" * 400 + ".png", "a\0.png"])
-    def test_impossible_file_names(self, shapes_dir, tmp_path, recorded, val, name):
+    def test_impossible_file_names(self, run, tmp_path, recorded, val, name):
         content = copy.deepcopy(val)
         content["images"][1]["file_name"] = name
         path = tmp_path / "a.json"
         path.write_text(json.dumps(content))
         with pytest.raises(AnnotationError, match=r"1 of 2 annotated images are missing, .*/a"):
-            evaluate_runner(ReplayRunner([]), path, shapes_dir / "val", limit=2)
-        found, detections = evaluate_runner(
-            ReplayRunner(recorded[:1]), path, shapes_dir / "val", limit=2, skip_broken=True
-        )
+            run(ann_file=path, limit=2)
+        found, detections = run(recorded[:1], ann_file=path, limit=2, skip_broken=True)
         assert list(detections) == [val["images"][0]["id"]]
         assert len(found.skipped) == 1
 
-    def test_a_test_set_gives_detections_and_no_ap(self, shapes_dir, tmp_path, recorded, val):
+    def test_a_test_set_gives_detections_and_no_ap(self, run, tmp_path, recorded, val):
         content = {key: val[key] for key in ("images", "categories")}
         path = tmp_path / "image_info.json"
         path.write_text(json.dumps(content))
-        found, detections = evaluate_runner(ReplayRunner(recorded), path, shapes_dir / "val")
+        found, detections = run(recorded, ann_file=path)
         assert set(found.numbers["bbox"].values()) == {None}
         assert found.objects == 0
         assert found.detections == sum(map(len, recorded)) == sum(map(len, detections.values()))

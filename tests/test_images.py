@@ -24,6 +24,13 @@ def encoded(suffix: str, image: np.ndarray) -> bytes:
     return cv2.imencode(suffix, image)[1].tobytes()
 
 
+def loaded(folder: Path, data: bytes, suffix: str = ".jpg") -> np.ndarray:
+    """The image of a file that holds these bytes."""
+    path = folder / f"a{suffix}"
+    path.write_bytes(data)
+    return load_image(path)
+
+
 def with_exif(jpeg: bytes, orientation: int, thumbnail: bytes = b"") -> bytes:
     """Insert an EXIF segment that holds an orientation and, after it, a thumbnail's bytes."""
     entry = struct.pack("<HHII", 0x0112, 3, 1, orientation)
@@ -41,16 +48,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NATURAL = ["img1.jpg", "img2.PNG", "img10.png"]
+
+
 class TestFindImages:
     def test_folder_gives_its_images_in_natural_order(self, folder):
-        assert [p.name for p in find_images([str(folder)])] == ["img1.jpg", "img2.PNG", "img10.png"]
+        assert [p.name for p in find_images([str(folder)])] == NATURAL
 
     def test_glob_takes_images_only(self, folder):
-        assert [p.name for p in find_images([f"{folder}/*"])] == [
-            "img1.jpg",
-            "img2.PNG",
-            "img10.png",
-        ]
+        assert [p.name for p in find_images([f"{folder}/*"])] == NATURAL
 
     def test_double_star_descends(self, folder):
         assert folder / "sub" / "img3.png" in find_images([f"{folder}/**"])
@@ -125,36 +131,28 @@ class TestLoadImage:
         ):
             load_image(value)
 
-    @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
-    def test_lossless_formats_come_back_as_written(self, tmp_path, suffix):
-        path = tmp_path / f"a{suffix}"
-        path.write_bytes(encoded(suffix, picture()))
-        np.testing.assert_array_equal(load_image(path), picture())
+    @pytest.mark.parametrize(
+        ("suffix", "stored", "expected"),
+        [
+            (".png", picture(), picture()),
+            (".bmp", picture(), picture()),
+            (".tiff", picture(), picture()),
+            (".png", picture()[..., 0], np.repeat(picture()[..., :1], 3, axis=2)),  # grayscale
+            (".png", np.dstack((picture(), picture()[..., :1])), picture()),  # alpha is dropped
+            (".png", picture().astype(np.uint16) * 256, picture()),  # sixteen bits
+            (".png", np.array([[[1, 2, 3]]], np.uint8), np.array([[[1, 2, 3]]])),
+        ],
+        ids=["png", "bmp", "tiff", "grayscale", "alpha", "16 bit", "one pixel"],
+    )
+    def test_lossless_formats_come_back_as_written(self, tmp_path, suffix, stored, expected):
+        image = loaded(tmp_path, encoded(suffix, stored), suffix)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, expected)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
     def test_lossy_formats_come_back_nearly(self, tmp_path, suffix):
-        path = tmp_path / f"a{suffix}"
-        path.write_bytes(encoded(suffix, picture()))
-        assert np.abs(load_image(path).astype(int) - picture()).mean() < 4
-
-    def test_grayscale_becomes_three_equal_channels(self, tmp_path):
-        gray = picture()[..., 0]
-        path = tmp_path / "a.png"
-        path.write_bytes(encoded(".png", gray))
-        np.testing.assert_array_equal(load_image(path), np.repeat(gray[..., None], 3, axis=2))
-
-    def test_alpha_is_dropped(self, tmp_path):
-        alpha = np.full((40, 60, 1), 7, np.uint8)
-        path = tmp_path / "a.png"
-        path.write_bytes(encoded(".png", np.dstack((picture(), alpha))))
-        np.testing.assert_array_equal(load_image(path), picture())
-
-    def test_sixteen_bits_become_eight(self, tmp_path):
-        path = tmp_path / "a.png"
-        path.write_bytes(encoded(".png", picture().astype(np.uint16) * 256))
-        image = load_image(path)
-        assert image.dtype == np.uint8
-        np.testing.assert_array_equal(image, picture())
+        image = loaded(tmp_path, encoded(suffix, picture()), suffix)
+        assert np.abs(image.astype(int) - picture()).mean() < 4
 
     @pytest.mark.parametrize(
         ("orientation", "turn"),
@@ -166,45 +164,31 @@ class TestLoadImage:
         ],
     )
     def test_exif_orientation_is_applied(self, tmp_path, orientation, turn):
-        path = tmp_path / "a.jpg"
-        path.write_bytes(with_exif(encoded(".jpg", picture()), orientation))
-        image = load_image(path)
+        image = loaded(tmp_path, with_exif(encoded(".jpg", picture()), orientation))
         expected = turn(picture())
         assert image.shape == expected.shape
         assert np.abs(image.astype(int) - expected).mean() < 4
 
-    def test_one_pixel(self, tmp_path):
-        path = tmp_path / "a.png"
-        path.write_bytes(encoded(".png", np.array([[[1, 2, 3]]], np.uint8)))
-        assert load_image(path).tolist() == [[[1, 2, 3]]]
-
     def test_bytes_after_a_complete_jpeg_are_ignored(self, tmp_path):
-        path = tmp_path / "a.jpg"
-        path.write_bytes(encoded(".jpg", picture()) + b"maker notes")
-        assert load_image(path).shape == (40, 60, 3)
+        assert loaded(tmp_path, encoded(".jpg", picture()) + b"maker notes").shape == (40, 60, 3)
 
     @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
     @pytest.mark.parametrize("kept", [0.1, 0.6, 0.99])
     def test_truncated(self, tmp_path, suffix, kept):
         data = encoded(suffix, np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
-        path = tmp_path / f"a{suffix}"
-        path.write_bytes(data[: int(len(data) * kept)])
         with pytest.raises(ImageError, match=rf"a\{suffix}.* truncated.*: copy it again"):
-            load_image(path)
+            loaded(tmp_path, data[: int(len(data) * kept)], suffix)
 
     def test_truncated_jpeg_with_complete_thumbnail(self, tmp_path):
         thumbnail = encoded(".jpg", picture(8, 12))
         data = with_exif(encoded(".jpg", picture()), 1, thumbnail)
-        path = tmp_path / "a.jpg"
-        path.write_bytes(data[:-40])
         with pytest.raises(ImageError, match="truncated JPEG"):
-            load_image(path)
+            loaded(tmp_path, data[:-40])
 
     def test_progressive_jpeg_with_restarts_is_complete(self, tmp_path):
         options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
-        path = tmp_path / "a.jpg"
-        path.write_bytes(cv2.imencode(".jpg", picture(), options)[1].tobytes())
-        assert load_image(path).shape == (40, 60, 3)
+        data = cv2.imencode(".jpg", picture(), options)[1].tobytes()
+        assert loaded(tmp_path, data).shape == (40, 60, 3)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -215,10 +199,8 @@ class TestLoadImage:
         ],
     )
     def test_no_image(self, tmp_path, content, message):
-        path = tmp_path / "a.png"
-        path.write_bytes(content)
         with pytest.raises(ImageError, match=message):
-            load_image(path)
+            loaded(tmp_path, content)
 
     def test_missing(self, tmp_path):
         with pytest.raises(ImageError, match=r"image .*no\.png does not exist: check the path"):

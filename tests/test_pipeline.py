@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.closing import Closing
 from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
 from carafe_deploy.masks import decode_mask, paste_masks
@@ -19,7 +20,7 @@ from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
 
-class FrameRunner:
+class FrameRunner(Closing):
     """Finds one box an image, its frame, with the image's first pixel as score."""
 
     backend = "fake"
@@ -71,12 +72,6 @@ class FrameRunner:
     def close(self):
         pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.close()
-
 
 def images(count: int) -> list[np.ndarray]:
     """Of different sizes, each filled with its index."""
@@ -85,6 +80,16 @@ def images(count: int) -> list[np.ndarray]:
 
 def indices(detections) -> list[int]:
     return [round(float(item.scores[0]) * 255) for item in detections]
+
+
+def itself(image):
+    """Loads what needs no loading."""
+    return image
+
+
+def what_is_found(source, image, detections):
+    """Finishes with the detections."""
+    return detections
 
 
 def test_fake_is_a_runner():
@@ -169,8 +174,7 @@ class PaddingRunner(FrameRunner):
 
     def __init__(self, batch: tuple[int, int] = (1, 8)) -> None:
         super().__init__(batch)
-        info = dataclasses.replace(self.info, preprocessing=WIDE)
-        self.info = info
+        self.info = dataclasses.replace(self.info, preprocessing=WIDE)
 
     def run(self, inputs):
         outputs = super().run(inputs)
@@ -209,11 +213,7 @@ def counts(detections) -> str:
 def test_any_batch_size_finds_what_batches_of_one_find(text, batch_size, window, runs, overlap):
     runner = PaddingRunner()
     pipeline = Pipeline(runner, batch_size, window=window)
-    found = list(
-        pipeline.stream(
-            of_sizes(text), lambda image: image, lambda _, __, one: one, overlap=overlap
-        )
-    )
+    found = list(pipeline.stream(of_sizes(text), itself, what_is_found, overlap=overlap))
     assert counts(found) == text
     assert indices(found) == list(range(len(text)))
     assert " ".join(f"{' smw'[w // 64]}{b}" for b, _, _, w in runner.shapes) == runs
@@ -277,10 +277,8 @@ def test_no_more_sources_are_taken_than_the_window_and_the_batches_on_their_way(
             taken.append(number)
             yield image
 
-    stream = Pipeline(PaddingRunner(), 2, window=10).stream(
-        sources(), lambda image: image, lambda _, __, one: len(one)
-    )
-    assert next(stream) == 2
+    stream = Pipeline(PaddingRunner(), 2, window=10).stream(sources(), itself, what_is_found)
+    assert len(next(stream)) == 2
     assert 10 <= len(taken) <= 10 + 5 * 2
     stream.close()
 
@@ -408,7 +406,7 @@ def test_one_after_the_other_reads_no_further_than_asked(tmp_path):
 def test_a_stream_finds_what_detect_finds():
     expected = Pipeline(FrameRunner(architecture="mask_rcnn"), 3).detect(images(8))
     pipeline = Pipeline(FrameRunner(architecture="mask_rcnn"), 3)
-    found = list(pipeline.stream(images(8), lambda image: image, lambda *result: result))
+    found = list(pipeline.stream(images(8), itself, lambda *result: result))
     for image, (source, loaded, one), other in zip(images(8), found, expected, strict=True):
         assert source is loaded
         np.testing.assert_array_equal(source, image)
@@ -442,11 +440,10 @@ def test_the_runner_stays_in_the_callers_thread_and_the_rest_leaves_it():
         threads["load"].add(threading.get_ident())
         return image
 
-    list(
-        Pipeline(Noting()).stream(
-            images(6), load, lambda *_: threads["finish"].add(threading.get_ident())
-        )
-    )
+    def finish(*_):
+        threads["finish"].add(threading.get_ident())
+
+    list(Pipeline(Noting()).stream(images(6), load, finish))
     assert threads["run"] == {here}
     assert len(threads["load"]) == len(threads["finish"]) == 1
     assert len({here} | threads["load"] | threads["finish"]) == 3
@@ -460,9 +457,7 @@ def test_a_runner_that_fails_does_not_cost_earlier_results(overlap):
                 raise EngineError("the GPU fell off the bus")
             return super().run(inputs)
 
-    found = Pipeline(Failing()).stream(
-        images(6), lambda image: image, lambda _, __, one: one, overlap=overlap
-    )
+    found = Pipeline(Failing()).stream(images(6), itself, what_is_found, overlap=overlap)
     assert indices(next(found) for _ in range(3)) == [0, 1, 2]
     with pytest.raises(EngineError, match="fell off"):
         next(found)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from carafe_deploy.errors import DataFileError
 
-__all__ = ["data_path"]
-
 _ROOT = Path(__file__).resolve().parent
 
 
