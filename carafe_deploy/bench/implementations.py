@@ -21,7 +21,6 @@ from torch import Tensor
 
 from carafe_deploy.bench.workloads import Variant, Workload
 from carafe_deploy.brief import OneLine
-from carafe_deploy.environment import is_installed
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import missing
 from carafe_deploy.ops import (
@@ -34,6 +33,7 @@ from carafe_deploy.ops import (
 )
 from carafe_deploy.ops.nms import batched_nms_reference
 from carafe_deploy.ops.roi_align import assign_levels, multilevel_roi_align_reference
+from carafe_deploy.requirements import is_installed
 
 __all__ = ["Candidate", "Job", "candidates", "jobs_of"]
 
