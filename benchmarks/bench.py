@@ -34,6 +34,7 @@ from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.coco_classes import COCO_CLASSES
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
+from carafe_deploy.models.config_text import read_config
 from carafe_deploy.models.seeded import seeded_detector
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.types import InputFormat, ModelInfo
@@ -87,7 +88,7 @@ def seeded_checkpoint(config_file: str, path: Path) -> Path:
         config, torch.from_numpy(batch.images), torch.from_numpy(batch.image_sizes)
     )
     meta = {
-        "cfg": (CONFIGS / config_file).read_text(encoding="utf-8"),
+        "cfg": read_config(CONFIGS / config_file),
         "dataset_meta": {"classes": COCO_CLASSES},
     }
     torch.save({"meta": meta, "state_dict": detector.state_dict()}, path)

@@ -53,6 +53,17 @@ def data_dir() -> Path:
     return TESTS / "data"
 
 
+@pytest.fixture(scope="session")
+def shapes_configs(shapes_dir: Path) -> dict[str, str]:
+    """mmdetection's config in the small detectors' checkpoints, by name without the hash."""
+    import torch
+
+    return {
+        path.name.partition("-")[0]: torch.load(path, weights_only=True)["meta"]["cfg"]
+        for path in shapes_dir.glob("shapes_*.pth")
+    }
+
+
 @functools.cache
 def _no_gpu_reason() -> str | None:
     """Why tests marked ``gpu`` cannot run here, or None where they can; asked before any test."""
