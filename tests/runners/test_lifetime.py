@@ -74,7 +74,7 @@ def test_every_method_of_a_closed_runner_says_so(
     prepared = runner.prepared(_inputs()) if hasattr(runner, "prepared") else None
     runner.close()
     runner.close()
-    label = rf"{'faster' if backend == 'pytorch' else 'toy'}.* is closed: open it again"
+    label = rf"{'toy' if backend == 'tensorrt' else 'faster'}.* is closed: open it again"
     assert len(_refused(runner, label)) >= 5
     if prepared is not None:
         with pytest.raises(CarafeDeployError, match=label):
@@ -101,8 +101,8 @@ def test_a_runner_in_another_process_says_how_to_do_without(
     ("backend", "expected"),
     [
         ("pytorch", r"<PyTorchRunner .*\.pth: faster_rcnn fp32, on cpu, channels-last>"),
-        ("torchscript", r"<TorchScriptRunner .*toy\.ts: faster_rcnn fp32, on cpu>"),
-        ("onnxruntime", r"<OnnxRuntimeRunner .*toy\.onnx: faster_rcnn fp32, on cpu>"),
+        ("torchscript", r"<TorchScriptRunner .*faster_\w+\.ts: faster_rcnn fp32, on cpu>"),
+        ("onnxruntime", r"<OnnxRuntimeRunner .*faster_\w+\.onnx: faster_rcnn fp32, on cpu>"),
         ("tensorrt", r"<TensorRTRunner .*toy\.engine: faster_rcnn fp32, on cuda:0>"),
     ],
 )
