@@ -12,7 +12,6 @@ the usual size for COCO.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import cv2
 import torch
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 
 from carafe_deploy.bench.record import BenchResult, read_result
 from carafe_deploy.data import data_path
@@ -171,9 +170,7 @@ def measure(name: str, results: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*DETECTORS, OPERATORS]))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")

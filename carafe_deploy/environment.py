@@ -19,9 +19,11 @@ from carafe_deploy.libraries import find_library
 __all__ = [
     "LIBRARIES",
     "ask_nvidia_smi",
+    "cores",
     "describe_environment",
     "installed_version",
     "is_installed",
+    "processor",
 ]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
@@ -48,7 +50,7 @@ def describe_environment() -> Mapping[str, str]:
         "carafe-deploy": __version__,
         "Python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{_processor()}, {_cores()} cores",
+        "processor": f"{processor()}, {cores()} cores",
         "GPU": _gpus(),
         "NumPy": _version("numpy"),
         "torch": _torch(),
@@ -88,7 +90,8 @@ def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:
     return tuple(filter(None, done.stdout.split("\n")))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -97,7 +100,8 @@ def _processor() -> str:
     return models[0].strip() if models else platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
