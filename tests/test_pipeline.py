@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.closing import Closing
 from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
 from carafe_deploy.masks import decode_mask, paste_masks
@@ -20,7 +19,7 @@ from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
 
-class FrameRunner(Closing):
+class FrameRunner:
     """Finds one box an image, its frame, with the image's first pixel as score."""
 
     backend = "fake"
@@ -71,6 +70,12 @@ class FrameRunner(Closing):
 
     def close(self):
         pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
 
 def images(count: int) -> list[np.ndarray]:

@@ -10,13 +10,12 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.arrays import writable
-from carafe_deploy.closing import Closing
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 
 __all__ = ["BACKENDS", "Device", "choose_backend", "open_device"]
@@ -24,7 +23,7 @@ __all__ = ["BACKENDS", "Device", "choose_backend", "open_device"]
 Array = npt.NDArray[Any]
 
 
-class Device(Closing):
+class Device:
     """One GPU with one stream, on which everything is enqueued.
 
     Buffers and graphs live until they are released or the device is closed.
@@ -94,6 +93,16 @@ class Device(Closing):
     def discard(self, graph: Any) -> None:
         """Free a graph."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Free everything; calling it twice is harmless."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class TorchDevice(Device):

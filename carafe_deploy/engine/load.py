@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.backends import mistaken
 from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, find_flavour
 from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
-from carafe_deploy.suffixes import mistaken
 
 #: In TensorRT's messages where CUDA finds no driver (35) or no device (100).
 _NO_DRIVER = re.compile(r"cudaError (?:35|100): [^)]*")

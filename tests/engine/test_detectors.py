@@ -18,13 +18,15 @@ from carafe_deploy.engine.device import choose_backend
 from carafe_deploy.engine.onnx_model import read_model
 from carafe_deploy.engine.sidecar import Sidecar, sidecar_path
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import run_parity, walk_stages
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 
+CHECKPOINTS = {
+    "faster": "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+    "mask": "shapes_mask_rcnn_carafe-fbec7e06.pth",
+}
 STATIC = ((2, 2), (128, 128), (192, 192))
 DYNAMIC = ((1, 4), (64, 192), (64, 192))
 
@@ -32,31 +34,20 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def export(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Export a detector once: (model, precision, dynamic) -> ONNX file."""
-    folder = tmp_path_factory.mktemp("onnx")
+def exported(export: Make) -> Make:
+    """(model, precision, dynamic) -> ONNX file."""
 
     def make(model: str = "mask", precision: str = "fp32", dynamic: bool = False) -> Path:
-        path = folder / f"{model}_{precision}_{'dynamic' if dynamic else 'static'}.onnx"
-        if not path.exists():
-            detector, loaded = load_detector(checkpoints[model])
-            bounds = DYNAMIC if dynamic else STATIC
-            export_onnx(
-                detector,
-                path,
-                ExportOptions(*bounds, precision=precision),
-                name=loaded.name,
-                source=loaded.source,
-                exporter="dynamo" if dynamic else "torchscript",
-            )
-        return path
+        options = ExportOptions(*(DYNAMIC if dynamic else STATIC), precision=precision)
+        exporter = "dynamo" if dynamic else "torchscript"
+        return export(model, ".onnx", options, exporter=exporter)
 
     return make
 
 
 @pytest.fixture(scope="module")
 def engine(
-    export: Make, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory
+    exported: Make, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, Sidecar]]:
     """Build once: (model, precision, dynamic, stages) -> engine and sidecar."""
     folder = tmp_path_factory.mktemp("engine")
@@ -65,7 +56,7 @@ def engine(
     def make(
         model: str = "mask", precision: str = "fp32", dynamic: bool = False, stages: bool = False
     ) -> tuple[Path, Sidecar]:
-        source = export(model, precision, dynamic)
+        source = exported(model, precision, dynamic)
         path = folder / f"{source.stem}{'_stages' if stages else ''}.engine"
         if path.name not in built:
             options = BuildOptions("tensorrt_rtx", stages=stages)
@@ -97,10 +88,10 @@ def _check(path: Path, sidecar: Sidecar, source: Path) -> None:
     ],
 )
 def test_every_custom_node_becomes_a_plugin(
-    export: Make, engine: Callable, model: str, precision: str
+    exported: Make, engine: Callable, model: str, precision: str
 ) -> None:
     path, sidecar = engine(model, precision)
-    _check(path, sidecar, export(model, precision))
+    _check(path, sidecar, exported(model, precision))
     assert sidecar.model.input.batch == (2, 2)
     assert sidecar.model.precision == precision
     assert sidecar.model.classes == ("circle", "square", "triangle")
@@ -111,7 +102,7 @@ def test_every_custom_node_becomes_a_plugin(
     [("mask", "fp32"), pytest.param("faster", "fp16", marks=pytest.mark.slow)],
 )
 def test_every_stage_becomes_an_output(
-    export: Make,
+    exported: Make,
     plugin_library: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,8 +118,8 @@ def test_every_stage_becomes_an_output(
 
     monkeypatch.setattr(_Build, "_mark_stages", spy)
     options = BuildOptions("tensorrt_rtx", stages=True)
-    sidecar = build_engine(export(model, precision), tmp_path / "x.engine", options)
-    with open_runner(export(model, precision)) as runner:
+    sidecar = build_engine(exported(model, precision), tmp_path / "x.engine", options)
+    with open_runner(exported(model, precision)) as runner:
         assert outputs == [*runner.info.output_names, *runner.info.stages]
         assert sidecar.model.stages == runner.info.stages
     assert sidecar.stages
@@ -136,19 +127,19 @@ def test_every_stage_becomes_an_output(
 
 
 @pytest.mark.slow
-def test_a_dynamic_engine(export: Make, engine: Callable) -> None:
+def test_a_dynamic_engine(exported: Make, engine: Callable) -> None:
     path, sidecar = engine(dynamic=True)
-    _check(path, sidecar, export(dynamic=True))
+    _check(path, sidecar, exported(dynamic=True))
     (profile,) = sidecar.profiles
     assert (profile.min, profile.opt, profile.max) == ((1, 64, 64), (1, 128, 192), (4, 192, 192))
-    with open_runner(export(dynamic=True)) as runner:  # the same file, without plugins
+    with open_runner(exported(dynamic=True)) as runner:  # the same file, without plugins
         assert runner.info == sidecar.model
 
 
 def test_a_model_exported_without_plugin_attributes_is_refused(
-    export: Make, tmp_path: Path, plugin_library: Path
+    exported: Make, tmp_path: Path, plugin_library: Path
 ) -> None:
-    model = onnx.load(export())
+    model = onnx.load(exported())
     for node in model.graph.node:
         kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
         del node.attribute[:]
@@ -204,12 +195,12 @@ def _open(path: Path, **settings: object) -> TensorRTRunner:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("model", ["faster", "mask"])
+@pytest.mark.parametrize("model", list(CHECKPOINTS))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_detections_are_those_of_pytorch(
     engine: Callable,
-    checkpoints: dict[str, Path],
+    shapes_dir: Path,
     images: list[np.ndarray],
     model: str,
     precision: str,
@@ -221,7 +212,7 @@ def test_detections_are_those_of_pytorch(
         info.input.batch, info.input.height, info.input.width, precision=precision
     )
     with (
-        open_runner(checkpoints[model], device="cuda", options=options) as reference,
+        open_runner(shapes_dir / CHECKPOINTS[model], device="cuda", options=options) as reference,
         _open(path, mode=mode) as candidate,
     ):
         for _ in range(3 if mode == "cuda-graph" else 1):  # plain, captured, replayed
@@ -232,13 +223,13 @@ def test_detections_are_those_of_pytorch(
 
 @pytest.mark.gpu
 def test_stages_are_those_of_pytorch(
-    engine: Callable, checkpoints: dict[str, Path], images: list[np.ndarray]
+    engine: Callable, shapes_dir: Path, images: list[np.ndarray]
 ) -> None:
     path, sidecar = engine(stages=True)
     bounds = sidecar.model.input
     options = ExportOptions(bounds.batch, bounds.height, bounds.width)
     with (
-        open_runner(checkpoints["mask"], device="cuda", options=options) as reference,
+        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda", options=options) as reference,
         _open(path) as candidate,
     ):
         report = run_parity(
@@ -249,17 +240,13 @@ def test_stages_are_those_of_pytorch(
 
 @pytest.mark.gpu
 def test_a_walk_finds_an_error_planted_before_an_engine(
-    export: Make,
-    engine: Callable,
-    checkpoints: dict[str, Path],
-    images: list[np.ndarray],
-    tmp_path: Path,
+    exported: Make, engine: Callable, shapes_dir: Path, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     path, sidecar = engine(stages=True)
-    with open_runner(export()) as reference, _open(path) as candidate:
+    with open_runner(exported()) as reference, _open(path) as candidate:
         walk = walk_stages(reference, candidate, images, batch_size=2)
         assert walk.passed, walk.verdict()
-    content = torch.load(checkpoints["mask"], weights_only=True)
+    content = torch.load(shapes_dir / CHECKPOINTS["mask"], weights_only=True)
     content["state_dict"]["neck.upsample_modules.1.content_encoder.weight"][0] *= 2
     torch.save(content, tmp_path / "planted.pth")
     bounds = sidecar.model.input
@@ -276,11 +263,11 @@ def test_a_walk_finds_an_error_planted_before_an_engine(
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_dynamic_shapes_in_turn(engine: Callable, checkpoints: dict[str, Path], mode: str) -> None:
+def test_dynamic_shapes_in_turn(engine: Callable, shapes_dir: Path, mode: str) -> None:
     path, _ = engine(dynamic=True)
     generator = np.random.default_rng(0)
     with (
-        open_runner(checkpoints["mask"], device="cuda") as reference,
+        open_runner(shapes_dir / CHECKPOINTS["mask"], device="cuda") as reference,
         _open(path, mode=mode, shapes=2) as candidate,
     ):
         for batch, height, width in [(1, 64, 64), (4, 192, 128), (2, 128, 192), (1, 64, 64)] * 3:
