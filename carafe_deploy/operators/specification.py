@@ -173,8 +173,8 @@ class Operator(OneLine):
         return importlib.import_module(self.module).IMPLEMENTATIONS[self.name]
 
 
-@dataclass(frozen=True)
-class Implementation:
+@dataclass(frozen=True, repr=False)
+class Implementation(OneLine):
     """What computes an operator. Functions take inputs, then attributes, all by position.
 
     Attributes:
@@ -203,8 +203,8 @@ def _nothing(device: str, dtype: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Peer:
+@dataclass(frozen=True, repr=False)
+class Peer(OneLine):
     """Another implementation to measure an operator against.
 
     Attributes:
