@@ -200,7 +200,7 @@ class TestLoadImage:
     )
     def test_no_image(self, tmp_path, content, message):
         with pytest.raises(ImageError, match=message):
-            loaded(tmp_path, content)
+            loaded(tmp_path, content, ".png")
 
     def test_missing(self, tmp_path):
         with pytest.raises(ImageError, match=r"image .*no\.png does not exist: check the path"):

@@ -60,7 +60,7 @@ def make_log(trt: Any) -> Log:
         @contextmanager
         def listening(self, listener: Listener | None = None) -> Iterator[Heard]:
             heard = Heard()
-            added = [heard] if listener is None else [heard, listener]
+            added: list[Listener] = [heard] if listener is None else [heard, listener]
             self._listeners += added
             try:
                 yield heard
