@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from carafe_deploy.demo import BACKENDS, PARITY_IMAGES, DemoResult, EngineResult, Numbers
+from carafe_deploy.backends import title_of
+from carafe_deploy.demo import PARITY_IMAGES, DemoResult, EngineResult, Numbers
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.parity import LEVELS
 from carafe_deploy.parity.matching import limits_of
@@ -38,7 +39,7 @@ def demo_report(result: DemoResult, folder: Path) -> str:
     """Markdown with AP, parity, pictures and versions; links are relative to ``folder``."""
     verdict = "Everything agrees." if result.passed else "**Something deviates: see ✗ below.**"
     limits = limits_of("fp32")
-    drawn = dict.fromkeys(BACKENDS[d.drawn] for d in result.detectors if d.drawn)
+    drawn = dict.fromkeys(title_of(d.drawn) for d in result.detectors if d.drawn)
     lines = [
         "# carafe-deploy demo",
         "",
@@ -110,7 +111,7 @@ def _ap_table(result: DemoResult) -> list[str]:
         rows.append([f"**{detector.title}**, mmdetection", *_numbers(recorded), "", "", ""])
         rows += [
             [
-                f"{detector.title}, {BACKENDS[backend.backend]}",
+                f"{detector.title}, {title_of(backend.backend)}",
                 *_numbers(backend.numbers),
                 f"{backend.matched} of {backend.recorded}",
                 f"{backend.seconds * 1e3:.0f} ms",
@@ -138,7 +139,7 @@ def _parity_table(result: DemoResult) -> list[str]:
             if backend.parity is None:
                 continue
             report = backend.parity
-            name = f"{detector.title}, {BACKENDS[backend.backend]}"
+            name = f"{detector.title}, {title_of(backend.backend)}"
             levels = [level_summary(report, level) for level in LEVELS if level != "ap"]
             rows.append([name, *levels, _change(backend.numbers, plain), mark_of(report.passed)])
     return markdown_table(["", "operators", "stages", "detections", "AP", ""], rows)
@@ -177,7 +178,7 @@ def engine_summary(engine: EngineResult) -> str:
     if engine.file is None:
         return f"not built: {engine.reason}"
     built = (
-        f"{BACKENDS[engine.backend]}, built in {engine.seconds:.1f} s, {engine.plugin_layers} "
+        f"{title_of(engine.backend)}, built in {engine.seconds:.1f} s, {engine.plugin_layers} "
         f"plugin layers for {engine.custom_nodes} custom nodes"
     )
     return f"{built}; not run: {engine.reason}" if engine.reason else built

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 
+from carafe_deploy.backends import mistaken
 from carafe_deploy.bench.record import BenchResult, OperatorsResult
 from carafe_deploy.bench.result_file import from_dict, read_json
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.parity import ParityReport
-from carafe_deploy.suffixes import mistaken
 
 __all__ = ["Reportable", "read"]
 

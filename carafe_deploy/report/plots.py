@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from carafe_deploy.backends import BACKENDS
 from carafe_deploy.bench.record import PARTS, BenchResult, OperatorsResult, Subject
 from carafe_deploy.bench.statistics import summary
 from carafe_deploy.report import style
@@ -301,4 +302,5 @@ def _handle(name: str, colour: str, marker: str) -> Line2D:
 
 
 def _colour(subject: Subject) -> str:
-    return style.BACKENDS.get(subject.backend, style.GRID)
+    backend = BACKENDS.get(subject.backend)
+    return style.GRID if backend is None else backend.colour
