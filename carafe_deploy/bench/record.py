@@ -170,13 +170,9 @@ class Layer:
 
 @dataclass(frozen=True, repr=False)
 class Layers(OneLine):
-    """Profile of one subject.
+    """Profile of one subject: all rows, most expensive first, or the reason why there are none.
 
-    Attributes:
-        source: what measured it, e.g. ``"ONNX Runtime's profiler"``.
-        runs: that the times are the mean of.
-        rows: all of them, most expensive first.
-        reason: why there is none.
+    Times are the mean of ``runs``, by ``source``, e.g. ``"ONNX Runtime's profiler"``.
     """
 
     source: str
@@ -206,9 +202,8 @@ class Subject(OneLine):
         precision: that it computed in: ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``. Results of
             earlier versions say fp32 where PyTorch and ONNX Runtime used TF32 on a GPU.
         variant: further settings, e.g. ``"compile"``; empty for the usual ones.
-        file: name of the artefact's file.
-        file_mb: its size in 10^6 bytes.
-        build_s: seconds that building it took, where it says so; None otherwise.
+        file: name of the artefact's file, of ``file_mb`` 10^6 bytes.
+        build_s: seconds that building it took; None where it does not say.
         status: ``"measured"``, ``"skipped"`` where this machine lacks what it needs, or
             ``"failed"``, which keeps what was measured completely before.
         reason: for the latter two.
@@ -244,11 +239,8 @@ class Subject(OneLine):
 class SampleDetections(OneLine):
     """What one subject found in one image, best first.
 
-    Attributes:
-        boxes: x1, y1, x2, y2 in pixels of the image.
-        scores: one a box.
-        labels: index into the class names.
-        masks: COCO run-length counts as text, of the image's size; empty without masks.
+    Boxes are x1, y1, x2, y2 in pixels of the image, labels index the class names, and masks are
+    COCO run-length counts of the image's size as text; none without masks.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]
@@ -259,15 +251,7 @@ class SampleDetections(OneLine):
 
 @dataclass(frozen=True, repr=False)
 class Sample(OneLine):
-    """One image, to show side by side what was found in it.
-
-    Attributes:
-        name: of the image's file.
-        height: in pixels.
-        width: in pixels.
-        jpeg: the image, base64.
-        found: by name of the subject.
-    """
+    """One image as base64, and by subject what was found in it; height and width in pixels."""
 
     name: str
     height: int

@@ -88,8 +88,8 @@ def ratio(
     1979).
 
     Args:
-        candidate: round number and duration of every sample.
-        reference: the same, in any common unit.
+        candidate: round number and duration of every sample, in any unit.
+        reference: the same.
         seed: of the resampling.
 
     Raises:

@@ -35,8 +35,7 @@ class ArrayError(OneLine):
     Attributes:
         max_abs: largest |candidate - reference|; infinite where exactly one is not a number.
         max_rel: ``max_abs`` over the largest finite magnitude of the reference.
-        within: elements, or rows, within the tolerance asked for.
-        total: all of them.
+        within: elements, or rows, within the tolerance asked for, of ``total``.
         sum_abs: of the differences.
         sum_reference: of the reference's finite magnitudes.
         histogram: elements by difference over the reference's largest magnitude, see
