@@ -21,8 +21,7 @@ class BenchOptions(OneLine):
         variants: ways to run the artefacts.
         config: of a checkpoint that has none inside.
         rounds: in each, every subject has its turn.
-        block: timed images a turn; None for as many as 0.25 s hold, in whole passes over the
-            images.
+        block: timed images a turn; None for as many whole passes over the images as 0.25 s hold.
         warmup: untimed runs of every subject on every image before.
         batch_sizes: of throughput.
         threads: of one operator on the CPU; None lets the runtimes choose.

@@ -114,10 +114,10 @@ def stage_errors(
     Args:
         reference: accepts the same sizes as ``candidate``, see
             :func:`carafe_deploy.parity.compatible.bounded_alike`.
-        candidate: likewise.
+        candidate: what is checked.
         images: [H, W, 3] uint8 BGR each.
         progress: called with images done and their total.
-        batches: see there.
+        batches: see :class:`Batches`.
 
     Raises:
         ArtefactError: a tensor differs in shape, or a stage has an unknown name.

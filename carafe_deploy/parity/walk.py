@@ -115,8 +115,7 @@ class StageWalk(OneLine):
         reference: backend, precision and model, for people.
         candidate: likewise.
         precision: the coarser one of the two, which chose the tolerances.
-        images: how many went through.
-        image_names: of these, where they have any.
+        images: how many went through; their names, where they have any, in ``image_names``.
         left_out: tensors that only one artefact names, being exported by another version.
         edges: between the bins of every histogram.
     """
@@ -278,8 +277,8 @@ def walk_stages(
     fewer sizes than the other, both are run at sizes that both accept.
 
     Args:
-        reference: what is right; stays open.
-        candidate: what is checked; stays open.
+        reference: what is right; both stay open.
+        candidate: what is checked.
         images: [H, W, 3] uint8 BGR each, also by name.
         progress: called with images done and their total.
         batches: see :class:`carafe_deploy.parity.stage_level.Batches`.
