@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -98,8 +98,9 @@ def stage_errors(
     candidate: Runner,
     images: Sequence[Image],
     *,
+    batch_size: int = 1,
+    mixed_sizes: bool = False,
     progress: Progress | None = None,
-    **batches: Unpack[Batches],
 ) -> tuple[StageError, ...]:
     """Compare all tensors that both artefacts name, in the order of computation.
 
@@ -116,8 +117,9 @@ def stage_errors(
             :func:`carafe_deploy.parity.compatible.bounded_alike`.
         candidate: what is checked.
         images: [H, W, 3] uint8 BGR each.
+        batch_size: images a run.
+        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total.
-        batches: see :class:`Batches`.
 
     Raises:
         ArtefactError: a tensor differs in shape, or a stage has an unknown name.
@@ -125,11 +127,10 @@ def stage_errors(
     """
     stages = common_stages(reference.info, candidate.info)
     smallest = reference.info.input.batch[0]
-    size = max(batches.get("batch_size", 1), smallest)
+    size = max(batch_size, smallest)
     precision = coarsest(reference.info.precision, candidate.info.precision)
     comparison = _Comparison(reference.info, stages, precision)
     preprocessors = Preprocessor(reference.info), Preprocessor(candidate.info)
-    mixed_sizes = batches.get("mixed_sizes", False)
     done = 0
     for chunk in _batches(images, preprocessors[0], size, mixed_sizes):
         done += len(chunk)
