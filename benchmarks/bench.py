@@ -24,7 +24,8 @@ import cv2
 import torch
 from _common import RESULTS, argument_parser, write_result
 
-from carafe_deploy.bench.record import BenchResult, read_result
+from carafe_deploy.bench.record import BenchResult
+from carafe_deploy.bench.result_file import read_result
 from carafe_deploy.data import data_path
 from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions

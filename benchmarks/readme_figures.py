@@ -150,7 +150,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_result(path: Path) -> Any:
-    from carafe_deploy.bench.record import read_result
+    from carafe_deploy.bench.result_file import read_result
 
     return read_result(path)
 

@@ -25,11 +25,9 @@ LOGGER = __name__
 
 @dataclass(frozen=True)
 class Failure:
-    """One error.
+    """One error: its reason on one line, and its traceback.
 
     Attributes:
-        reason: on one line.
-        traceback: all of it.
         lacking: this machine lacks a package or a device; nothing is broken.
         foreseen: it is of :mod:`carafe_deploy.errors`, so that the reason names the remedy.
     """
@@ -42,11 +40,7 @@ class Failure:
 
 @dataclass(repr=False)
 class Outcome(OneLine):
-    """What :func:`caught` tells once its block has ended.
-
-    Attributes:
-        failure: None if nothing was raised.
-    """
+    """What :func:`caught` tells once its block has ended; None if nothing was raised."""
 
     failure: Failure | None = None
 

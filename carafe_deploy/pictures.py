@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from carafe_deploy.masks import decode_mask
 from carafe_deploy.types import Detections
 from carafe_deploy.visualize import draw_detections
 
-__all__ = ["contact_sheet", "draw_enlarged", "enlarge_detections", "enlarge_image"]
+__all__ = ["contact_sheet", "draw_enlarged", "enlarge_image", "jpeg_text", "resize_detections"]
 
 
 def enlarge_image(image: Image, factor: int) -> Image:
@@ -23,9 +24,9 @@ def enlarge_image(image: Image, factor: int) -> Image:
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
 
 
-def enlarge_detections(detections: Detections, factor: int) -> Detections:
-    """The same detections in an image `factor` times as large; masks get smooth outlines."""
-    height, width = (edge * factor for edge in detections.image_size)
+def resize_detections(detections: Detections, width: int, height: int) -> Detections:
+    """The same detections in an image of another size; masks get smooth outlines."""
+    across, down = width / detections.image_size[1], height / detections.image_size[0]
     masks = None
     if detections.masks is not None:
         planes = (decode_mask(mask).astype(np.float32) for mask in detections.masks)
@@ -37,7 +38,7 @@ def enlarge_detections(detections: Detections, factor: int) -> Detections:
         )
     return dataclasses.replace(
         detections,
-        boxes=detections.boxes * np.float32(factor),
+        boxes=detections.boxes * np.array((across, down, across, down), np.float32),
         image_size=(height, width),
         masks=masks,
     )
@@ -51,23 +52,23 @@ def draw_enlarged(
     score_threshold: float,
 ) -> Image:
     """Draw on the enlarged image, so that names and scores of small images can be read."""
+    height, width = (edge * factor for edge in detections.image_size)
     return draw_detections(
         enlarge_image(image, factor),
-        enlarge_detections(detections, factor),
+        resize_detections(detections, width, height),
         classes,
         score_threshold=score_threshold,
     )
 
 
+def jpeg_text(image: Image, quality: int) -> str:
+    """A JPEG file in base64."""
+    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return base64.b64encode(content.tobytes()).decode("ascii")
+
+
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
-    """Pictures in a grid with a title above each row.
-
-    Args:
-        rows: title and pictures, [H, W, 3] uint8 BGR of any sizes; each is centred in its cell.
-
-    Returns:
-        [H, W, 3] uint8, BGR.
-    """
+    """Titles, and below each a row of pictures of any sizes, centred in their cells of a grid."""
     gap, title_height = 16, 48
     cell_height = max(picture.shape[0] for _, pictures in rows for picture in pictures) + gap
     cell_width = max(picture.shape[1] for _, pictures in rows for picture in pictures) + gap

@@ -26,20 +26,14 @@ _SCENE_SIZE = (360, 480)
 
 
 def telling_images(runner: Runner, count: int) -> Mapping[str, Image]:
-    """Images in which a detector finds something.
+    """Images by name in which a detector finds something, at most ``count``.
 
     They are looked for among :func:`sample_images`, whatever the detector's classes are: most
-    detectors take something there for one of theirs.
-
-    Args:
-        runner: of the detector; it runs once an image until there are enough.
-        count: of images wanted.
+    detectors take something there for one of theirs. Where nothing is found in any, they are the
+    first ``count``.
 
     Raises:
         ImageError: ``count`` is below 1.
-
-    Returns:
-        By name, at most ``count``; where nothing is found in any, the first ``count`` there are.
     """
     if count < 1:
         raise ImageError(f"count is {count}: give at least 1")
@@ -56,10 +50,9 @@ def telling_images(runner: Runner, count: int) -> Mapping[str, Image]:
 
 
 def sample_images() -> Iterator[tuple[str, Image]]:
-    """The photograph, then shapes and made scenes by turns; the same at every time of asking.
+    """Name and [H, W, 3] uint8 BGR image: the photograph, then shapes and scenes by turns.
 
-    Yields:
-        Name and image, [H, W, 3] uint8 BGR.
+    They are the same at every time of asking.
     """
     yield FIRST, load_image(data_path("chelsea.png"))
     shapes = map(shapes_image, range(1, _SHAPES + 1))
@@ -75,14 +68,7 @@ def shapes_image(number: int) -> tuple[str, Image]:
 
 
 def scene(seed: int) -> Image:
-    """Things of many sizes, colours and outlines before a shaded ground.
-
-    Args:
-        seed: decides all of it.
-
-    Returns:
-        [360, 480, 3] uint8, BGR.
-    """
+    """Things of many sizes, colours and outlines before a shaded ground, [360, 480, 3] uint8."""
     random = np.random.default_rng(seed)
     height, width = _SCENE_SIZE
     corners = random.integers(60, 200, (2, 2, 3)).astype(np.float32)

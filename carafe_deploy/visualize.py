@@ -45,13 +45,10 @@ def draw_detections(
     ASCII: others appear as "?".
 
     Args:
-        image: [H, W, 3] uint8, BGR, of ``detections.image_size``.
+        image: [H, W, 3] uint8, BGR, of ``detections.image_size``; so is what is returned.
         detections: masks are drawn where there are any.
         classes: names by label.
         score_threshold: leave out detections with a lower score.
-
-    Returns:
-        [H, W, 3] uint8, BGR.
     """
     canvas = np.array(image, np.uint8, order="C")
     style = _Style.of(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import os
 import shutil
@@ -168,6 +169,24 @@ def test_dependencies_point_one_way(importer: str, imported: str) -> None:
         if (found := [n for n in imports_of(path) if is_within(n, f"carafe_deploy.{imported}")])
     }
     assert offending == {}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports in functions and for type checkers count: they are read like any other.
+
+    But an operator's specification finds what computes it when it is asked to.
+    """
+    modules = {module_name(path): path for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        late = is_within(name, "carafe_deploy.operators")
+        found = graph[name] = set()
+        for node in tree.body if late else ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inner & modules.keys() or {node.module} & modules.keys()
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
 
 
 def test_types_import_only_errors_and_their_repr_from_the_package() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from carafe_deploy.masks import decode_mask
-from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_detections, enlarge_image
+from carafe_deploy.pictures import contact_sheet, draw_enlarged, enlarge_image, resize_detections
 from carafe_deploy.types import Detections
 
 
@@ -24,7 +24,7 @@ def detections(mask: np.ndarray | None = None) -> Detections:
 def test_boxes_and_masks_grow_with_the_image() -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[2:6, 4:10] = 1
-    enlarged = enlarge_detections(detections(mask), 3)
+    enlarged = resize_detections(detections(mask), width=60, height=30)
     assert enlarged.image_size == (30, 60)
     assert enlarged.boxes.tolist() == [[12, 6, 30, 18]]
     assert enlarged.boxes.dtype == np.float32
@@ -38,7 +38,7 @@ def test_boxes_and_masks_grow_with_the_image() -> None:
 
 
 def test_without_masks_there_are_none() -> None:
-    assert enlarge_detections(detections(), 2).masks is None
+    assert resize_detections(detections(), 40, 20).masks is None
 
 
 def test_a_picture_is_enlarged_and_drawn_on() -> None:

@@ -11,13 +11,9 @@ import pytest
 from carafe_deploy.demo import BackendResult, DemoResult, DetectorResult, EngineResult
 from carafe_deploy.failures import Failure
 from carafe_deploy.parity import ParityReport, ParityRow
-from carafe_deploy.report import (
-    demo_report,
-    engine_summary,
-    level_summary,
-    markdown_table,
-    write_demo_report,
-)
+from carafe_deploy.report.demo import demo_report, engine_summary, write_demo_report
+from carafe_deploy.report.markdown import markdown_table
+from carafe_deploy.report.parity import level_summary
 
 NUMBERS = {"AP": 0.7433, "AP50": 0.9491, "AP75": 0.8999}
 

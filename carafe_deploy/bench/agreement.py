@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carafe_deploy.bench.record import Agreement, SampleDetections
-from carafe_deploy.parity.compare import match_within_tolerance
-from carafe_deploy.parity.matching import combined
+from carafe_deploy.parity.matching import combined, match_within_tolerance
 from carafe_deploy.tolerances import coarsest, tolerance
 from carafe_deploy.types import Detections, ModelInfo
 
@@ -18,13 +17,7 @@ def agreement(
     reference: Sequence[Detections],
     candidate: Sequence[Detections],
 ) -> Agreement:
-    """Pair the detections of two artefacts, image by image, within the coarser one's tolerances.
-
-    Args:
-        infos: of the two artefacts.
-        reference: what the first found, one entry an image.
-        candidate: what the second found in the same images.
-    """
+    """Pair what two artefacts found, image by image, within the coarser one's tolerances."""
     match = combined(
         match_within_tolerance(infos, ours, theirs)
         for ours, theirs in zip(reference, candidate, strict=True)

@@ -1,29 +1,20 @@
-"""Results of benchmarks as values and as JSON: of whole detectors, and of single operators.
+"""Results of benchmarks as values: of whole detectors, and of single operators.
 
-A file says which of the two it is (``kind``) and in which version of this layout (``schema``).
 Durations keep every sample, outliers included; :mod:`carafe_deploy.bench.statistics` summarises.
+:mod:`carafe_deploy.bench.result_file` writes and reads them.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
 from carafe_deploy.brief import OneLine
-from carafe_deploy.errors import ArtefactError
-from carafe_deploy.files import atomic_write_text
 from carafe_deploy.verdict import state_of
 
 __all__ = [
     "PARTS",
-    "SCHEMA",
     "Agreement",
     "BenchResult",
     "Cold",
@@ -36,12 +27,7 @@ __all__ = [
     "Samples",
     "Subject",
     "Throughput",
-    "read_result",
-    "write_result",
 ]
-
-#: Raised whenever the meaning of a field below changes.
-SCHEMA = 1
 
 #: What an image goes through, in order. Upload and download are copies between host and device.
 PARTS = ("preprocess", "upload", "compute", "download", "postprocess")
@@ -52,11 +38,10 @@ class Samples(OneLine):
     """Timed images one by one, in the order of measuring; all lists are equally long.
 
     Attributes:
-        rounds: number of the round that an image was timed in; every subject has its turn in every
-            round.
+        rounds: that the images were timed in; every subject has its turn in every round.
         total_ms: from a decoded image to its detections, by the host's clock.
-        parts_ms: the same divided, by the names of :data:`PARTS`; compute and copies by device
-            events where there is a device.
+        parts_ms: the same divided, see :data:`PARTS`; compute and copies by device events where
+            there is a device.
         enqueue_ms: host time spent on launching the device's work; empty on a CPU.
     """
 
@@ -89,13 +74,12 @@ class Throughput(OneLine):
     Attributes:
         batch: images a run.
         samples_ms: of each run, copies and compute, without pre- and postprocessing; of images
-            with several padded sizes the mean of one run each, by their share. Empty if ``reason``
-            says why.
-        reason: why this batch size was not measured.
-        pipelined_ms: a batch, from decoded images to detections with encoded masks: each the time
-            of a stream of batches (see :meth:`carafe_deploy.pipeline.Pipeline.stream`) over their
-            number, the first one's preprocessing and the last one's postprocessing included. Empty
-            in results of earlier versions.
+            with several padded sizes the mean of one run each, by their share.
+        reason: why there are none.
+        pipelined_ms: a batch, from decoded images to detections with encoded masks: the time of a
+            stream of batches (see :meth:`carafe_deploy.pipeline.Pipeline.stream`) over their
+            number, from the first one's preprocessing to the last one's postprocessing. Empty in
+            results of earlier versions.
     """
 
     batch: int
@@ -106,15 +90,12 @@ class Throughput(OneLine):
     @property
     def images_per_second(self) -> float | None:
         """Of the runs alone, at the median; None if not measured."""
-        return self._rate(self.samples_ms)
+        return 1e3 * self.batch / summary(self.samples_ms).median if self.samples_ms else None
 
     @property
     def pipelined_images_per_second(self) -> float | None:
         """From decoded images to detections, at the median stream; None if not measured."""
-        return self._rate(self.pipelined_ms)
-
-    def _rate(self, samples_ms: tuple[float, ...]) -> float | None:
-        return 1e3 * self.batch / summary(samples_ms).median if samples_ms else None
+        return 1e3 * self.batch / summary(self.pipelined_ms).median if self.pipelined_ms else None
 
 
 @dataclass(frozen=True)
@@ -189,13 +170,9 @@ class Layer:
 
 @dataclass(frozen=True, repr=False)
 class Layers(OneLine):
-    """Profile of one subject.
+    """Profile of one subject: all rows, most expensive first, or the reason why there are none.
 
-    Attributes:
-        source: what measured it, e.g. ``"ONNX Runtime's profiler"``.
-        runs: that the times are the mean of.
-        rows: all of them, most expensive first.
-        reason: why there is none.
+    Times are the mean of ``runs``, by ``source``, e.g. ``"ONNX Runtime's profiler"``.
     """
 
     source: str
@@ -225,9 +202,8 @@ class Subject(OneLine):
         precision: that it computed in: ``"fp32"``, ``"tf32"``, ``"fp16"`` or ``"bf16"``. Results of
             earlier versions say fp32 where PyTorch and ONNX Runtime used TF32 on a GPU.
         variant: further settings, e.g. ``"compile"``; empty for the usual ones.
-        file: name of the artefact's file.
-        file_mb: its size in 10^6 bytes.
-        build_s: seconds that building it took, where it says so; None otherwise.
+        file: name of the artefact's file, of ``file_mb`` 10^6 bytes.
+        build_s: seconds that building it took; None where it does not say.
         status: ``"measured"``, ``"skipped"`` where this machine lacks what it needs, or
             ``"failed"``, which keeps what was measured completely before.
         reason: for the latter two.
@@ -263,11 +239,8 @@ class Subject(OneLine):
 class SampleDetections(OneLine):
     """What one subject found in one image, best first.
 
-    Attributes:
-        boxes: x1, y1, x2, y2 in pixels of the image.
-        scores: one a box.
-        labels: index into the class names.
-        masks: COCO run-length counts as text, of the image's size; empty without masks.
+    Boxes are x1, y1, x2, y2 in pixels of the image, labels index the class names, and masks are
+    COCO run-length counts of the image's size as text; none without masks.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]
@@ -278,15 +251,7 @@ class SampleDetections(OneLine):
 
 @dataclass(frozen=True, repr=False)
 class Sample(OneLine):
-    """One image, to show side by side what was found in it.
-
-    Attributes:
-        name: of the image's file.
-        height: in pixels.
-        width: in pixels.
-        jpeg: the image, base64.
-        found: by name of the subject.
-    """
+    """One image as base64, and by subject what was found in it; height and width in pixels."""
 
     name: str
     height: int
@@ -403,83 +368,3 @@ class OperatorsResult(OneLine):
     def floor_us(self, row: OperatorRow) -> float:
         """No implementation is faster: the longer of copying its bytes and computing its flops."""
         return max(row.copy_us, 1e6 * row.flops / self.flops_per_second)
-
-
-Result = BenchResult | OperatorsResult
-
-_KINDS: Mapping[str, type[Any]] = {"bench": BenchResult, "operators": OperatorsResult}
-
-
-def write_result(path: str | os.PathLike[str], result: Result) -> None:
-    """Write a result as JSON, atomically.
-
-    Raises:
-        OSError: the path is not writable.
-    """
-    atomic_write_text(path, to_json(result))
-
-
-def read_result(path: str | os.PathLike[str]) -> Result:
-    """Read what :func:`write_result` wrote.
-
-    Raises:
-        ArtefactError: the file is missing, no result, or of another schema version.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is no JSON ({error}): measure again") from error
-    return from_dict(data, str(path))
-
-
-def to_json(result: Result) -> str:
-    """Indented, lists of numbers on one line."""
-    [kind] = [name for name, layout in _KINDS.items() if isinstance(result, layout)]
-    data = {"schema": SCHEMA, "kind": kind, **_converter().unstructure(result)}
-    text = json.dumps(_rounded(data), indent=1, allow_nan=False)
-    numbers = re.compile(r"\[\s+(-?[\d.]+(?:e-?\d+)?(?:,\s+-?[\d.]+(?:e-?\d+)?)*)\s+\]")
-    return numbers.sub(lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text) + "\n"
-
-
-def from_dict(data: Any, name: str) -> Result:
-    """Inverse of :func:`to_json` after parsing; ``name`` is for the error message.
-
-    Raises:
-        ArtefactError: see :func:`read_result`.
-    """
-    kind = str(data.get("kind")) if isinstance(data, dict) else ""
-    if kind not in _KINDS:
-        raise ArtefactError(
-            f"{name} is no benchmark result: write one with `carafe-deploy bench ... -o FILE.json`"
-        )
-    if data.get("schema") != SCHEMA:
-        raise ArtefactError(
-            f"{name} has schema {data.get('schema')}, this version reads {SCHEMA}: measure again"
-        )
-    content = {key: value for key, value in data.items() if key not in ("schema", "kind")}
-    try:
-        result: Result = _converter().structure(content, _KINDS[kind])
-    except Exception as error:  # cattrs groups whatever went wrong
-        from cattrs import transform_error
-
-        reason = "; ".join(transform_error(error)[:3])
-        raise ArtefactError(f"{name} is damaged ({reason}): measure again") from error
-    return result
-
-
-@cache
-def _converter() -> Any:
-    import cattrs
-
-    return cattrs.Converter(forbid_extra_keys=True)
-
-
-def _rounded(value: Any) -> Any:
-    """Six significant digits: more is noise."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

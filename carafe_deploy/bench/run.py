@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
-import itertools
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 
 from carafe_deploy.bench.agreement import agreement, as_record
+from carafe_deploy.bench.options import BenchOptions
 from carafe_deploy.bench.probe import probe
 from carafe_deploy.bench.provenance import describe_run, load_facts
 from carafe_deploy.bench.record import BenchResult, Sample, Subject
-from carafe_deploy.bench.subjects import Opened, Variants, expand, open_all
+from carafe_deploy.bench.subjects import Opened, expand, open_all
 from carafe_deploy.bench.trust import busy_machine, doubts
-from carafe_deploy.bench.turns import Turns
-from carafe_deploy.brief import OneLine
+from carafe_deploy.bench.turns import FEWEST_BATCHES, Turns
 from carafe_deploy.errors import (
     BackendFailedError,
     BackendUnavailableError,
-    CarafeDeployError,
     InputShapeError,
 )
 from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.images import Image
-from carafe_deploy.pipeline import Pipeline, PipelineTimes
-from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.pictures import jpeg_text
+from carafe_deploy.pipeline import Progress
 from carafe_deploy.runners.base import Runner
-from carafe_deploy.types import Detections
 
-__all__ = ["BenchOptions", "run_bench"]
+__all__ = ["run_bench"]
 
 Step = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 #: Seconds that a turn lasts at least, unless one image takes longer.
 TURN = 0.25
@@ -52,72 +46,8 @@ SETTLED = 0.1
 PAUSE = 0.02
 #: Turns with a batch size: a quarter of the rounds, but so many at least.
 LEAST_TURNS = 3
-#: Batches of a stream whose throughput is measured: as many as fill so many seconds, within limits.
-STREAM = 1.0
-FEWEST_BATCHES, MOST_BATCHES = 4, 64
 #: Longer edge in pixels and quality of the images that are kept to show.
 SHOWN_EDGE, SHOWN_QUALITY = 1000, 85
-
-
-@dataclass(frozen=True, repr=False)
-class BenchOptions(OneLine):
-    """What is measured, and how long.
-
-    Attributes:
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        variants: ways to run the artefacts.
-        config: of a checkpoint that has none inside.
-        rounds: in each, every subject has its turn.
-        block: timed images a turn; None for as many as 0.25 s hold, in whole passes over the
-            images.
-        warmup: untimed runs of every subject on every image before.
-        batch_sizes: of throughput.
-        threads: of one operator on the CPU; None lets the runtimes choose.
-        cold: measure loading, first run and memory in processes of their own.
-        layers: runs that are profiled layer by layer; 0 for none.
-        samples: images whose detections are kept to show.
-        annotations: COCO file to compare average precision on.
-        image_dir: that its file names are relative to; None for its own folder.
-        limit: use its first images only.
-        seed: of the order of turns.
-    """
-
-    device: str = "cpu"
-    variants: Variants = field(default_factory=Variants)
-    config: Path | None = None
-    rounds: int = 20
-    block: int | None = None
-    warmup: int = 2
-    batch_sizes: tuple[int, ...] = (1, 2, 4)
-    threads: int | None = None
-    cold: bool = True
-    layers: int = 0
-    samples: int = 2
-    annotations: Path | None = None
-    image_dir: Path | None = None
-    limit: int | None = None
-    seed: int = 0
-
-    def checked(self) -> BenchOptions:
-        """Self.
-
-        Raises:
-            CarafeDeployError: a number is out of range.
-        """
-        for name, least in (("rounds", 1), ("warmup", 1), ("layers", 0), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise CarafeDeployError(f"{name} is {getattr(self, name)}: give at least {least}")
-        for name, values in (
-            ("block", (self.block,)),
-            ("threads", (self.threads,)),
-            ("limit", (self.limit,)),
-            ("batch sizes", self.batch_sizes),
-        ):
-            for value in values:
-                if value is not None and value < 1:
-                    raise CarafeDeployError(f"{name} is {value}: give at least 1")
-        self.variants.checked()
-        return self
 
 
 def run_bench(
@@ -263,7 +193,7 @@ class _Bench:
 
         def warm_up(turn: Turns) -> None:
             for _ in range(self._options.warmup):
-                times = [self._timed(turn, image).total for image in self._pictures]
+                times = [turn.timed(image).total for image in self._pictures]
             means.append(statistics.mean(times) / 1e3)
 
         self._each(warm_up)
@@ -274,10 +204,6 @@ class _Bench:
             passes = max(1, round(TURN / (statistics.mean(means) * count)))
             self._block = passes * count
         self._settles = bool(means) and statistics.mean(means) < SETTLED
-
-    @staticmethod
-    def _timed(turn: Turns, image: Image) -> PipelineTimes:
-        return turn.pipeline.detect_timed([image])[1]
 
     def _latency(self) -> None:
         total = self._options.rounds
@@ -298,54 +224,20 @@ class _Bench:
     def _turn(self, turn: Turns, number: int, images: Sequence[Image]) -> None:
         time.sleep(PAUSE)
         if self._settles:
-            self._timed(turn, images[0])
-        for image in images:
-            turn.times.append(self._timed(turn, image))
-            turn.rounds.append(number)
+            turn.timed(images[0])
+        turn.add(number, images)
 
     def _throughput(self) -> None:
         rounds = max(LEAST_TURNS, self._options.rounds // 4)
         jobs = [(batch, number) for batch in self._options.batch_sizes for number in range(rounds)]
         for done, (batch, number) in enumerate(jobs):
             self._progress(done, len(jobs))
+            settle = number == 0 or self._settles
             for turn in self._shuffled():
-                self._guarded(turn, lambda turn: self._run_batch(turn, batch, number == 0))  # noqa: B023
-
-    def _run_batch(self, turn: Turns, batch: int, is_first: bool) -> None:
-        low, high = turn.runner.info.input.batch
-        if not low <= batch <= high:
-            turn.refused[batch] = f"the artefacts accept batches of {low} to {high}"
-            return
-        seconds = 0.0
-        for pictures in self._by_size(turn):
-            inputs = turn.pipeline.inputs(list(itertools.islice(itertools.cycle(pictures), batch)))
-            if is_first or self._settles:
-                turn.runner.run(inputs)
-            begun = time.perf_counter()
-            turn.runner.run(inputs)
-            share = len(pictures) / len(self._pictures)
-            seconds += (time.perf_counter() - begun) * share
-        turn.batches.setdefault(batch, []).append(seconds * 1e3)
-        count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
-        self._run_stream(turn, batch, count)
-
-    def _by_size(self, turn: Turns) -> list[list[Image]]:
-        """The images by the size that they are padded to."""
-        preprocess = Preprocessor(turn.runner.info)
-        groups: dict[tuple[int, int], list[Image]] = {}
-        for image in self._pictures:
-            groups.setdefault(preprocess.padded_size(image), []).append(image)
-        return list(groups.values())
-
-    def _run_stream(self, turn: Turns, batch: int, count: int) -> None:
-        """Time `count` batches from decoded images to detections, the stages overlapping."""
-        images = itertools.islice(itertools.cycle(self._pictures), batch * count)
-        pipeline = Pipeline(turn.runner, batch)
-        begun = time.perf_counter()
-        found = sum(1 for _ in pipeline.stream(images, _given, _detections))
-        seconds = time.perf_counter() - begun
-        assert found == batch * count
-        turn.streams.setdefault(batch, []).append(seconds * 1e3 / count)
+                self._guarded(
+                    turn,
+                    lambda turn: turn.add_batch(self._pictures, batch, settle=settle),  # noqa: B023
+                )
 
     # --- everything else -------------------------------------------------------------------------
 
@@ -449,18 +341,9 @@ class _Bench:
         )
 
 
-def _given(image: Image) -> Image:
-    return image
-
-
-def _detections(source: Image, image: Image, found: Detections) -> Detections:
-    return found
-
-
 def _jpeg(image: Image) -> str:
     """Base64 of the image, made no larger than is shown."""
     scale = min(1.0, SHOWN_EDGE / max(image.shape[:2]))
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    _, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, SHOWN_QUALITY])
-    return base64.b64encode(content.tobytes()).decode("ascii")
+    return jpeg_text(image, SHOWN_QUALITY)

@@ -19,18 +19,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, repr=False)
 class Summary(OneLine):
-    """A distribution; everything but ``count`` and ``variation`` in the unit of the samples.
+    """A distribution of ``count`` samples, none left out, in their unit.
 
-    Attributes:
-        count: samples, none left out.
-        minimum: smallest.
-        mean: arithmetic.
-        median: 50th percentile.
-        p90: 90th percentile, as the others interpolated linearly.
-        p95: 95th percentile.
-        p99: 99th percentile.
-        maximum: largest.
-        variation: coefficient of variation, standard deviation over mean; 0 for one sample.
+    Percentiles are interpolated linearly. ``variation`` is the standard deviation over the mean; 0
+    for one sample.
     """
 
     count: int
@@ -71,13 +63,7 @@ def summary(samples: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one thing takes than another.
-
-    Attributes:
-        value: median over the rounds.
-        low: lower end of its 95 % bootstrap interval.
-        high: upper end.
-    """
+    """How many times longer one thing takes: median over rounds, its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -102,8 +88,8 @@ def ratio(
     1979).
 
     Args:
-        candidate: round number and duration of every sample.
-        reference: the same, in any common unit.
+        candidate: round number and duration of every sample, in any unit.
+        reference: the same.
         seed: of the resampling.
 
     Raises:

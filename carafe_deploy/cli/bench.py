@@ -34,8 +34,8 @@ from carafe_deploy.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from carafe_deploy.bench.options import BenchOptions
     from carafe_deploy.bench.record import BenchResult, Subject
-    from carafe_deploy.bench.run import BenchOptions
     from carafe_deploy.images import Image
     from carafe_deploy.runners.base import Runner
 
@@ -189,8 +189,9 @@ def bench(
     console = results_console(json_output)
     with Steps() as steps:
         steps("load packages")
-        from carafe_deploy.bench.record import to_json
-        from carafe_deploy.bench.run import BenchOptions, run_bench
+        from carafe_deploy.bench.options import BenchOptions
+        from carafe_deploy.bench.result_file import to_json
+        from carafe_deploy.bench.run import run_bench
         from carafe_deploy.bench.subjects import Variants
         from carafe_deploy.files import atomic_write_text
 
@@ -228,7 +229,7 @@ def bench(
             atomic_write_text(output, text)
         if html is not None:
             steps("report")
-            from carafe_deploy.report import write_report
+            from carafe_deploy.report.html import write_report
 
             write_report([result], html)
     if json_output:

@@ -78,7 +78,7 @@ def bench_operators(
             is_failure,
             measure_operators,
         )
-        from carafe_deploy.bench.record import to_json
+        from carafe_deploy.bench.result_file import to_json
         from carafe_deploy.files import atomic_write_text
 
         default = OperatorOptions()
@@ -100,7 +100,7 @@ def bench_operators(
             atomic_write_text(output, text)
         if html is not None:
             steps("report")
-            from carafe_deploy.report import write_report
+            from carafe_deploy.report.html import write_report
 
             write_report([result], html)
     failures = [row for row in result.rows if is_failure(row)]

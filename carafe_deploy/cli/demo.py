@@ -43,10 +43,11 @@ def demo(
     """
     with Steps() as steps:
         steps("load packages")
-        from carafe_deploy.bench.record import write_result
+        from carafe_deploy.bench.result_file import write_result
         from carafe_deploy.demo import run_demo
         from carafe_deploy.files import atomic_write_text
-        from carafe_deploy.report import write_demo_report, write_report
+        from carafe_deploy.report.demo import write_demo_report
+        from carafe_deploy.report.html import write_report
 
         result = run_demo(
             output, step=steps, progress=lambda done, total: steps.update(f"{done}/{total}")
@@ -70,7 +71,7 @@ def demo(
 
 
 def _show(console: Console, result: DemoResult, output: Path) -> None:
-    from carafe_deploy.report import NEXT, engine_summary
+    from carafe_deploy.report.demo import NEXT, engine_summary
 
     console.print()
     console.print(_ap(result))
@@ -131,7 +132,7 @@ def _ap(result: DemoResult) -> Table:
 
 
 def _parity(result: DemoResult) -> Table:
-    from carafe_deploy.report import level_summary
+    from carafe_deploy.report.parity import level_summary
 
     levels = ("operators", "stages", "detections")
     table = _table("parity with PyTorch", "", *levels, "")

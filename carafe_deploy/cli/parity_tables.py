@@ -22,8 +22,8 @@ _SCALE = " 1e-9    1e-5      1"
 
 
 def show_report(console: Console, report: ParityReport) -> None:
-    """All rows of a comparison, see :func:`carafe_deploy.parity.table.report_lines`."""
-    from carafe_deploy.parity.table import report_lines
+    """All rows of a comparison, see :func:`carafe_deploy.parity.report.report_lines`."""
+    from carafe_deploy.parity.report import report_lines
 
     console.print()
     _show(console, report_lines(report))
@@ -56,7 +56,7 @@ def show_walk(console: Console, walk: StageWalk) -> None:
                 number(step.max_rel_error),
                 growth,
                 ((outside, ""),),
-                ((limit(step), ""),),
+                ((limit(step.measure, step.tolerance), ""),),
                 mark(step.passed),
                 _histogram(step, walk.edges),
             ]
@@ -70,7 +70,7 @@ def show_walk(console: Console, walk: StageWalk) -> None:
     if walk.left_out:
         names = ", ".join(walk.left_out)
         line(console, f"named by one artefact only, so not compared: {names}", style="yellow")
-    line(console, subject(walk))
+    line(console, subject(walk.candidate, walk.reference, walk.images, walk.image_names))
     line(console, walk.growth_verdict())
     style = {"passed": "green", "failed": "red"}.get(walk.state, "yellow")
     line(console, walk.verdict(), style=style)

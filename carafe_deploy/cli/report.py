@@ -48,8 +48,9 @@ def report(
     with Steps() as steps:
         steps("read")
         from carafe_deploy.files import atomic_write_text
-        from carafe_deploy.report import read, to_markdown, write_report
-        from carafe_deploy.report.sections import sections
+        from carafe_deploy.report.html import write_report
+        from carafe_deploy.report.inputs import read
+        from carafe_deploy.report.sections import sections, to_markdown
 
         results = [read(path) for path in files]
         steps("write")

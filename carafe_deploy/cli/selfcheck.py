@@ -46,7 +46,7 @@ def selfcheck(
     with Steps("[dim]·[/dim]") as steps:  # the table says what passed
         steps("load packages")
         from carafe_deploy.files import atomic_write_text
-        from carafe_deploy.report import selfcheck_report
+        from carafe_deploy.report.selfcheck import selfcheck_report
         from carafe_deploy.selfcheck import run_selfcheck
 
         result = run_selfcheck(

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.backends import title_of
+from carafe_deploy.bench.options import BenchOptions
 from carafe_deploy.bench.record import BenchResult
-from carafe_deploy.bench.run import BenchOptions, run_bench
+from carafe_deploy.bench.run import run_bench
 from carafe_deploy.coco import from_results, load_annotations
 from carafe_deploy.data import data_path, validation_images
 from carafe_deploy.demo.results import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,7 @@ class ArrayError(OneLine):
     Attributes:
         max_abs: largest |candidate - reference|; infinite where exactly one is not a number.
         max_rel: ``max_abs`` over the largest finite magnitude of the reference.
-        within: elements, or rows, within the tolerance asked for.
-        total: all of them.
+        within: elements, or rows, within the tolerance asked for, of ``total``.
         sum_abs: of the differences.
         sum_reference: of the reference's finite magnitudes.
         histogram: elements by difference over the reference's largest magnitude, see
@@ -67,16 +66,15 @@ class ArrayError(OneLine):
 def array_error(
     name: str, reference: Array, candidate: Array, relative: float, *, rows: bool = False
 ) -> ArrayError:
-    """Compare element by element.
+    """Compare two floating arrays of one shape, element by element.
 
-    Errors are measured against the tensor's largest magnitude, since the rounding error of a sum
-    grows with its terms and not with what they happen to add up to. Equal infinities differ by
-    zero, two NaNs as well.
+    Errors are measured against the tensor's largest magnitude: the rounding error of a sum grows
+    with its terms, not with what they add up to. Equal infinities differ by zero, two NaNs as well.
 
     Args:
         name: of the tensor, for the error message.
-        reference: floating, any shape.
-        candidate: of the same shape.
+        reference: what is right.
+        candidate: what is checked.
         relative: tolerance for counting an element as agreeing.
         rows: count rows, of which every element must agree, and not elements.
 
@@ -98,16 +96,7 @@ def array_error(
         _chunk_error(ours, theirs, scale, relative)
         for ours, theirs in zip(_chunks(reference), _chunks(candidate), strict=True)
     ]
-    error = largest(parts)
-    return ArrayError(
-        max_abs=error.max_abs,
-        max_rel=error.max_rel,
-        within=error.within,
-        total=error.total,
-        sum_abs=error.sum_abs,
-        sum_reference=sum(total for _, total in magnitudes),
-        histogram=error.histogram,
-    )
+    return replace(largest(parts), sum_reference=sum(total for _, total in magnitudes))
 
 
 def _chunks(array: Array) -> Iterator[Array]:
@@ -147,9 +136,7 @@ def _chunk_error(reference: Array, candidate: Array, scale: float, relative: flo
 def histogram(differences: _Floats, scale: float = 1.0) -> tuple[int, ...]:
     """Count differences over a scale in the bins that :data:`HISTOGRAM_EDGES` separate.
 
-    Args:
-        differences: 0 or larger, infinite for what cannot be subtracted.
-        scale: finite; where it is 0, every difference is infinitely large.
+    Differences are infinite for what cannot be subtracted. Over a scale of 0 all are.
     """
     last = len(_NO_COUNTS) - 1
     with np.errstate(divide="ignore", over="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Unpack
 
 from carafe_deploy.errors import (
     AnnotationError,
@@ -18,23 +18,16 @@ from carafe_deploy.evaluate import evaluate_runner
 from carafe_deploy.failures import Failure, failure_of
 from carafe_deploy.images import Image
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
-from carafe_deploy.parity.matching import MatchResult, combined, match_detections
+from carafe_deploy.parity.matching import combined, limits_of, match_within_tolerance
 from carafe_deploy.parity.operator_level import compare_operators
 from carafe_deploy.parity.report import ParityReport, ParityRow, named_images
-from carafe_deploy.parity.stage_level import compare_stages
+from carafe_deploy.parity.stage_level import Batches, stage_errors, stage_rows
 from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.pipeline import Progress as Steps
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import coarsest, tolerance
-from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = [
-    "LEVELS",
-    "Progress",
-    "compare_ap",
-    "compare_detections",
-    "match_within_tolerance",
-    "run_parity",
-]
+__all__ = ["LEVELS", "Progress", "compare_ap", "compare_detections", "run_parity"]
 
 #: From the smallest part to the whole.
 LEVELS = ("operators", "stages", "detections", "ap")
@@ -66,12 +59,10 @@ def run_parity(
     Args:
         reference: what is right; stays open.
         candidate: what is checked; stays open.
-        images: [H, W, 3] uint8 BGR each, for the levels ``stages`` and ``detections``; also by
-            name.
-        levels: some of :data:`LEVELS`; None for every level whose data is given, that is
-            ``operators``, with images ``stages`` and ``detections``, with annotations ``ap``.
-            Without being asked for, a level that an artefact cannot be looked into for is left
-            out; the report says why.
+        images: [H, W, 3] uint8 BGR each, for ``stages`` and ``detections``; also by name.
+        levels: some of :data:`LEVELS`. None for every level whose data is given: ``operators``,
+            with images ``stages`` and ``detections``, with annotations ``ap``; one that an artefact
+            cannot be looked into for is left out then, and the report says why.
         batch_size: images a run.
         mixed_sizes: of different padded sizes too, which changes what both find; see
             :class:`carafe_deploy.pipeline.Pipeline`.
@@ -94,22 +85,22 @@ def run_parity(
     chosen = _levels(levels, pictures, annotations)
     check_same_model(reference.info, candidate.info)
     pair = bounded_alike(reference, candidate)
-    batches = _Batches(batch_size=batch_size, mixed_sizes=mixed_sizes)
-
-    def step(level: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(level, done, total) if progress else None
+    batches = Batches(batch_size=batch_size, mixed_sizes=mixed_sizes)
 
     def compare(level: str) -> Sequence[ParityRow]:
-        told = step(level)
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(level, done, total)
+
         if level == "operators":
             return compare_operators(*pair, seed=seed, progress=told)
         if level == "stages":
-            return compare_stages(*pair, pictures, **batches, progress=told)
+            return stage_rows(stage_errors(*pair, pictures, progress=told, **batches))
         if level == "detections":
-            return [compare_detections(*pair, pictures, **batches, progress=told)]
+            return [compare_detections(*pair, pictures, progress=told, **batches)]
         assert annotations is not None
         folder = Path(annotations).parent if image_dir is None else image_dir
-        return compare_ap(*pair, annotations, folder, limit=limit, **batches, progress=told)
+        return compare_ap(*pair, annotations, folder, limit=limit, progress=told, **batches)
 
     rows: list[ParityRow] = []
     skipped: dict[str, str] = {}
@@ -141,11 +132,6 @@ def run_parity(
     )
 
 
-class _Batches(TypedDict):
-    batch_size: int
-    mixed_sizes: bool
-
-
 def _levels(
     levels: Sequence[str] | None,
     images: Sequence[Image],
@@ -170,67 +156,29 @@ def _levels(
     return tuple(level for level in LEVELS if level in levels)
 
 
-def match_within_tolerance(
-    infos: tuple[ModelInfo, ModelInfo], reference: Detections, candidate: Detections
-) -> MatchResult:
-    """Pair what two artefacts found in one image, within the tolerances of the coarser precision.
-
-    Args:
-        infos: of reference and candidate.
-        reference: what is right.
-        candidate: what is checked.
-    """
-    info = infos[0]
-    precision = coarsest(*(one.precision for one in infos))
-    iou, score, mask_iou = (
-        tolerance("detections", kind, precision).value for kind in ("iou", "score", "mask_iou")
-    )
-    return match_detections(
-        reference,
-        candidate,
-        iou=iou,
-        score=score,
-        mask_iou=mask_iou if info.has_masks else None,
-        score_threshold=info.score_threshold,
-        max_detections=info.max_detections,
-    )
-
-
 def compare_detections(
     reference: Runner,
     candidate: Runner,
     images: Sequence[Image],
     *,
-    batch_size: int = 1,
-    mixed_sizes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
+    **batches: Unpack[Batches],
 ) -> ParityRow:
-    """Detect with both artefacts and pair what they find, see :func:`match_within_tolerance`.
+    """Detect with both artefacts, which accept the same sizes, and pair what they find.
 
-    Args:
-        reference: accepts the same sizes as ``candidate``.
-        candidate: likewise.
-        images: [H, W, 3] uint8 BGR each.
-        batch_size: images a run.
-        mixed_sizes: of different padded sizes too.
-        progress: called with images done and their total.
+    See :func:`carafe_deploy.parity.matching.match_within_tolerance`.
     """
     info = reference.info
     precision = coarsest(info.precision, candidate.info.precision)
-    iou, score, mask_iou, limit = (
-        tolerance("detections", kind, precision) for kind in ("iou", "score", "mask_iou", "matched")
-    )
-    found = (
-        Pipeline(runner, batch_size, mixed_sizes=mixed_sizes).each(images)
-        for runner in (reference, candidate)
-    )
+    limits, limit = limits_of(precision), tolerance("detections", "matched", precision)
+    found = (Pipeline(runner, **batches).each(images) for runner in (reference, candidate))
     results = []
     for pair in zip(*found, strict=True):
         results.append(match_within_tolerance((info, candidate.info), *pair))
         if progress is not None:
             progress(len(results), len(images))
     match = combined(results)
-    masks = f", mask IoU >= {mask_iou.value:g}" if info.has_masks else ""
+    masks = f", mask IoU >= {limits['mask_iou']:g}" if info.has_masks else ""
     return ParityRow(
         level="detections",
         name="boxes and masks" if info.has_masks else "boxes",
@@ -242,22 +190,21 @@ def compare_detections(
         measure=limit.measure,
         passed=limit.accepts(match.fraction) if match.total else None,
         note=(
-            f"same class, IoU >= {iou.value:g}, score within {score.value:g}{masks}; "
+            f"same class, IoU >= {limits['iou']:g}, score within {limits['score']:g}{masks}; "
             f"{match.only_in_reference} only in the reference, {match.only_in_candidate} only in "
             f"the candidate, {match.borderline} at a threshold"
             if match.total
             else "neither artefact finds anything that counts in these images: choose others, "
             f"which show {_some(info.classes)}, or export with a lower --score-threshold"
         ),
-        details={
-            "only_in_reference": match.only_in_reference,
-            "only_in_candidate": match.only_in_candidate,
-            "borderline": match.borderline,
-            "max_score_error": match.max_score_error,
-            "min_iou": match.min_iou,
-            "min_mask_iou": match.min_mask_iou,
-        },
+        details={name: getattr(match, name) for name in _DETAILS},
     )
+
+
+_DETAILS = (
+    *("only_in_reference", "only_in_candidate", "borderline"),
+    *("max_score_error", "min_iou", "min_mask_iou"),
+)
 
 
 def compare_ap(
@@ -267,9 +214,8 @@ def compare_ap(
     image_dir: str | os.PathLike[str],
     *,
     limit: int | None = None,
-    batch_size: int = 1,
-    mixed_sizes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
+    **batches: Unpack[Batches],
 ) -> tuple[ParityRow, ...]:
     """Difference of average precision, of boxes and, for Mask R-CNN, of masks.
 
@@ -279,9 +225,8 @@ def compare_ap(
         annotations: COCO file.
         image_dir: to which its file names are relative.
         limit: use the first images only.
-        batch_size: images a run.
-        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total, both artefacts together.
+        batches: see :class:`carafe_deploy.parity.stage_level.Batches`.
 
     Raises:
         AnnotationError: there is no annotated object to average over, or see
@@ -295,13 +240,7 @@ def compare_ap(
                 progress(turn * total + done, 2 * total)
 
         result, _ = evaluate_runner(
-            runner,
-            annotations,
-            image_dir,
-            limit=limit,
-            batch_size=batch_size,
-            mixed_sizes=mixed_sizes,
-            progress=step,
+            runner, annotations, image_dir, limit=limit, progress=step, **batches
         )
         results.append(result)
     allowed = tolerance("ap", "ap", coarsest(reference.info.precision, candidate.info.precision))
@@ -317,6 +256,7 @@ def compare_ap(
             )
         # Two zeros say that neither finds any object, whatever else they find.
         compared = found and bool(ours or theirs)
+        blind = ", in which neither artefact finds anything that is annotated"
         rows.append(
             ParityRow(
                 level="ap",
@@ -329,11 +269,7 @@ def compare_ap(
                 measure=allowed.measure,
                 passed=allowed.accepts(abs(ours - theirs)) if compared else None,
                 note=f"{ours:.4f} and {theirs:.4f} on {results[0].images} images"
-                + (
-                    ""
-                    if compared
-                    else ", in which neither artefact finds anything that is annotated"
-                ),
+                + ("" if compared else blind),
                 details={"reference": ours, "candidate": theirs},
             )
         )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError
-from carafe_deploy.types import Detections
+from carafe_deploy.tolerances import coarsest, tolerance
+from carafe_deploy.types import Detections, ModelInfo
 
 __all__ = [
     "MatchResult",
     "ProposalMatch",
     "box_iou",
     "combined",
+    "limits_of",
     "match_detections",
     "match_proposals",
+    "match_within_tolerance",
 ]
 
 _Floats = npt.NDArray[np.floating[Any]]
@@ -79,6 +82,40 @@ def combined(results: Iterable[MatchResult]) -> MatchResult:
     )
 
 
+class Limits(TypedDict):
+    """Of :func:`match_detections`."""
+
+    iou: float
+    score: float
+    mask_iou: float | None
+
+
+def limits_of(precision: str, *, masks: bool = True) -> Limits:
+    """From the table of tolerances, with or without one of masks."""
+    iou, score, mask_iou = (
+        tolerance("detections", kind, precision).value for kind in ("iou", "score", "mask_iou")
+    )
+    return {"iou": iou, "score": score, "mask_iou": mask_iou if masks else None}
+
+
+def match_within_tolerance(
+    infos: tuple[ModelInfo, ModelInfo], reference: Detections, candidate: Detections
+) -> MatchResult:
+    """Pair what two artefacts found in one image, within the tolerances of the coarser precision.
+
+    ``infos`` are those of reference and candidate.
+    """
+    info = infos[0]
+    precision = coarsest(*(one.precision for one in infos))
+    return match_detections(
+        reference,
+        candidate,
+        **limits_of(precision, masks=info.has_masks),
+        score_threshold=info.score_threshold,
+        max_detections=info.max_detections,
+    )
+
+
 def match_detections(
     reference: Detections,
     candidate: Detections,
@@ -92,10 +129,9 @@ def match_detections(
     """Pair detections of one image greedily, best score of the reference first.
 
     Each takes the free detection with the largest box IoU among those of its class that satisfy
-    all limits. One that finds no partner is *borderline*, not missing, when a difference within
-    ``score`` may have cost the other side its partner: its score is within ``score`` of
-    ``score_threshold``, or the other side holds ``max_detections`` and its worst score is no more
-    than ``score`` below.
+    all limits. One that finds no partner is *borderline*, not missing, where a difference within
+    ``score`` may have cost it: its score is within ``score`` of ``score_threshold``, or the other
+    side holds ``max_detections`` and its worst score is no more than ``score`` below.
 
     Args:
         reference: what is right.
@@ -103,8 +139,8 @@ def match_detections(
         iou: smallest accepted intersection over union of boxes, in 0..1.
         score: largest accepted difference of scores.
         mask_iou: smallest accepted IoU of masks; None leaves masks alone.
-        score_threshold: of the artefacts; None knows no such border.
-        max_detections: of the artefacts; None knows no such border.
+        score_threshold: of the artefacts; None for no such border.
+        max_detections: likewise.
 
     Raises:
         ArtefactError: the image sizes differ, or masks are to be compared and one side has none.
@@ -134,25 +170,25 @@ def match_detections(
             free[best] = False
             pairs.append((row, best))
     rows, columns = np.array(pairs, np.intp).reshape(-1, 2).T
-    unmatched_reference = np.delete(reference.scores, rows)
-    unmatched_candidate = candidate.scores[free]
     borders = (score, score_threshold, max_detections)
-    excused_reference = _borderline(unmatched_reference, candidate.scores, *borders)
-    excused_candidate = _borderline(unmatched_candidate, reference.scores, *borders)
+    excused = [
+        _borderline(np.delete(reference.scores, rows), candidate.scores, *borders),
+        _borderline(candidate.scores[free], reference.scores, *borders),
+    ]
     box_errors = np.abs(reference.boxes[rows] - candidate.boxes[columns])
+    smallest = [
+        None if values is None or not pairs else float(values[rows, columns].min())
+        for values in (overlaps, mask_overlaps)
+    ]
     return MatchResult(
         matched=len(pairs),
-        only_in_reference=len(unmatched_reference) - excused_reference,
-        only_in_candidate=len(unmatched_candidate) - excused_candidate,
-        borderline=excused_reference + excused_candidate,
+        only_in_reference=len(reference) - len(pairs) - excused[0],
+        only_in_candidate=len(candidate) - len(pairs) - excused[1],
+        borderline=sum(excused),
         max_box_error=float(box_errors.max(initial=0.0)),
         max_score_error=float(score_errors[rows, columns].max(initial=0.0)),
-        min_iou=float(overlaps[rows, columns].min()) if pairs else None,
-        min_mask_iou=(
-            float(mask_overlaps[rows, columns].min())
-            if mask_overlaps is not None and pairs
-            else None
-        ),
+        min_iou=smallest[0],
+        min_mask_iou=smallest[1],
         pairs=tuple(pairs),
     )
 
@@ -174,14 +210,9 @@ def _borderline(
 
 
 def box_iou(boxes: _Floats, others: _Floats) -> npt.NDArray[np.float64]:
-    """Intersection over union of x1, y1, x2, y2 boxes, areas without +1.
+    """[N, M] intersections over unions of x1, y1, x2, y2 boxes [N, 4] and [M, 4].
 
-    Args:
-        boxes: [N, 4].
-        others: [M, 4].
-
-    Returns:
-        [N, M]; two boxes without area overlap by 1 where they are equal, else by 0.
+    Areas are without +1; two boxes without area overlap by 1 where they are equal, else by 0.
     """
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -235,11 +266,6 @@ class ProposalMatch(OneLine):
     max_score_error: float
 
     @property
-    def max_rel_box_error(self) -> float:
-        """Largest of the shifts."""
-        return float(self.shifts.max(initial=0.0))
-
-    @property
     def total(self) -> int:
         """Distinct proposals that should have been matched."""
         return sum(self.counts) - len(self.rows) - self.borderline
@@ -261,8 +287,8 @@ def match_proposals(
     """Pair proposals of one image, nearest boxes first.
 
     Two may be partners when no coordinate differs by more than ``shift`` times the longer side of
-    the reference's box (16 px at least), and their scores by no more than what ``logit`` makes of
-    a sigmoid: ``logit * s * (1 - s)``, since most of a thousand proposals score below 0.001, and
+    the reference's box (16 px at least), and their scores by no more than ``logit`` before the
+    sigmoid: by ``logit * s * (1 - s)``, since most of a thousand proposals score below 0.001, and
     1e-6 for the sigmoid itself. Padding rows take no part. One without a partner is borderline
     when the other side has no padding and its worst score is no more than that below.
 
@@ -272,14 +298,12 @@ def match_proposals(
         shift: largest accepted relative difference of coordinates.
         logit: largest accepted difference of objectness before the sigmoid.
     """
-    sides = [_valid(*side) for side in (reference, candidate)]
-    (valid, boxes, scores), (other_valid, other_boxes, other_scores) = sides
+    valid, boxes, scores = _valid(*reference)
+    other_valid, other_boxes, other_scores = _valid(*candidate)
     # One coordinate at a time: [1000, 1000, 4] need not exist.
     distance = np.zeros((len(valid), len(other_valid)))
-    for axis in range(4):
-        np.maximum(
-            distance, np.abs(boxes[:, None, axis] - other_boxes[None, :, axis]), out=distance
-        )
+    for ours, theirs in zip(boxes.T, other_boxes.T, strict=True):
+        np.maximum(distance, np.abs(ours[:, None] - theirs), out=distance)
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=_SHORTEST_SIDE)
     relative = distance / longer[:, None]
     score_errors = np.abs(scores[:, None] - other_scores[None])

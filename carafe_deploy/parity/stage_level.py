@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,22 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.images import Image
 from carafe_deploy.parity.array_error import ArrayError, array_error, histogram, largest
 from carafe_deploy.parity.compatible import common_stages
-from carafe_deploy.parity.matching import match_detections, match_proposals
+from carafe_deploy.parity.matching import (
+    MatchResult,
+    ProposalMatch,
+    limits_of,
+    match_detections,
+    match_proposals,
+)
 from carafe_deploy.parity.report import ParityRow
+from carafe_deploy.pipeline import Progress
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.base import Array, Runner
 from carafe_deploy.stages import DETECTIONS, Stage
 from carafe_deploy.tolerances import Tolerance, coarsest, tolerance
 from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = ["StageError", "compare_stages", "stage_errors"]
+__all__ = ["Batches", "StageError", "stage_errors", "stage_rows"]
 
 _Tensors = Mapping[str, Array]
 _Indices = npt.NDArray[np.intp]
@@ -30,16 +38,23 @@ _Indices = npt.NDArray[np.intp]
 _CHOICES = ("proposals", "proposal_scores", DETECTIONS)
 
 
+class Batches(TypedDict, total=False):
+    """Images a run (1), and whether those of different padded sizes share one (no)."""
+
+    batch_size: int
+    mixed_sizes: bool
+
+
 @dataclass(frozen=True, repr=False)
 class StageError(OneLine):
     """What the comparison of one tensor came to over all images.
 
     Attributes:
         stage: the tensor.
-        error: of its elements; ``within`` and ``total`` count elements, or rows if it has rows
-            that stand for something. Of proposals and detections: ``max_abs`` in pixels, all else
-            about shifts of paired boxes over their longer side; ``within`` and ``total`` count
-            boxes that found a partner and all distinct ones.
+        error: of its elements; ``within`` and ``total`` count elements, or rows that stand for
+            something. Of proposals and detections: ``max_abs`` in pixels, all else about shifts of
+            paired boxes over their longer side; ``within`` and ``total`` count boxes that found a
+            partner and all distinct ones.
         limit: from the table of tolerances.
         passed: the verdict; None where there was nothing to compare.
         share: smallest accepted fraction of rows within the limit; None where all must be, or
@@ -57,24 +72,8 @@ class StageError(OneLine):
     details: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def compare_stages(
-    reference: Runner,
-    candidate: Runner,
-    images: Sequence[Image],
-    *,
-    batch_size: int = 1,
-    mixed_sizes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[ParityRow, ...]:
-    """One row for each stage, worst over all images; see :func:`stage_errors`."""
-    found = stage_errors(
-        reference,
-        candidate,
-        images,
-        batch_size=batch_size,
-        mixed_sizes=mixed_sizes,
-        progress=progress,
-    )
+def stage_rows(errors: Iterable[StageError]) -> tuple[ParityRow, ...]:
+    """One row for each stage but the detections, which are a level of their own."""
     return tuple(
         ParityRow(
             level="stages",
@@ -89,8 +88,8 @@ def compare_stages(
             note=result.note,
             details=result.details,
         )
-        for result in found
-        if result.stage.name != DETECTIONS  # a level of their own
+        for result in errors
+        if result.stage.name != DETECTIONS
     )
 
 
@@ -101,24 +100,22 @@ def stage_errors(
     *,
     batch_size: int = 1,
     mixed_sizes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[StageError, ...]:
     """Compare all tensors that both artefacts name, in the order of computation.
 
     Up to the RPN's outputs tensors are compared element by element. Proposals are the first
-    choice that depends on data: near-equal scores swap ranks and a suppression may flip, so
-    proposals are paired by box and objectness
-    (:func:`~carafe_deploy.parity.matching.match_proposals`; one result for ``proposals`` and
-    ``proposal_scores``) and what follows from them is compared on paired rows. What the mask head
-    computes is compared on paired detections. A few paired rows may still differ by more than
-    rounding, where a box shifted across the border of a pyramid level or of a sampling grid; so
-    the verdict on those tensors is by the fraction of rows within the tolerance. Padding takes no
-    part.
+    choice that depends on data: near-equal scores swap ranks and a suppression may flip. So they
+    are paired (:func:`~carafe_deploy.parity.matching.match_proposals`; one result for
+    ``proposals`` and ``proposal_scores``), and what follows is compared on paired rows; what the
+    mask head computes, on paired detections. A few paired rows may still differ by more than
+    rounding, where a box shifted across the border of a pyramid level or of a sampling grid: the
+    verdict there is by the fraction of rows within the tolerance. Padding takes no part.
 
     Args:
         reference: accepts the same sizes as ``candidate``, see
             :func:`carafe_deploy.parity.compatible.bounded_alike`.
-        candidate: likewise.
+        candidate: what is checked.
         images: [H, W, 3] uint8 BGR each.
         batch_size: images a run.
         mixed_sizes: of different padded sizes too.
@@ -138,11 +135,11 @@ def stage_errors(
     for chunk in _batches(images, preprocessors[0], size, mixed_sizes):
         done += len(chunk)
         chunk += chunk[-1:] * (smallest - len(chunk))  # a fixed batch is filled up
-        batches = preprocessors[0](chunk), preprocessors[1](chunk)
+        ours, theirs = preprocessors[0](chunk), preprocessors[1](chunk)
         comparison.add(
-            batches[0].image_sizes,
-            reference.run_stages(batches[0].inputs),
-            candidate.run_stages(batches[1].inputs),
+            ours.image_sizes,
+            reference.run_stages(ours.inputs),
+            candidate.run_stages(theirs.inputs),
         )
         if progress is not None:
             progress(done, len(images))
@@ -172,8 +169,8 @@ class _Comparison:
         self._shift = tolerance("stages", "proposal_boxes", precision).value
         self._logit = tolerance("stages", "proposal_logits", precision).value
         self._row_limit = tolerance("stages", "rows", precision)
-        self._score = tolerance("detections", "score", precision).value
-        self._iou = tolerance("detections", "iou", precision).value
+        limits = limits_of(precision)
+        self._score, self._iou = limits["score"], limits["iou"]
         self._errors: dict[str, list[ArrayError]] = defaultdict(list)
         self._score_errors: dict[str, list[float]] = defaultdict(list)
         self._borderline: dict[str, int] = defaultdict(int)
@@ -216,44 +213,56 @@ class _Comparison:
             shift=self._shift,
             logit=self._logit,
         )
-        self._errors["proposals"].append(
-            _choice_error(match.shifts, match.max_box_error, match.total)
-        )
-        self._score_errors["proposals"].append(match.max_score_error)
-        self._borderline["proposals"] += match.borderline
+        self._add_choice("proposals", match, match.shifts)
         return match.rows, match.columns
 
     def _pair_detections(
         self, image: int, size: Array, ours: _Tensors, theirs: _Tensors
     ) -> tuple[_Indices, _Indices]:
         height, width = (int(edge) for edge in size)
-        sides = []
-        for tensors in (ours, theirs):
+
+        def found(tensors: _Tensors) -> Detections:
             count = int(tensors["num_dets"][image].item())
-            sides.append(
-                Detections(
-                    boxes=tensors["det_boxes"][image, :count],
-                    scores=tensors["det_scores"][image, :count],
-                    labels=tensors["det_classes"][image, :count].astype(np.int64),
-                    image_size=(height, width),
-                )
+            return Detections(
+                boxes=tensors["det_boxes"][image, :count],
+                scores=tensors["det_scores"][image, :count],
+                labels=tensors["det_classes"][image, :count].astype(np.int64),
+                image_size=(height, width),
             )
+
+        reference, candidate = found(ours), found(theirs)
         match = match_detections(
-            sides[0],
-            sides[1],
+            reference,
+            candidate,
             iou=self._iou,
             score=self._score,
             score_threshold=self._info.score_threshold,
             max_detections=self._info.max_detections,
         )
         rows, columns = np.array(match.pairs, np.intp).reshape(-1, 2).T
-        boxes = sides[0].boxes[rows]
-        shifts = np.abs(boxes - sides[1].boxes[columns]).max(axis=1, initial=0.0)
+        boxes = reference.boxes[rows]
+        shifts = np.abs(boxes - candidate.boxes[columns]).max(axis=1, initial=0.0)
         shifts = shifts / (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=1.0)
-        self._errors[DETECTIONS].append(_choice_error(shifts, match.max_box_error, match.total))
-        self._score_errors[DETECTIONS].append(match.max_score_error)
-        self._borderline[DETECTIONS] += match.borderline
+        self._add_choice(DETECTIONS, match, shifts)
         return rows, columns
+
+    def _add_choice(
+        self, name: str, match: MatchResult | ProposalMatch, shifts: npt.NDArray[np.floating]
+    ) -> None:
+        """Paired boxes by their shifts over their longer side."""
+        self._errors[name].append(
+            ArrayError(
+                max_abs=match.max_box_error,
+                max_rel=float(shifts.max(initial=0.0)),
+                within=len(shifts),
+                total=match.total,
+                sum_abs=float(shifts.sum()),
+                sum_reference=float(len(shifts)),
+                histogram=histogram(shifts),
+            )
+        )
+        self._score_errors[name].append(match.max_score_error)
+        self._borderline[name] += match.borderline
 
     def results(self) -> tuple[StageError, ...]:
         return tuple(
@@ -293,16 +302,3 @@ class _Comparison:
         }
         passed = limit.accepts(error.fraction) if error.total else None
         return StageError(stage, error, limit, passed, note=note, details=details)
-
-
-def _choice_error(shifts: npt.NDArray[np.floating], pixels: float, total: int) -> ArrayError:
-    """Of paired boxes by their shifts over their longer side."""
-    return ArrayError(
-        max_abs=pixels,
-        max_rel=float(shifts.max(initial=0.0)),
-        within=len(shifts),
-        total=total,
-        sum_abs=float(shifts.sum()),
-        sum_reference=float(len(shifts)),
-        histogram=histogram(shifts),
-    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, ImageError
@@ -15,9 +14,11 @@ from carafe_deploy.images import Image
 from carafe_deploy.parity.array_error import HISTOGRAM_EDGES
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.report import named_images
-from carafe_deploy.parity.stage_level import StageError, stage_errors
-from carafe_deploy.parity.strict_json import decoded, encoded
+from carafe_deploy.parity.stage_level import Batches, StageError, stage_errors
+from carafe_deploy.parity.strict_json import decoded, to_json
+from carafe_deploy.pipeline import Progress
 from carafe_deploy.runners.base import Runner
+from carafe_deploy.stages import Stage
 from carafe_deploy.tolerances import ROUNDING, coarsest
 from carafe_deploy.verdict import state_of
 
@@ -31,18 +32,11 @@ GROWTH = 10.0
 _MANY = 5
 
 
-@dataclass(frozen=True, repr=False)
-class WalkStep(OneLine):
-    """One tensor of the walk.
+@dataclass(frozen=True, repr=False, kw_only=True)
+class WalkStep(Stage):
+    """One tensor of the walk: ``detections`` for the outputs, ``proposals`` with their scores.
 
     Attributes:
-        name: of the tensor; ``detections`` for the outputs, ``proposals`` with their scores.
-        kind: its row in the table of tolerances.
-        sources: the compared tensors that it is computed from, or ``images``.
-        parameters: prefixes of the state_dict keys that lie between them and it.
-        operators: custom operators in between.
-        rows: what its rows stand for, ``"proposals"`` or ``"detections"``; empty for a tensor
-            whose elements have fixed places.
         max_abs_error: largest difference; of proposals and detections in pixels.
         max_rel_error: largest difference over the reference's largest magnitude; of proposals and
             detections the shift of a paired box over its longer side.
@@ -53,21 +47,13 @@ class WalkStep(OneLine):
         total: how many there are.
         tolerance: the limit.
         measure: what it applies to, see :class:`carafe_deploy.tolerances.Tolerance`.
-        share: smallest accepted fraction of rows within the limit; None where all elements must
-            be, or where the limit is such a fraction.
+        share: as of :class:`carafe_deploy.parity.stage_level.StageError`.
         passed: the verdict; None where there was nothing to compare.
-        histogram: elements of compared rows by relative error, paired boxes by shift: one count
-            more than there are edges, equal ones in the first bin, and what is no number on one
-            side only in the last.
+        histogram: elements of compared rows by relative error, paired boxes by shift, see
+            :data:`carafe_deploy.parity.array_error.HISTOGRAM_EDGES`.
         note: what a reader should know besides.
     """
 
-    name: str
-    kind: str
-    sources: tuple[str, ...]
-    parameters: tuple[str, ...]
-    operators: tuple[str, ...]
-    rows: str
     max_abs_error: float
     max_rel_error: float
     mean_rel_error: float
@@ -129,8 +115,7 @@ class StageWalk(OneLine):
         reference: backend, precision and model, for people.
         candidate: likewise.
         precision: the coarser one of the two, which chose the tolerances.
-        images: how many went through.
-        image_names: of these, where they have any.
+        images: how many went through; their names, where they have any, in ``image_names``.
         left_out: tensors that only one artefact names, being exported by another version.
         edges: between the bins of every histogram.
     """
@@ -230,17 +215,13 @@ class StageWalk(OneLine):
     def to_json(self) -> str:
         """Strict JSON; an infinite error becomes the string ``"inf"``."""
         outside, growth = self.first_outside, self.first_growth
-        data = {
-            "passed": self.passed,
-            "state": self.state,
-            "first_outside": None if outside is None else outside.name,
-            "first_growth": None if growth is None else growth.name,
-            "verdict": self.verdict(),
-            **dataclasses.asdict(self),
-        }
-        for entry, step in zip(data["steps"], self.steps, strict=True):
-            entry["state"] = step.state
-        return json.dumps(encoded(data), indent=2, allow_nan=False)
+        return to_json(
+            self,
+            "steps",
+            first_outside=None if outside is None else outside.name,
+            first_growth=None if growth is None else growth.name,
+            verdict=self.verdict(),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> StageWalk:
@@ -287,9 +268,8 @@ def walk_stages(
     candidate: Runner,
     images: Sequence[Image] | Mapping[str, Image],
     *,
-    batch_size: int = 1,
-    mixed_sizes: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    **batches: Unpack[Batches],
 ) -> StageWalk:
     """Compare all intermediate tensors that both artefacts name, and the detections.
 
@@ -297,12 +277,11 @@ def walk_stages(
     fewer sizes than the other, both are run at sizes that both accept.
 
     Args:
-        reference: what is right; stays open.
-        candidate: what is checked; stays open.
+        reference: what is right; both stay open.
+        candidate: what is checked.
         images: [H, W, 3] uint8 BGR each, also by name.
-        batch_size: images a run.
-        mixed_sizes: of different padded sizes too.
         progress: called with images done and their total.
+        batches: see :class:`carafe_deploy.parity.stage_level.Batches`.
 
     Raises:
         ArtefactError: the artefacts are of different models or settings, or accept no common size.
@@ -314,13 +293,10 @@ def walk_stages(
     check_same_model(reference.info, candidate.info)
     pair = bounded_alike(reference, candidate)
     image_names, pictures = named_images(images)
-    errors = stage_errors(
-        *pair, pictures, batch_size=batch_size, mixed_sizes=mixed_sizes, progress=progress
-    )
     precision = coarsest(reference.info.precision, candidate.info.precision)
     means: dict[str, float] = {}
     steps = []
-    for result in errors:
+    for result in stage_errors(*pair, pictures, progress=progress, **batches):
         means[result.stage.name] = result.error.mean_rel
         before = max((means.get(source, 0.0) for source in result.stage.sources), default=0.0)
         steps.append(_step(result, max(before, ROUNDING[precision])))
@@ -337,22 +313,17 @@ def walk_stages(
 
 
 def _step(result: StageError, explained: float) -> WalkStep:
-    stage, error = result.stage, result.error
+    error, limit = result.error, result.limit
     return WalkStep(
-        name=stage.name,
-        kind=stage.kind,
-        sources=stage.sources,
-        parameters=stage.parameters,
-        operators=stage.operators,
-        rows=stage.rows,
+        **vars(result.stage),
         max_abs_error=error.max_abs,
         max_rel_error=error.max_rel,
         mean_rel_error=error.mean_rel,
         growth=error.mean_rel / explained if math.isfinite(explained) else 1.0,
         matched=error.within,
         total=error.total,
-        tolerance=result.limit.value,
-        measure=result.limit.measure,
+        tolerance=limit.value,
+        measure=limit.measure,
         share=result.share,
         passed=result.passed,
         histogram=error.histogram,

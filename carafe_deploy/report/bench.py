@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 from carafe_deploy.bench.record import BenchResult
 from carafe_deploy.report.bench_tables import (
@@ -22,27 +21,19 @@ from carafe_deploy.report.document import (
     Items,
     Section,
     Text,
+    items,
 )
 from carafe_deploy.report.layers import layer_blocks
-from carafe_deploy.report.markdown import section_markdown
 from carafe_deploy.report.numbers import significant, span
 from carafe_deploy.report.timings import Timed, machine, ratio_over, timed, title
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
-__all__ = ["bench_markdown", "bench_section"]
-
-
-def bench_markdown(result: BenchResult) -> str:
-    """Verdict, comparison and rules as GitHub Markdown."""
-    return section_markdown(bench_section(result))
+__all__ = ["bench_section"]
 
 
 def bench_section(result: BenchResult) -> Section:
     """Everything that is known of a benchmark."""
     blocks = [
-        *_warnings(result),
+        *(Text(warning, "warn") for warning in result.warnings),
         *_latency(result),
         *_stages(result),
         *_throughput(result),
@@ -133,30 +124,22 @@ def _agreement(result: BenchResult) -> Text | None:
     )
 
 
-def _warnings(result: BenchResult) -> list[Block]:
-    return [Text(warning, "warn") for warning in result.warnings]
-
-
 def _latency(result: BenchResult) -> list[Block]:
     subjects = timed(result)
     blocks: list[Block] = [Heading("Latency")]
     if subjects:
-        blocks += [
-            Figure(
-                partial(_draw_latency, result),
-                "Left: median time from a decoded image to its detections. Right: how far every "
-                "timed image lies from its backend's median; thick: the middle half, thin: 5th to "
-                "95th percentile, ▸: samples beyond the axis.",
-            ),
-            latency_table(result),
-        ]
-    doubts = tuple((s.name, "; ".join(s.warnings)) for s in result.subjects if s.warnings)
-    if doubts:
-        blocks.append(Items(doubts, "warn"))
+        caption = (
+            "Left: median time from a decoded image to its detections. Right: how far every "
+            "timed image lies from its backend's median; thick: the middle half, thin: 5th to "
+            "95th percentile, ▸: samples beyond the axis."
+        )
+        figure = Figure(lambda: _plots().latency([result]), caption)
+        blocks += [figure, latency_table(result)]
+    doubts = [(s.name, "; ".join(s.warnings)) for s in result.subjects if s.warnings]
+    blocks += items(doubts, "warn")
     for status, tone in (("failed", "bad"), ("skipped", "note")):
-        left_out = tuple((s.name, s.reason) for s in result.subjects if s.status == status)
-        if left_out:
-            blocks.append(Items(left_out, tone, status.capitalize()))
+        left_out = [(s.name, s.reason) for s in result.subjects if s.status == status]
+        blocks += items(left_out, tone, status.capitalize())
     return blocks
 
 
@@ -164,28 +147,25 @@ def _stages(result: BenchResult) -> list[Block]:
     table = stages_table(result)
     if table is None:
         return []
-    return [
-        Heading("Stages"),
-        Figure(partial(_draw_stages, result), "Medians of the parts of an image."),
-        table,
-    ]
+    figure = Figure(lambda: _plots().stages(result), "Medians of the parts of an image.")
+    return [Heading("Stages"), figure, table]
 
 
 def _throughput(result: BenchResult) -> list[Block]:
     table = throughput_table(result)
     blocks: list[Block] = []
     if table is not None:
-        several = sum(len(s.throughput) for s in result.subjects) > len(table.rows)
-        figure = Figure(partial(_draw_throughput, result), "Images a second over the batch size.")
-        blocks += [figure, table] if several else [table]
-    refused = tuple(
+        caption = "Images a second over the batch size."
+        if sum(len(s.throughput) for s in result.subjects) > len(table.rows):
+            blocks.append(Figure(lambda: _plots().throughput(result), caption))
+        blocks.append(table)
+    refused = [
         (f"{subject.name}, batch {entry.batch}", entry.reason)
         for subject in result.subjects
         for entry in subject.throughput
         if entry.reason
-    )
-    if refused:
-        blocks.append(Items(refused, "note", "Not measured"))
+    ]
+    blocks += items(refused, "note", "Not measured")
     return [Heading("Throughput"), *blocks] if blocks else []
 
 
@@ -193,11 +173,12 @@ def _cost(result: BenchResult) -> list[Block]:
     table = cost_table(result)
     if table is None:
         return []
-    missing = tuple(
-        (s.name, s.cold.reason) for s in result.subjects if s.cold is not None and s.cold.reason
-    )
-    blocks: list[Block] = [Heading("Size, loading, memory"), table]
-    return [*blocks, Items(missing, "note", "Not measured")] if missing else blocks
+    missing = [(s.name, s.cold.reason) for s in result.subjects if s.cold and s.cold.reason]
+    return [
+        Heading("Size, loading, memory"),
+        table,
+        *items(missing, "note", "Not measured"),
+    ]
 
 
 def _accuracy(result: BenchResult) -> list[Block]:
@@ -206,41 +187,22 @@ def _accuracy(result: BenchResult) -> list[Block]:
 
 
 def _samples(result: BenchResult) -> list[Block]:
-    if not result.samples:
-        return []
-    return [Heading("Sample detections"), Gallery(partial(_draw_samples, result), _SAMPLES)]
+    def draw() -> tuple[Comparison, ...]:
+        from carafe_deploy.report.side_by_side import comparisons
+
+        return comparisons(result)
+
+    caption = (
+        "What the first backend finds comes first. Of the others, a detection that has no "
+        "partner there is framed in magenta, one that is there and missing here in dashed "
+        "yellow; partners have the colour of their class. Partners are drawn from a score of 0.5 "
+        "on, differences from 0.3."
+    )
+    return [Heading("Sample detections"), Gallery(draw, caption)] if result.samples else []
 
 
-_SAMPLES = (
-    "What the first backend finds comes first. Of the others, a detection that has no partner "
-    "there is framed in magenta, one that is there and missing here in dashed yellow; partners "
-    "have the colour of their class. Partners are drawn from a score of 0.5 on, differences from "
-    "0.3."
-)
+def _plots() -> ModuleType:
+    """Imported, and matplotlib with it, only where a figure is drawn."""
+    from carafe_deploy.report import plots
 
-
-# matplotlib and OpenCV are imported only where a figure is drawn.
-
-
-def _draw_latency(result: BenchResult) -> Drawing:
-    from carafe_deploy.report.plots import latency
-
-    return latency([result])
-
-
-def _draw_stages(result: BenchResult) -> Drawing:
-    from carafe_deploy.report.plots import stages
-
-    return stages(result)
-
-
-def _draw_throughput(result: BenchResult) -> Drawing:
-    from carafe_deploy.report.plots import throughput
-
-    return throughput(result)
-
-
-def _draw_samples(result: BenchResult) -> tuple[Comparison, ...]:
-    from carafe_deploy.report.side_by_side import comparisons
-
-    return comparisons(result)
+    return plots

@@ -6,17 +6,14 @@ import os
 from pathlib import Path
 
 from carafe_deploy.backends import title_of
-from carafe_deploy.demo import (
-    PARITY_IMAGES,
-    DemoResult,
-    EngineResult,
-    Numbers,
-)
+from carafe_deploy.demo import PARITY_IMAGES, DemoResult, EngineResult, Numbers
 from carafe_deploy.files import atomic_write_text
 from carafe_deploy.parity import LEVELS
+from carafe_deploy.parity.matching import limits_of
 from carafe_deploy.report.markdown import markdown_table
 from carafe_deploy.report.parity import level_summary
 from carafe_deploy.tolerances import tolerance
+from carafe_deploy.verdict import mark_of
 
 __all__ = ["NEXT", "demo_report", "engine_summary", "write_demo_report"]
 
@@ -39,13 +36,9 @@ def write_demo_report(result: DemoResult, path: Path) -> None:
 
 
 def demo_report(result: DemoResult, folder: Path) -> str:
-    """Markdown with AP, parity, pictures and versions.
-
-    Args:
-        result: of :func:`carafe_deploy.demo.run_demo`.
-        folder: that file links are relative to.
-    """
+    """Markdown with AP, parity, pictures and versions; links are relative to ``folder``."""
     verdict = "Everything agrees." if result.passed else "**Something deviates: see ✗ below.**"
+    limits = limits_of("fp32")
     drawn = dict.fromkeys(title_of(d.drawn) for d in result.detectors if d.drawn)
     lines = [
         "# carafe-deploy demo",
@@ -66,10 +59,9 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         "",
         f"Limits: {tolerance('ap', 'ap').value:g} for each AP, "
         f"{tolerance('detections', 'matched').value:.1%} of mmdetection's recorded detections "
-        f"found again (same class, IoU ≥ {tolerance('detections', 'iou').value:g}, score within "
-        f"{tolerance('detections', 'score').value:g}, mask IoU ≥ "
-        f"{tolerance('detections', 'mask_iou').value:g}). Times are for a whole image, from its "
-        "file to its masks, in one PyTorch thread.",
+        f"found again (same class, IoU ≥ {limits['iou']:g}, score within {limits['score']:g}, "
+        f"mask IoU ≥ {limits['mask_iou']:g}). Times are for a whole image, from its file to its "
+        "masks, in one PyTorch thread.",
         "",
         "## Parity with PyTorch",
         "",
@@ -123,7 +115,7 @@ def _ap_table(result: DemoResult) -> list[str]:
                 *_numbers(backend.numbers),
                 f"{backend.matched} of {backend.recorded}",
                 f"{backend.seconds * 1e3:.0f} ms",
-                _mark(detector.agrees(backend)),
+                mark_of(detector.agrees(backend)),
             ]
             for backend in detector.backends
         ]
@@ -149,7 +141,7 @@ def _parity_table(result: DemoResult) -> list[str]:
             report = backend.parity
             name = f"{detector.title}, {title_of(backend.backend)}"
             levels = [level_summary(report, level) for level in LEVELS if level != "ap"]
-            rows.append([name, *levels, _change(backend.numbers, plain), _mark(report.passed)])
+            rows.append([name, *levels, _change(backend.numbers, plain), mark_of(report.passed)])
     return markdown_table(["", "operators", "stages", "detections", "AP", ""], rows)
 
 
@@ -171,7 +163,10 @@ def _files(result: DemoResult, folder: Path) -> list[str]:
             [
                 detector.title,
                 f"`{detector.checkpoint.name}`",
-                *(f"[{_megabytes(f)}]({_link(f, folder)})" if f else "–" for f in made),
+                *(
+                    f"[{file.stat().st_size / 1e6:.1f} MB]({_link(file, folder)})" if file else "–"
+                    for file in made
+                ),
                 pictures,
             ]
         )
@@ -187,14 +182,6 @@ def engine_summary(engine: EngineResult) -> str:
         f"plugin layers for {engine.custom_nodes} custom nodes"
     )
     return f"{built}; not run: {engine.reason}" if engine.reason else built
-
-
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-def _mark(passed: bool) -> str:
-    return "✓" if passed else "✗"
 
 
 def _link(path: Path, folder: Path) -> str:

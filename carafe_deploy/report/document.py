@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ __all__ = [
     "Table",
     "Text",
     "Tile",
+    "items",
 ]
 
 
@@ -35,12 +36,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph.
-
-    Attributes:
-        text: plain.
-        tone: ``""``, ``"good"``, ``"bad"``, ``"warn"`` or ``"note"`` for what matters less.
-    """
+    """A paragraph; its tone: ``"good"``, ``"bad"``, ``"warn"``, ``"note"`` (minor) or ``""``."""
 
     text: str
     tone: str = ""
@@ -48,13 +44,7 @@ class Text:
 
 @dataclass(frozen=True, repr=False)
 class Items(OneLine):
-    """What is said of single things.
-
-    Attributes:
-        rows: thing and remark.
-        tone: as of :class:`Text`.
-        title: what these remarks are.
-    """
+    """Things, each with a remark; tones as of :class:`Text`, a title for all."""
 
     rows: tuple[tuple[str, str], ...]
     tone: str = ""
@@ -94,12 +84,7 @@ class Table(OneLine):
 
 @dataclass(frozen=True, repr=False)
 class Figure(OneLine):
-    """A chart.
-
-    Attributes:
-        draw: makes it; what has no use for charts never calls it.
-        caption: what it shows and how to read it.
-    """
+    """A chart, drawn only where charts are shown; the caption says how to read it."""
 
     draw: Callable[[], Drawing]
     caption: str
@@ -107,15 +92,9 @@ class Figure(OneLine):
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture.
+    """One picture: who found these detections, and what differs; tones as of :class:`Text`.
 
-    Attributes:
-        title: of what found these detections.
-        verdict: what differs.
-        tone: as of :class:`Text`.
-        jpeg: base64.
-        width: in pixels.
-        height: in pixels.
+    ``jpeg`` is base64, width and height are in pixels.
     """
 
     title: str
@@ -152,6 +131,11 @@ class Fold(OneLine):
 
 
 Block = Heading | Text | Items | Table | Figure | Gallery | Fold
+
+
+def items(rows: Sequence[tuple[str, str]], tone: str, title: str = "") -> list[Block]:
+    """A block of :class:`Items`, or none where there are none."""
+    return [Items(tuple(rows), tone, title)] if rows else []
 
 
 @dataclass(frozen=True, repr=False)

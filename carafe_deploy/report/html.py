@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
@@ -17,40 +17,30 @@ from carafe_deploy.report.markdown import PARTIAL
 from carafe_deploy.report.sections import sections
 from carafe_deploy.report.timings import gpus
 
-if TYPE_CHECKING:
-    from carafe_deploy.report.document import Block
-
 __all__ = ["page", "write_report"]
 
 
 def write_report(
     results: Sequence[Reportable | str | os.PathLike[str]], path: str | os.PathLike[str]
 ) -> None:
-    """Write :func:`page` to a file.
-
-    Args:
-        results: benchmarks and comparisons, or the files that hold them; at least one.
-        path: of the page.
+    """Write :func:`page` of results, or of the files that hold them, to a file.
 
     Raises:
-        CarafeDeployError: a file is no result, see :func:`carafe_deploy.report.read`, or the path
-            is not writable.
+        CarafeDeployError: a file is no result, see :func:`carafe_deploy.report.inputs.read`, or
+            the path is not writable.
     """
     loaded = [read(each) if isinstance(each, (str, os.PathLike)) else each for each in results]
     atomic_write_text(path, page(loaded))
 
 
 def page(results: Sequence[Reportable]) -> str:
-    """All results as one self-contained page, a section each; comparisons share one.
-
-    Args:
-        results: at least one.
+    """At least one result as one self-contained page, a section each; comparisons share one.
 
     Raises:
         ArtefactError: a stored picture is damaged.
     """
     made = sections(results)
-    numbers = iter(range(1_000_000))
+    numbers = itertools.count()
 
     def chart(figure: Figure) -> Markup:
         from carafe_deploy.report.style import to_svg
@@ -64,18 +54,14 @@ def page(results: Sequence[Reportable]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(kind=_kind, chart=chart)
+    # The name of the macro that shows a block is that of its class.
+    environment.filters.update(kind=lambda block: type(block).__name__.lower(), chart=chart)
     return environment.get_template("page.html.jinja").render(
         sections=made,
         machines=list(_machines(made)),
         partial=PARTIAL,
         version=__version__,
     )
-
-
-def _kind(block: Block) -> str:
-    """Name of the macro that shows a block."""
-    return type(block).__name__.lower()
 
 
 def _machines(made: Sequence[Section]) -> Iterator[tuple[str, Mapping[str, str], str]]:
@@ -92,18 +78,16 @@ def _machines(made: Sequence[Section]) -> Iterator[tuple[str, Mapping[str, str],
             if all(name in member.environment for member in members)
         }
         missing = [name for name, value in facts if value == _MISSING]
+        present = {
+            name: gpus(value) if name == "GPU" else value
+            for name, value in facts
+            if value != _MISSING
+        }
         yield (
             "; ".join(member.title for member in members) if len(groups) > 1 else "",
-            {**_readable(facts), **passing},
+            {**present, **passing},
             ", ".join(missing),
         )
-
-
-def _readable(facts: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """What there is."""
-    return {
-        name: gpus(value) if name == "GPU" else value for name, value in facts if value != _MISSING
-    }
 
 
 _MISSING = "not installed"

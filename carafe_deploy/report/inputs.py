@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from carafe_deploy.backends import mistaken
-from carafe_deploy.bench.record import BenchResult, OperatorsResult, from_dict
+from carafe_deploy.bench.record import BenchResult, OperatorsResult
+from carafe_deploy.bench.result_file import from_dict, read_json
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.parity import ParityReport
 
@@ -32,19 +32,13 @@ def read(path: str | os.PathLike[str]) -> Reportable:
     other = mistaken(path, None)
     if other is not None:
         raise ArtefactError(f"{other}, which a report is not made of: {_REMEDY}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = json.loads(text)
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is no JSON ({error}): measure again") from error
+    data = read_json(path)
     keys = data.keys() if isinstance(data, dict) else set()
     if "kind" in keys:
         return from_dict(data, str(path))
     if {"rows", "passed"} <= keys:
         try:
-            return ParityReport.from_json(text)
+            return ParityReport.from_json(json.dumps(data))
         except ArtefactError as error:
             raise ArtefactError(f"{path}: {error}") from error
     raise ArtefactError(f"{path} is neither a benchmark result nor a parity report: {_REMEDY}")

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from carafe_deploy.report.document import Block, Heading, Items, Section, Table, Text
 
-if TYPE_CHECKING:
-    from carafe_deploy.report.inputs import Reportable
-
-__all__ = ["markdown_table", "section_markdown", "table_markdown", "to_markdown"]
+__all__ = ["markdown_table", "section_markdown", "table_markdown"]
 
 _MARKS = {"good": "✓ ", "bad": "✗ ", "warn": "⚠ "}
 PARTIAL = "Interrupted: partial. This is what had been measured by then."
-
-
-def to_markdown(results: Sequence[Reportable]) -> str:
-    """All results as one document.
-
-    Args:
-        results: see :func:`carafe_deploy.report.read`.
-    """
-    from carafe_deploy.report.sections import sections
-
-    return "\n".join(section_markdown(section) for section in sections(results))
 
 
 def section_markdown(section: Section) -> str:
@@ -54,13 +39,7 @@ def table_markdown(table: Table) -> str:
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], align: str = ""
 ) -> list[str]:
-    """Lines of a table.
-
-    Args:
-        header: names of the columns.
-        rows: cells.
-        align: ``l`` or ``r`` a column; by default the first is aligned left, the others right.
-    """
+    """Lines of a table; ``align`` is ``l`` or ``r`` a column, by default ``lrr...``."""
     align = align or "l" + "r" * (len(header) - 1)
     rules = ["---:" if side == "r" else "---" for side in align]
     return [f"| {' | '.join(map(_cell, row))} |" for row in (header, rules, *rows)]

@@ -20,22 +20,16 @@ from carafe_deploy.report.document import (
     Table,
     Text,
 )
-from carafe_deploy.report.markdown import section_markdown
 from carafe_deploy.report.numbers import NONE, column, large, scientific, share, significant
 from carafe_deploy.report.timings import machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["operators_markdown", "operators_section", "pivot_table"]
+__all__ = ["operators_section", "pivot_table"]
 
 #: What has to be equal for two implementations to be compared.
 Case = tuple[str, str, str, str, str]
-
-
-def operators_markdown(result: OperatorsResult) -> str:
-    """Verdict, table and rules as GitHub Markdown."""
-    return section_markdown(operators_section(result))
 
 
 def operators_section(result: OperatorsResult) -> Section:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carafe_deploy.parity import LEVELS, ParityReport, ParityRow
-from carafe_deploy.report.document import Block, Fold, Heading, Items, Section, Table, Text
-from carafe_deploy.report.numbers import NONE, scientific
+from carafe_deploy.parity.table import limit
+from carafe_deploy.report.document import Block, Fold, Heading, Section, Table, Text, items
+from carafe_deploy.report.numbers import NONE, optional, scientific
 from carafe_deploy.verdict import mark_of, state_of
 
 __all__ = ["level_summary", "parity_section"]
@@ -34,20 +35,19 @@ def level_summary(report: ParityReport, level: str) -> str:
 
 
 def parity_section(reports: Sequence[ParityReport]) -> Section:
-    """All comparisons of one report.
-
-    Args:
-        reports: at least one.
-    """
+    """All comparisons of one report; one at least."""
     images = sorted({report.images for report in reports if report.images})
-    blocks: list[Block] = [_summary(reports), *_failures(reports), *_average_precision(reports)]
-    skipped = tuple(
+    skipped = [
         (f"{report.candidate}, {level}", reason)
         for report in reports
         for level, reason in report.skipped.items()
-    )
-    if skipped:
-        blocks.append(Items(skipped, "note", "Not compared"))
+    ]
+    blocks: list[Block] = [
+        _summary(reports),
+        *_failures(reports),
+        *_average_precision(reports),
+        *items(skipped, "note", "Not compared"),
+    ]
     blocks += [
         Fold(
             f"{_mark(report)} {report.candidate} against {report.reference}: "
@@ -89,7 +89,7 @@ def _summary(reports: Sequence[ParityReport]) -> Table:
         level for level in LEVELS if any(row.level == level for r in reports for row in r.rows)
     ]
     return Table(
-        header=("candidate", "reference", *(_title(level) for level in levels), ""),
+        header=("candidate", "reference", *(_TITLES.get(level, level) for level in levels), ""),
         rows=tuple(
             (
                 report.candidate,
@@ -106,37 +106,27 @@ def _summary(reports: Sequence[ParityReport]) -> Table:
     )
 
 
+_TITLES = {"ap": "AP"}
+
+
 def _failures(reports: Sequence[ParityReport]) -> list[Block]:
-    failed = tuple(
-        (f"{report.candidate}, {row.level} {row.name}", _outcome(row))
-        for report in reports
-        for row in report.failures
-    )
-    nothing = tuple(
-        (f"{report.candidate}, {row.level} {row.name}", row.note)
-        for report in reports
-        for row in report.uncompared
-    )
-    broken = tuple(
-        (f"{report.candidate}, {level}", failure.reason)
-        for report in reports
-        for level, failure in report.failed.items()
-    )
+    failed, nothing, broken = [], [], []
+    for report in reports:
+        name = report.candidate
+        failed += [(f"{name}, {row.level} {row.name}", _outcome(row)) for row in report.failures]
+        nothing += [(f"{name}, {row.level} {row.name}", row.note) for row in report.uncompared]
+        broken += [(f"{name}, {level}", one.reason) for level, one in report.failed.items()]
     return [
-        Items(items, "bad", title)
-        for items, title in (
-            (failed, "Beyond their tolerance"),
-            (nothing, "Nothing to compare"),
-            (broken, "Failed"),
-        )
-        if items
+        *items(failed, "bad", "Beyond their tolerance"),
+        *items(nothing, "bad", "Nothing to compare"),
+        *items(broken, "bad", "Failed"),
     ]
 
 
 def _outcome(row: ParityRow) -> str:
-    _, error, relative, matched, limit, _ = _cells(row)
+    _, error, relative, matched, allowed, _ = _cells(row)
     found = matched if row.measure in ("matched", "iou") else f"error {error}, relative {relative}"
-    return f"{found}, limit {limit}" + (f" ({row.note})" if row.note else "")
+    return f"{found}, limit {allowed}" + (f" ({row.note})" if row.note else "")
 
 
 def _average_precision(reports: Sequence[ParityReport]) -> list[Block]:
@@ -144,7 +134,7 @@ def _average_precision(reports: Sequence[ParityReport]) -> list[Block]:
         (
             report.candidate,
             row.name,
-            *(_ap(row.details.get(side)) for side in ("reference", "candidate")),
+            *(optional(row.details.get(side), "{:.4f}") for side in ("reference", "candidate")),
             scientific(row.max_abs_error),
             f"≤ {row.tolerance:g}",
             mark_of(row.passed),
@@ -157,10 +147,6 @@ def _average_precision(reports: Sequence[ParityReport]) -> list[Block]:
         return []
     header = ("candidate", "", "reference", "candidate", "change", "limit", "")
     return [Heading("Average precision"), Table(header, rows, "llrrrrl")]
-
-
-def _ap(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
 
 
 def _rows(rows: Sequence[ParityRow]) -> Table:
@@ -176,22 +162,15 @@ def _cells(row: ParityRow) -> tuple[str, str, str, str, str, str]:
     matched = f"{row.matched} of {row.total}" if row.matched is not None else NONE
     if row.passed is None:
         matched = row.state
-    limit = f"≥ {row.tolerance:g}" if counted else f"≤ {row.tolerance:g}"
-    # Tensors are held to their relative error; say so where it is the other one.
-    limit += " abs" if row.measure == "absolute" else ""
     return (
         row.name,
         scientific(row.max_abs_error),
         scientific(row.max_rel_error),
         matched if counted or row.passed is None else NONE,
-        limit,
+        limit(row.measure, row.tolerance),
         mark_of(row.passed),
     )
 
 
 def _mark(report: ParityReport) -> str:
     return mark_of(None if report.state == state_of(None) else report.passed)
-
-
-def _title(level: str) -> str:
-    return "AP" if level == "ap" else level

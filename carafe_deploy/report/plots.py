@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
 import numpy as np
@@ -15,13 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from carafe_deploy.backends import BACKENDS
-from carafe_deploy.bench.record import (
-    PARTS,
-    BenchResult,
-    OperatorRow,
-    OperatorsResult,
-    Subject,
-)
+from carafe_deploy.bench.record import PARTS, BenchResult, OperatorsResult, Subject
 from carafe_deploy.bench.statistics import summary
 from carafe_deploy.report import style
 from carafe_deploy.report.numbers import large, significant
@@ -48,8 +42,7 @@ def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 def latency(results: Sequence[BenchResult]) -> Figure:
     """Median latencies as bars, and beside them how the samples lie around the median.
 
-    Args:
-        results: one part of the chart each; at least one subject of each was timed.
+    Each result has its part of the chart; at least one subject of each was timed.
     """
     subjects = [timed(result) for result in results]
     heights = [_height([entry.name for entry in each], named=len(results) > 1) for each in subjects]
@@ -136,11 +129,7 @@ def _limits(distances: Sequence[_Floats]) -> tuple[float, float]:
 
 @_styled
 def stages(result: BenchResult) -> Figure:
-    """Parts of an image stacked: their milliseconds, and their shares.
-
-    Args:
-        result: a subject at least was timed.
-    """
+    """Parts of an image stacked: their milliseconds, and their shares. A subject was timed."""
     subjects = timed(result)
     names = [entry.name for entry in subjects]
     figure = Figure(figsize=(WIDTH, _height(names) + 0.3), layout="constrained")
@@ -181,11 +170,7 @@ def _part_medians(entry: Timed) -> list[float]:
 
 @_styled
 def throughput(result: BenchResult) -> Figure:
-    """Images a second over the batch size.
-
-    Args:
-        result: a throughput at least was measured.
-    """
+    """Images a second over the batch size. A throughput was measured."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     batches: set[int] = set()
@@ -230,14 +215,13 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def roofline(result: OperatorsResult) -> Figure:
     """Arithmetic over its intensity, below what copying and computing allow.
 
-    Args:
-        result: one row at least has a time, bytes and operations.
+    One row at least has a time, bytes and operations.
     """
     rows = [row for row in result.rows if row.median_us and row.num_bytes and row.flops]
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
     style.plain_log(axes, both=True)
-    points = [_point(row) for row in rows]
+    points = [(row.flops / row.num_bytes, row.gigaflops or 0.0) for row in rows]
     _roof(axes, result, points)
     colours = _assigned([row.implementation for row in rows], style.PALETTE)
     markers = _assigned([row.entry for row in rows], _MARKERS)
@@ -245,9 +229,7 @@ def roofline(result: OperatorsResult) -> Figure:
     for row, (x, y), size in zip(rows, points, sizes, strict=True):
         colour = colours[row.implementation]
         axes.scatter(
-            x,
-            y,
-            s=size,
+            *(x, y, size),
             marker=markers[row.entry],
             facecolor=colour if row.dtype == "float32" else "none",
             edgecolor=colour,
@@ -258,19 +240,17 @@ def roofline(result: OperatorsResult) -> Figure:
     axes.set_xlabel("arithmetic intensity, operations a byte")
     axes.set_ylabel("GFLOP/s")
     style.plain_axes(axes, grid="both")
-    figure.legend(
-        handles=[*_legend(colours), *_shapes(markers)], loc="outside right upper", labelspacing=0.6
-    )
+    handles = [
+        *(_handle(name, colour, "o") for name, colour in colours.items()),
+        *(_handle(name, style.GRID, marker) for name, marker in markers.items()),
+    ]
+    figure.legend(handles=handles, loc="outside right upper", labelspacing=0.6)
     return figure
 
 
 def _assigned(names: Sequence[str], looks: Sequence[str]) -> dict[str, str]:
     """A look for each name, in the order of the names."""
     return dict(zip(dict.fromkeys(names), itertools.cycle(looks), strict=False))
-
-
-def _point(row: OperatorRow) -> tuple[float, float]:
-    return row.flops / row.num_bytes, row.gigaflops or 0.0
 
 
 def _sizes(num_bytes: Sequence[int]) -> list[float]:
@@ -299,9 +279,7 @@ def _roof(axes: Axes, result: OperatorsResult, points: Sequence[tuple[float, flo
     if slope > 0:
         x = float(np.sqrt(low * ridge))
         axes.text(
-            x,
-            1.12 * slope * x,
-            f"copy {large(slope)} GB/s",
+            *(x, 1.12 * slope * x, f"copy {large(slope)} GB/s"),
             ha="center",
             va="bottom",
             rotation=float(np.degrees(np.arctan(slope))),
@@ -310,8 +288,7 @@ def _roof(axes: Axes, result: OperatorsResult, points: Sequence[tuple[float, flo
         )
     if peak > 0:
         axes.annotate(
-            f"float32 {large(peak)} GFLOP/s",
-            (high, peak),
+            *(f"float32 {large(peak)} GFLOP/s", (high, peak)),
             ha="right",
             va="bottom",
             xytext=(-4, 3),
@@ -319,18 +296,9 @@ def _roof(axes: Axes, result: OperatorsResult, points: Sequence[tuple[float, flo
         )
 
 
-def _legend(colours: Mapping[str, str]) -> list[Line2D]:
-    return [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=_wrapped(name))
-        for name, colour in colours.items()
-    ]
-
-
-def _shapes(markers: Mapping[str, str]) -> list[Line2D]:
-    return [
-        Line2D([], [], color=style.GRID, marker=marker, linestyle="", label=name)
-        for name, marker in markers.items()
-    ]
+def _handle(name: str, colour: str, marker: str) -> Line2D:
+    """A line of the legend."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="", label=_wrapped(name))
 
 
 def _colour(subject: Subject) -> str:

@@ -16,12 +16,15 @@ __all__ = ["selfcheck_report"]
 
 def selfcheck_report(result: SelfCheck) -> str:
     """Markdown with the verdict on each backend and what the machine has, for a bug report."""
-    rows = []
+    rows, tracebacks = [], []
     for check in result.checks:
         levels = [level_summary(check.parity, level) if check.parity else "" for level in LEVELS]
         name = f"{check.detector.partition('-')[0]}, {check.backend}"
         reason = " ".join(check.reason.split())
         rows.append([name, check.status, *levels, f"{check.seconds:.1f} s", reason])
+        if check.status == "failed" and check.traceback:
+            tracebacks += ["<details>", f"<summary>{name}: traceback</summary>", "", "```"]
+            tracebacks += [check.traceback.strip(), "```", "", "</details>", ""]
     lines = [
         "# carafe-deploy selfcheck",
         "",
@@ -31,18 +34,7 @@ def selfcheck_report(result: SelfCheck) -> str:
         "",
         *markdown_table(["", "", *LEVELS, "time", "reason"], rows),
         "",
-        *_tracebacks(result),
+        *tracebacks,
         *markdown_table(["machine", ""], result.environment.items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _tracebacks(result: SelfCheck) -> list[str]:
-    """Of failed checks, folded."""
-    lines = []
-    for check in result.checks:
-        if check.status == "failed" and check.traceback:
-            name = f"{check.detector.partition('-')[0]}, {check.backend}"
-            lines += ["<details>", f"<summary>{name}: traceback</summary>", "", "```"]
-            lines += [check.traceback.strip(), "```", "", "</details>", ""]
-    return lines

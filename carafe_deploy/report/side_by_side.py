@@ -9,15 +9,15 @@ import itertools
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from carafe_deploy.bench.record import BenchResult, Sample, SampleDetections
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.images import Image
 from carafe_deploy.masks import decode_mask
-from carafe_deploy.parity.matching import match_detections
+from carafe_deploy.parity.matching import limits_of, match_detections
+from carafe_deploy.pictures import jpeg_text, resize_detections
 from carafe_deploy.report.document import Comparison, Tile
-from carafe_deploy.tolerances import coarsest, tolerance
+from carafe_deploy.tolerances import coarsest
 from carafe_deploy.types import Detections
 from carafe_deploy.visualize import draw_detections
 
@@ -72,12 +72,8 @@ class _Difference:
 def _difference(reference: Detections, candidate: Detections, precision: str) -> _Difference:
     """Pair as the benchmark does, see :mod:`carafe_deploy.bench.agreement`."""
     with_masks = reference.masks is not None and candidate.masks is not None
-    iou, score, mask_iou = (
-        tolerance("detections", kind, precision).value for kind in ("iou", "score", "mask_iou")
-    )
-    pairs = match_detections(
-        reference, candidate, iou=iou, score=score, mask_iou=mask_iou if with_masks else None
-    ).pairs
+    limits = limits_of(precision, masks=with_masks)
+    pairs = match_detections(reference, candidate, **limits).pairs
     ours, theirs = {pair[0] for pair in pairs}, {pair[1] for pair in pairs}
     return _Difference(
         tuple(sorted(theirs)),
@@ -113,19 +109,15 @@ class _Picture:
         )
 
     def tile(self, name: str, difference: _Difference | None = None, reference: str = "") -> Tile:
-        """Draw one subject's detections.
-
-        Args:
-            name: of the subject.
-            difference: from the reference; None for itself.
-            reference: its name.
-        """
-        found = self._shown(self.found(name))
+        """Draw one subject's detections, and how they differ from the reference's."""
+        found = resize_detections(self.found(name), *self._size)
         partners = found if difference is None else _rows(found, difference.paired)
         image = draw_detections(self._image, partners, self._classes, score_threshold=SCORE)
         verdict, tone = f"{len(found)} found", ""
         if difference is not None:
-            others = self._shown(self.found(reference)) if difference.missing else found
+            others = found
+            if difference.missing:
+                others = resize_detections(self.found(reference), *self._size)
             marks = (
                 *self._marks(others, difference.missing, MISSING),
                 *self._marks(found, difference.only_here, ONLY_HERE),
@@ -136,10 +128,7 @@ class _Picture:
                 mark.label(image)
             hidden = len(difference.missing) + len(difference.only_here) - len(marks)
             verdict, tone = _verdict(difference, hidden)
-        _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        encoded = base64.b64encode(jpeg.tobytes()).decode("ascii")
-        width, height = self._size
-        return Tile(name, verdict, tone, encoded, width, height)
+        return Tile(name, verdict, tone, jpeg_text(image, QUALITY), *self._size)
 
     def _marks(self, found: Detections, rows: tuple[int, ...], kind: _Kind) -> list[_Mark]:
         """Detections without partners that are not too weak to be shown."""
@@ -153,24 +142,6 @@ class _Picture:
             for row in rows
             if found.scores[row] >= DIFFERENT_SCORE
         ]
-
-    def _shown(self, found: Detections) -> Detections:
-        """At the size of the picture; masks keep smooth outlines."""
-        width, height = self._size
-        across, down = width / self._sample.width, height / self._sample.height
-        factor = np.array((across, down, across, down), np.float32)
-        masks = None
-        if found.masks is not None:
-            planes = (decode_mask(mask).astype(np.float32) for mask in found.masks)
-            masks = tuple(
-                coco_mask.encode(
-                    np.asfortranarray(cv2.resize(plane, self._size) >= 0.5, dtype=np.uint8)
-                )
-                for plane in planes
-            )
-        return dataclasses.replace(
-            found, boxes=found.boxes * factor, image_size=(height, width), masks=masks
-        )
 
 
 def _masks(found: SampleDetections, size: tuple[int, int]) -> tuple[dict[str, object], ...] | None:

@@ -107,7 +107,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
     Args:
         figure: made by :func:`drawn`.
-        name: unique in the page; what the chart refers to inside itself begins with it.
+        name: unique in the page; the chart's own references begin with it.
         description: for those who cannot see it.
     """
     buffer = io.StringIO()

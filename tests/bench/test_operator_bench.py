@@ -17,7 +17,8 @@ from carafe_deploy import environment
 from carafe_deploy.bench import clock, implementations, operator_bench
 from carafe_deploy.bench.implementations import Candidate, candidates, jobs_of
 from carafe_deploy.bench.operator_bench import OperatorOptions, is_failure, measure_operators
-from carafe_deploy.bench.record import OperatorRow, OperatorsResult, read_result, write_result
+from carafe_deploy.bench.record import OperatorRow, OperatorsResult
+from carafe_deploy.bench.result_file import read_result, write_result
 from carafe_deploy.bench.workloads import WORKLOADS, Workload
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.operators import OPERATORS

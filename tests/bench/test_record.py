@@ -22,10 +22,8 @@ from carafe_deploy.bench.record import (
     Samples,
     Subject,
     Throughput,
-    read_result,
-    to_json,
-    write_result,
 )
+from carafe_deploy.bench.result_file import read_result, to_json, write_result
 from carafe_deploy.errors import ArtefactError
 
 SAMPLES = Samples(

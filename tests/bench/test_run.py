@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 
 from carafe_deploy.bench import probe as probe_module
 from carafe_deploy.bench import run as run_module
+from carafe_deploy.bench.options import BenchOptions
 from carafe_deploy.bench.probe import probe
 from carafe_deploy.bench.record import PARTS, BenchResult, Cold
-from carafe_deploy.bench.run import BenchOptions, run_bench
+from carafe_deploy.bench.run import run_bench
 from carafe_deploy.bench.subjects import Opening, Variants
+from carafe_deploy.bench.turns import FEWEST_BATCHES
 from carafe_deploy.data import data_path
 from carafe_deploy.errors import (
     BackendFailedError,
@@ -32,21 +35,34 @@ IMAGES = {
     name: np.full((height, 100, 3), height, np.uint8) for name, height in (("a", 60), ("b", 90))
 }
 QUICK = BenchOptions(rounds=4, block=3, batch_sizes=(1, 2, 16), cold=False)
+Measure = Callable[..., BenchResult]
 
 
-def test_every_subject_has_its_turn_in_every_round(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
+    """Run a benchmark of runners by file, see :func:`tests.bench.fakes.install`."""
+
+    def call(
+        options: dict[str, Any] | None = None,
+        *,
+        images: Any = IMAGES,
+        step: Callable[[str], None] = lambda name: None,
+        **runners: Any,
+    ) -> BenchResult:
+        paths = install(monkeypatch, tmp_path, **runners)
+        return run_bench(paths, images, dataclasses.replace(QUICK, **options or {}), step=step)
+
+    return call
+
+
+def test_every_subject_has_its_turn_in_every_round(measure: Measure) -> None:
     runners = FakeRunner(compute=2.0), FakeRunner("torchscript", compute=4.0, enqueue=0.125)
-    paths = install(monkeypatch, tmp_path, a_onnx=runners[0], b_ts=runners[1])
     steps: list[str] = []
-    result = run_bench(paths, IMAGES, QUICK, step=steps.append)
+    result = measure(step=steps.append, a_onnx=runners[0], b_ts=runners[1])
     assert steps == ["open", "warm up", "detections", "latency", "throughput"]
     assert not result.partial
-    assert [subject.name for subject in result.measured] == [
-        "ONNX Runtime fp32",
-        "TorchScript fp32",
-    ]
+    names = ["ONNX Runtime fp32", "TorchScript fp32"]
+    assert [subject.name for subject in result.measured] == names
     said = (2.0, ()), (4.0, (0.125,) * 12)
     for subject, (compute, enqueue) in zip(result.subjects, said, strict=True):
         samples = subject.samples
@@ -56,23 +72,16 @@ def test_every_subject_has_its_turn_in_every_round(
         assert samples.parts_ms["compute"] == (compute,) * 12
         assert samples.parts_ms["upload"] == (0.25,) * 12
         assert samples.enqueue_ms == enqueue
-        assert all(
-            total >= before + after
-            for total, before, after in zip(
-                samples.total_ms,
-                samples.parts_ms["preprocess"],
-                samples.parts_ms["postprocess"],
-                strict=True,
-            )
-        )
+        parts = samples.parts_ms["preprocess"], samples.parts_ms["postprocess"]
+        for total, before, after in zip(samples.total_ms, *parts, strict=True):
+            assert total >= before + after
     assert result.measured[1].samples.over(result.measured[0].samples, "compute").value == 2
     assert [runner.closed for runner in runners] == [1, 1]
 
 
-def test_throughput_of_each_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_throughput_of_each_batch_size(measure: Measure) -> None:
     runner = FakeRunner()
-    result = run_bench(install(monkeypatch, tmp_path, a_onnx=runner), IMAGES, QUICK)
-    one, two, many = result.subjects[0].throughput
+    one, two, many = measure(a_onnx=runner).subjects[0].throughput
     assert (one.batch, two.batch, many.batch) == (1, 2, 16)
     assert len(one.samples_ms) == len(two.samples_ms) == 3
     assert two.images_per_second == pytest.approx(2e3 / np.median(two.samples_ms))
@@ -81,18 +90,16 @@ def test_throughput_of_each_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path
     # As many streams as runs, of the batch size.
     assert len(one.pipelined_ms) == len(two.pipelined_ms) == 3
     assert two.pipelined_images_per_second == pytest.approx(2e3 / np.median(two.pipelined_ms))
-    assert runner.batches.count(2) >= 3 * (1 + run_module.FEWEST_BATCHES)
-    assert 2 in runner.batches
+    assert runner.batches.count(2) >= 3 * (1 + FEWEST_BATCHES)
     assert 16 not in runner.batches
 
 
-def test_samples_and_agreement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    runners = {
-        "a_onnx": FakeRunner(score=0.5),
-        "b_ts": FakeRunner("torchscript", score=0.5 + 2**-12),
-        "c_ts": FakeRunner("torchscript", score=0.75),
-    }
-    result = run_bench(install(monkeypatch, tmp_path, **runners), IMAGES, QUICK)
+def test_samples_and_agreement(measure: Measure) -> None:
+    result = measure(
+        a_onnx=FakeRunner(score=0.5),
+        b_ts=FakeRunner("torchscript", score=0.5 + 2**-12),
+        c_ts=FakeRunner("torchscript", score=0.75),
+    )
     first, near, far = result.subjects
     assert first.agreement is None
     assert (near.agreement.matched, near.agreement.total, near.agreement.passed) == (2, 2, True)
@@ -126,18 +133,12 @@ TIMED = 4 + 2 + 16
     ids=["at open", "first run", "detections", "latency", "throughput", "at close"],
 )
 def test_one_that_breaks_is_a_failed_row_and_the_others_are_measured(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    error: Exception,
-    script: Any,
-    part: str,
-    samples: int,
+    measure: Measure, error: Exception, script: Any, part: str, samples: int
 ) -> None:
     good = FakeRunner()
     bad = error if script == "open" else Scripted(FakeRunner("torchscript"), error, **script)
     # The broken one is first, and so the reference of others' detections while it works.
-    paths = install(monkeypatch, tmp_path, b_ts=bad, a_onnx=good)
-    broken, measured = run_bench(paths, IMAGES, dataclasses.replace(QUICK, warmup=2)).subjects
+    broken, measured = measure({"warmup": 2}, b_ts=bad, a_onnx=good).subjects
     assert (broken.status, broken.reason) == ("failed", part + ERRORS[error])
     assert len(broken.samples.total_ms if broken.samples else ()) == samples
     assert (measured.status, measured.reason) == ("measured", "")
@@ -155,50 +156,38 @@ def test_one_that_breaks_is_a_failed_row_and_the_others_are_measured(
     ],
 )
 def test_nothing_that_opens_is_an_error_that_says_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, kind: type
+    measure: Measure, error: Exception, kind: type
 ) -> None:
-    paths = install(monkeypatch, tmp_path, a_onnx=BackendUnavailableError("no GPU"), b_ts=error)
     with pytest.raises(kind, match=r"nothing can be .*Runtime: no GPU; TorchScript: ") as caught:
-        run_bench(paths, IMAGES, QUICK)
+        measure(a_onnx=BackendUnavailableError("no GPU"), b_ts=error)
     assert type(caught.value) is kind
 
 
-def test_all_that_break_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner(fails_after=0))
-    options = dataclasses.replace(QUICK, block=None)
-    [subject] = run_bench(paths, IMAGES, options).subjects
+def test_all_that_break_are_rows(measure: Measure) -> None:
+    [subject] = measure({"block": None}, a_onnx=FakeRunner(fails_after=0)).subjects
     assert (subject.status, subject.samples) == ("failed", None)
 
 
-def test_an_interrupt_keeps_what_was_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_interrupt_keeps_what_was_measured(measure: Measure) -> None:
     runners = FakeRunner(), FakeRunner("torchscript", interrupts_after=13)
-    paths = install(monkeypatch, tmp_path, a_onnx=runners[0], b_ts=runners[1])
-    result = run_bench(paths, IMAGES, QUICK)
+    result = measure(a_onnx=runners[0], b_ts=runners[1])
     assert result.partial
     assert 0 < len(result.subjects[0].samples.total_ms) <= 12
     assert 0 < len(result.subjects[1].samples.total_ms) < 12
     assert [runner.closed for runner in runners] == [1, 1]
 
 
-def test_an_interrupt_before_the_first_turn(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner(interrupts_after=1))
-    result = run_bench(paths, IMAGES, QUICK)
+def test_an_interrupt_before_the_first_turn(measure: Measure) -> None:
+    result = measure(a_onnx=FakeRunner(interrupts_after=1))
     assert result.partial
     [subject] = result.subjects
     assert (subject.status, subject.reason) == ("skipped", "interrupted before its turn")
 
 
-def test_images_are_needed_and_may_be_chosen_for_the_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_images_are_needed_and_may_be_chosen_for_the_model(measure: Measure) -> None:
     runner = FakeRunner(info=info(name="asked"))
-    paths = install(monkeypatch, tmp_path, a_onnx=runner)
     with pytest.raises(InputShapeError, match="there are no images"):
-        run_bench(paths, {}, QUICK)
+        measure(images={}, a_onnx=runner)
     assert runner.closed == 1
     names: list[str] = []
 
@@ -206,7 +195,7 @@ def test_images_are_needed_and_may_be_chosen_for_the_model(
         names.append(runner.info.name)
         return IMAGES
 
-    assert isinstance(run_bench(paths, choose, QUICK), BenchResult)
+    assert isinstance(measure(images=choose, a_onnx=runner), BenchResult)
     assert names == ["asked"]
 
 
@@ -229,7 +218,7 @@ def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
 
 
 def test_memory_and_loading_come_from_another_process(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -238,8 +227,7 @@ def test_memory_and_loading_come_from_another_process(
         return Cold(1.0, 2.0, 3.0, 2.0)
 
     monkeypatch.setattr(run_module, "probe", fake_probe)
-    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner())
-    [subject] = run_bench(paths, IMAGES, dataclasses.replace(QUICK, cold=True)).subjects
+    [subject] = measure({"cold": True}, a_onnx=FakeRunner()).subjects
     assert subject.cold == Cold(1.0, 2.0, 3.0, 2.0)
     assert asked == [("a.onnx", 60, 100)]
 
@@ -313,11 +301,10 @@ def test_a_process_that_dies_or_hangs_says_how(
 
 
 def test_such_a_process_fails_its_subject_which_keeps_its_times(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measure: Measure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "probe", lambda *_: Cold(reason="the process died of SIGSEGV"))
-    paths = install(monkeypatch, tmp_path, a_onnx=FakeRunner())
-    [subject] = run_bench(paths, IMAGES, dataclasses.replace(QUICK, cold=True)).subjects
+    [subject] = measure({"cold": True}, a_onnx=FakeRunner()).subjects
     reason = "memory and loading: the process died of SIGSEGV"
     assert (subject.status, subject.reason) == ("failed", reason)
     assert len(subject.samples.total_ms) == 12

@@ -9,7 +9,7 @@ import pytest
 
 from carafe_deploy.bench import provenance
 from carafe_deploy.bench import run as run_module
-from carafe_deploy.bench.record import read_result
+from carafe_deploy.bench.result_file import read_result
 from tests.bench.fakes import FakeRunner, install
 from tests.cli.conftest import Run
 

@@ -12,7 +12,8 @@ import typer
 
 from carafe_deploy.bench import operator_bench
 from carafe_deploy.bench.operator_bench import OperatorOptions
-from carafe_deploy.bench.record import OperatorRow, OperatorsResult, read_result
+from carafe_deploy.bench.record import OperatorRow, OperatorsResult
+from carafe_deploy.bench.result_file import read_result
 from carafe_deploy.cli.bench_operators import bench_operators
 from carafe_deploy.cli.common import UsageError
 

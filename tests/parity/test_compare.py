@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -32,21 +32,41 @@ from tests.parity.spoilt import Closed, Spoil, Spoilt, Tensors
 from tests.scripted import ERRORS, Scripted
 
 
+class Compare(Protocol):
+    def __call__(self, *levels: str, run: Spoil | None = None, **settings: Any) -> ParityReport: ...
+
+
+@pytest.fixture
+def compare(reference: Runner, images: list[Image], val: Path, shapes_dir: Path) -> Compare:
+    """The reference with itself spoilt, or another candidate, at some levels: on one image, or
+    with annotations for AP."""
+
+    def call(
+        *levels: str,
+        run: Spoil | None = None,
+        stages: Spoil | None = None,
+        candidate: Runner | None = None,
+        **settings: Any,
+    ) -> ParityReport:
+        if levels == ("ap",):
+            settings = {"annotations": val, "image_dir": shapes_dir / "val", "limit": 1} | settings
+        else:
+            settings = {"images": images[:1]} | settings
+        other = candidate or Spoilt(reference, run=run, stages=stages)
+        return run_parity(reference, other, levels=levels or None, **settings)
+
+    return call
+
+
 def _failed(report: ParityReport) -> list[str]:
     return [f"{row.level} {row.name}" for row in report.failures]
 
 
 def test_an_artefact_agrees_with_itself_on_every_level(
-    reference: Runner, images: list[Image], val: Path, shapes_dir: Path
+    reference: Runner, images: list[Image], val: Path, shapes_dir: Path, compare: Compare
 ) -> None:
-    report = run_parity(
-        reference,
-        reference,
-        images=images,
-        annotations=val,
-        image_dir=shapes_dir / "val",
-        limit=2,
-    )
+    annotated = {"annotations": val, "image_dir": shapes_dir / "val", "limit": 2}
+    report = compare(candidate=reference, images=images, **annotated)
     assert report.passed
     assert {row.max_abs_error for row in report.rows} == {0.0, None}
     assert all(row.matched == row.total for row in report.rows)
@@ -72,9 +92,10 @@ def test_an_artefact_agrees_with_itself_on_every_level(
 
 
 def test_levels_that_an_artefact_lacks_are_left_out_with_the_reason(
-    reference: Runner, images: list[Image]
+    reference: Runner, compare: Compare
 ) -> None:
-    report = run_parity(reference, Closed(reference), images=images)
+    closed = Closed(reference)
+    report = compare(candidate=closed)
     assert report.passed
     assert [row.level for row in report.rows] == ["detections"]
     assert report.skipped == {
@@ -82,6 +103,11 @@ def test_levels_that_an_artefact_lacks_are_left_out_with_the_reason(
         "stages": "x.engine has no intermediate tensors",
     }
     assert ParityReport.from_json(report.to_json()) == report
+    for level in report.skipped:  # unless they are asked for
+        with pytest.raises(UnsupportedLevelError, match=r"x\.engine"):
+            compare(level, "detections", candidate=closed)
+    with pytest.raises(UnsupportedLevelError, match="nothing can be compared without images"):
+        compare(candidate=closed, images=())
 
 
 @pytest.mark.parametrize(
@@ -97,14 +123,13 @@ def test_levels_that_an_artefact_lacks_are_left_out_with_the_reason(
 @pytest.mark.parametrize("error", [next(iter(ERRORS)), EngineError("failed to run: no memory")])
 def test_what_an_artefact_raises_ends_its_level_alone(
     reference: Runner,
-    images: list[Image],
+    compare: Compare,
     error: Exception,
     script: dict[str, Any],
     levels: list[str],
     failed: list[str],
 ) -> None:
-    broken = Scripted(reference, error, **script)
-    report = run_parity(reference, broken, images=images[:1], levels=levels)
+    report = compare(*levels, candidate=Scripted(reference, error, **script))
     reason = ERRORS.get(error, str(error))
     assert {name: one.reason for name, one in report.failed.items()} == dict.fromkeys(
         failed, reason
@@ -113,19 +138,6 @@ def test_what_an_artefact_raises_ends_its_level_alone(
     assert not report.failures
     assert not report.passed
     assert ParityReport.from_json(report.to_json()) == report
-
-
-@pytest.mark.parametrize("level", ["operators", "stages"])
-def test_levels_asked_for_are_never_left_out(
-    reference: Runner, images: list[Image], level: str
-) -> None:
-    with pytest.raises(UnsupportedLevelError, match=r"x\.engine"):
-        run_parity(reference, Closed(reference), images=images, levels=[level, "detections"])
-
-
-def test_nothing_left_to_compare_is_no_success(reference: Runner) -> None:
-    with pytest.raises(UnsupportedLevelError, match="nothing can be compared without images"):
-        run_parity(reference, Closed(reference))
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -158,10 +170,10 @@ def _with_one_other_weight(runner: Runner, checkpoint: Path, key: str) -> Runner
     ],
 )
 def test_one_other_weight_fails_the_first_stage_behind_it(
-    reference: Runner, checkpoint: Path, images: list[Image], key: str, first: str
+    reference: Runner, checkpoint: Path, compare: Compare, key: str, first: str
 ) -> None:
     candidate = _with_one_other_weight(reference, checkpoint, key)
-    report = run_parity(reference, candidate, images=images[:1], levels=("stages", "operators"))
+    report = compare("stages", "operators", candidate=candidate)
     assert not report.passed
     assert _failed(report)[0] == f"stages {first}"
 
@@ -194,11 +206,8 @@ def _spoil_mask_padding(tensors: Tensors) -> None:
 
 
 @pytest.mark.parametrize("change", [_shuffle_proposals, _shuffle_detections, _spoil_mask_padding])
-def test_order_and_padding_of_rows_do_not_matter(
-    reference: Runner, images: list[Image], change: Spoil
-) -> None:
-    candidate = Spoilt(reference, stages=change)
-    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
+def test_order_and_padding_of_rows_do_not_matter(compare: Compare, change: Spoil) -> None:
+    report = compare("stages", stages=change)
     assert report.passed
     assert all(row.max_abs_error == 0.0 for row in report.rows)
 
@@ -222,37 +231,32 @@ def test_padding_of_proposals_is_left_out(reference: Runner, images: list[Image]
 
 def _move_proposals(share: float) -> Spoil:
     def move(tensors: Tensors) -> None:
-        count = int(share * tensors["proposals"].shape[1])
-        tensors["proposals"][:, :count] += 5.0
+        tensors["proposals"][:, : int(share * tensors["proposals"].shape[1])] += 5.0
 
     return move
 
 
-@pytest.mark.parametrize(("share", "passes"), [(0.001, True), (0.02, False)])
-def test_enough_proposals_must_agree(
-    reference: Runner, images: list[Image], share: float, passes: bool
-) -> None:
-    candidate = Spoilt(reference, stages=_move_proposals(share))
-    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
-    assert _failed(report) == ([] if passes else ["stages proposals"])
+def _raise_scores(tensors: Tensors) -> None:
+    tensors["proposal_scores"] *= 1.01
 
 
-def test_scores_of_proposals_count(reference: Runner, images: list[Image]) -> None:
-    def raise_scores(tensors: Tensors) -> None:
-        tensors["proposal_scores"] *= 1.01
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [(_move_proposals(0.001), True), (_move_proposals(0.02), False), (_raise_scores, False)],
+)
+def test_enough_proposals_must_agree(compare: Compare, change: Spoil, passes: bool) -> None:
+    failed = _failed(compare("stages", stages=change))
+    assert ("stages proposals" in failed) is not passes
+    assert change is _raise_scores or len(failed) == (not passes)
 
-    candidate = Spoilt(reference, stages=raise_scores)
-    report = run_parity(reference, candidate, images=images[:1], levels=("stages",))
-    assert "stages proposals" in _failed(report)
+
+def _cut_a_stage(tensors: Tensors) -> None:
+    tensors["P3"] = tensors["P3"][:, :8]
 
 
-def test_a_stage_of_another_shape_is_an_error(reference: Runner, images: list[Image]) -> None:
-    def cut(tensors: Tensors) -> None:
-        tensors["P3"] = tensors["P3"][:, :8]
-
-    candidate = Spoilt(reference, stages=cut)
+def test_a_stage_of_another_shape_is_an_error(compare: Compare) -> None:
     with pytest.raises(ArtefactError, match=r"P3 is \[1, 32, 16, 24\] in the reference and \[1, 8"):
-        run_parity(reference, candidate, images=images[:1], levels=("stages",))
+        compare("stages", stages=_cut_a_stage)
 
 
 # --- detections ----------------------------------------------------------------------------------
@@ -303,14 +307,9 @@ def _extra(score: float) -> Spoil:
     ],
 )
 def test_one_wrong_detection_fails_the_detections_and_no_other_level(
-    reference: Runner,
-    images: list[Image],
-    change: Spoil,
-    only_in_reference: int,
-    only_in_candidate: int,
+    compare: Compare, change: Spoil, only_in_reference: int, only_in_candidate: int
 ) -> None:
-    candidate = Spoilt(reference, run=change)
-    report = run_parity(reference, candidate, images=images[:1], levels=("stages", "detections"))
+    report = compare("stages", "detections", run=change)
     assert _failed(report) == ["detections boxes and masks"]
     details = report.failures[0].details
     assert details["only_in_reference"] == only_in_reference
@@ -319,11 +318,10 @@ def test_one_wrong_detection_fails_the_detections_and_no_other_level(
 
 @pytest.mark.parametrize(("share", "passes"), [(0.5, True), (2.0, False)])
 def test_detections_at_the_threshold_may_be_missing(
-    reference: Runner, images: list[Image], share: float, passes: bool
+    reference: Runner, compare: Compare, share: float, passes: bool
 ) -> None:
     score = reference.info.score_threshold + share * tolerance("detections", "score").value
-    candidate = Spoilt(reference, run=_extra(score))
-    report = run_parity(reference, candidate, images=images[:1], levels=("detections",))
+    report = compare("detections", run=_extra(score))
     assert report.passed is passes
     assert report.rows[0].details["borderline"] == passes
 
@@ -343,14 +341,19 @@ def test_detections_of_equal_score_may_swap(reference: Runner, images: list[Imag
     assert report.rows[0].max_abs_error == 0.0
 
 
+def _find_nothing(tensors: Tensors) -> None:
+    tensors["num_dets"][:] = 0
+
+
+def _find_elsewhere(tensors: Tensors) -> None:
+    tensors["det_boxes"][..., 2:] = tensors["det_boxes"][..., :2] + 1
+
+
 def test_a_comparison_of_nothing_neither_passes_nor_fails(
     reference: Runner, images: list[Image]
 ) -> None:
-    def find_nothing(tensors: Tensors) -> None:
-        tensors["num_dets"][:] = 0
-
-    candidate = Spoilt(reference, run=find_nothing, stages=find_nothing)
-    report = run_parity(candidate, candidate, images=images[:1], levels=("stages", "detections"))
+    blind = Spoilt(reference, run=_find_nothing, stages=_find_nothing)
+    report = run_parity(blind, blind, images=images[:1], levels=("stages", "detections"))
     assert (report.passed, report.failures, report.state) == (False, (), "nothing compared")
     assert report.rows[-1] in report.uncompared
     assert report.rows[-1].total == 0
@@ -367,41 +370,26 @@ def test_a_comparison_of_nothing_neither_passes_nor_fails(
     assert ParityReport.from_json(report.to_json()) == report
 
 
-def test_ap_of_two_that_find_nothing_is_no_success(
-    reference: Runner, val: Path, shapes_dir: Path
-) -> None:
-    def find_nothing(tensors: Tensors) -> None:
-        tensors["num_dets"][:] = 0
+# --- average precision ---------------------------------------------------------------------------
 
-    blind = Spoilt(reference, run=find_nothing)
+
+@pytest.mark.parametrize("spoil", [_find_nothing, _find_elsewhere])
+def test_ap_of_two_that_find_nothing_is_no_success(
+    reference: Runner, val: Path, shapes_dir: Path, spoil: Spoil
+) -> None:
+    blind = Spoilt(reference, run=spoil)
     data = {"annotations": val, "image_dir": shapes_dir / "val", "limit": 1}
     report = run_parity(blind, blind, levels=("ap",), **data)
     assert [row.state for row in report.rows] == ["nothing compared"] * 2
     assert "in which neither artefact finds anything" in report.rows[0].note
 
-    def find_elsewhere(tensors: Tensors) -> None:
-        tensors["det_boxes"][..., 2:] = tensors["det_boxes"][..., :2] + 1
 
-    lost = Spoilt(reference, run=find_elsewhere)
-    report = run_parity(lost, lost, levels=("ap",), **data)
-    assert [row.state for row in report.rows] == ["nothing compared"] * 2
-    # One that finds what the other does not is a difference.
-    assert run_parity(reference, blind, levels=("ap",), **data).state == "failed"
+def test_one_that_finds_what_the_other_does_not_is_a_difference(compare: Compare) -> None:
+    assert compare("ap", run=_find_nothing).state == "failed"
 
 
-# --- average precision ---------------------------------------------------------------------------
-
-
-def test_lower_precision_fails_ap_alone(reference: Runner, val: Path, shapes_dir: Path) -> None:
-    candidate = Spoilt(reference, run=_without_the_best)
-    report = run_parity(
-        reference,
-        candidate,
-        levels=("ap",),
-        annotations=val,
-        image_dir=shapes_dir / "val",
-        limit=3,
-    )
+def test_lower_precision_fails_ap_alone(compare: Compare) -> None:
+    report = compare("ap", run=_without_the_best, limit=3)
     assert _failed(report) == ["ap box AP", "ap mask AP"]
     row = report.rows[0]
     assert row.details["reference"] > row.details["candidate"] + row.tolerance
@@ -410,19 +398,13 @@ def test_lower_precision_fails_ap_alone(reference: Runner, val: Path, shapes_dir
 
 
 def test_annotations_without_objects_are_an_error(
-    reference: Runner, val: Path, shapes_dir: Path, tmp_path: Path
+    compare: Compare, val: Path, tmp_path: Path
 ) -> None:
     data = json.loads(val.read_text())
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps({**data, "images": data["images"][:1], "annotations": []}))
     with pytest.raises(AnnotationError, match=r"empty\.json annotates no object in these images"):
-        run_parity(
-            reference,
-            reference,
-            levels=("ap",),
-            annotations=empty,
-            image_dir=shapes_dir / "val",
-        )
+        compare("ap", annotations=empty, limit=None)
 
 
 # --- levels --------------------------------------------------------------------------------------
@@ -445,18 +427,14 @@ def test_levels_without_their_data_are_an_error(
         run_parity(reference, reference, levels=levels)
 
 
-def test_levels_follow_from_the_data_given(reference: Runner, images: list[Image]) -> None:
+def test_levels_follow_from_the_data_given(
+    reference: Runner, images: list[Image], compare: Compare
+) -> None:
     steps: list[tuple[str, int, int]] = []
-    report = run_parity(
-        reference, reference, images=images, progress=lambda *step: steps.append(step)
-    )
+    report = compare(images=images, progress=lambda *step: steps.append(step))
     assert {row.level for row in report.rows} == {"operators", "stages", "detections"}
-    assert steps[-4:] == [
-        ("stages", 1, 2),
-        ("stages", 2, 2),
-        ("detections", 1, 2),
-        ("detections", 2, 2),
-    ]
+    levels = ("stages", "detections")
+    assert steps[-4:] == [(level, done, 2) for level in levels for done in (1, 2)]
     assert steps[0] == ("operators", 1, 9)
 
 

@@ -20,12 +20,19 @@ from carafe_deploy.images import Image
 from carafe_deploy.parity.walk import GROWTH, StageWalk, WalkStep, walk_stages
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.base import Runner
-from tests.parity.spoilt import Closed, Spoilt, Tensors, WithInfo
+from tests.parity.spoilt import Closed, Spoil, Spoilt, Tensors, WithInfo
 from tests.parity.test_compatible import OLDER
 
 STATIC = ((1, 1), (128, 128), (192, 192))
 
 Open = Callable[[str], Runner]
+Walk = Callable[[Spoil], StageWalk]
+
+
+@pytest.fixture
+def walk_spoilt(reference: Runner, images: list[Image]) -> Walk:
+    """From the reference to itself with other tensors, on one image."""
+    return lambda spoil: walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
 
 
 @pytest.fixture(scope="module")
@@ -43,39 +50,17 @@ def exported(export: Callable[..., Path]) -> Open:
 
 #: Prefix of a state_dict key -> the first tensor behind it, written down from the paper's figures.
 FIRST = {
-    "backbone.conv1.": "stem",
-    "backbone.bn1.": "stem",
-    "backbone.layer1.0.": "layer1.0",
-    "backbone.layer1.1.": "C2",
-    "backbone.layer2.0.": "layer2.0",
-    "backbone.layer2.1.": "C3",
-    "backbone.layer3.0.": "layer3.0",
-    "backbone.layer3.1.": "C4",
-    "backbone.layer4.0.": "layer4.0",
-    "backbone.layer4.1.": "C5",
-    "neck.lateral_convs.0.": "L2",
-    "neck.lateral_convs.1.": "L3",
-    "neck.lateral_convs.2.": "L4",
-    "neck.lateral_convs.3.": "L5",
-    "neck.lateral_convs.4.": "L6",
-    "neck.upsample_modules.0.": "encoder0",
-    "neck.upsample_modules.1.": "encoder1",
-    "neck.upsample_modules.2.": "encoder2",
-    "neck.upsample_modules.3.": "encoder3",
-    "neck.fpn_convs.0.": "P2",
-    "neck.fpn_convs.1.": "P3",
-    "neck.fpn_convs.2.": "P4",
-    "neck.fpn_convs.3.": "P5",
-    "neck.fpn_convs.4.": "P6",
-    "rpn_head.rpn_conv.": "rpn_conv0",
-    "rpn_head.rpn_cls.": "rpn_cls0",
-    "rpn_head.rpn_reg.": "rpn_reg0",
-    "roi_head.bbox_head.shared_fcs.0.": "shared_fc1",
-    "roi_head.bbox_head.shared_fcs.1.": "shared_fc2",
+    **{f"backbone.{name}.": "stem" for name in ("conv1", "bn1")},
+    **{f"backbone.layer{n}.0.": f"layer{n}.0" for n in (1, 2, 3, 4)},
+    **{f"backbone.layer{n}.1.": f"C{n + 1}" for n in (1, 2, 3, 4)},
+    **{f"neck.lateral_convs.{n}.": f"L{n + 2}" for n in range(5)},
+    **{f"neck.upsample_modules.{n}.": f"encoder{n}" for n in range(4)},
+    **{f"neck.fpn_convs.{n}.": f"P{n + 2}" for n in range(5)},
+    **{f"rpn_head.{name}.": f"{name}0" for name in ("rpn_conv", "rpn_cls", "rpn_reg")},
+    **{f"roi_head.bbox_head.shared_fcs.{n}.": f"shared_fc{n + 1}" for n in (0, 1)},
     "roi_head.bbox_head.fc_cls.": "cls_score",
     "roi_head.bbox_head.fc_reg.": "bbox_pred",
-    "roi_head.mask_head.convs.0.": "mask_conv1",
-    "roi_head.mask_head.convs.1.": "mask_conv2",
+    **{f"roi_head.mask_head.convs.{n}.": f"mask_conv{n + 1}" for n in (0, 1)},
     "roi_head.mask_head.upsample.": "mask_encoder",
     "roi_head.mask_head.conv_logits.weight": "mask_coarse_logits",
     "roi_head.mask_head.conv_logits.bias": "mask_logits",
@@ -114,85 +99,82 @@ def test_a_planted_error_is_found_at_the_first_tensor_it_reaches(
     assert walk.verdict().endswith(found.parameters[-1])
 
 
-def test_an_error_in_an_operator_is_found_without_a_parameter(
-    reference: Runner, images: list[Image]
+def _carafe(tensors: Tensors) -> None:
+    tensors["carafe1"][0, 0, 0, 0] += 1.0
+
+
+def _proposals(tensors: Tensors) -> None:
+    tensors["proposals"][:, :100] += 7.0
+
+
+def _detection(tensors: Tensors) -> None:
+    tensors["det_boxes"][0, 0, [0, 2]] += 4.0
+
+
+def _rows(tensors: Tensors) -> None:
+    tensors["shared_fc2"][:, :5] *= 1.1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "growth", "verdict"),
+    [
+        (
+            _carafe,
+            "carafe1",
+            r"carafe1 is the first of 56 tensors outside tolerance: relative error \S+ > 5e-05; "
+            r"before it are encoder1 with 0\.0e\+00, L4 with 0\.0e\+00 and carafe2 with 0\.0e\+00; "
+            r"between encoder1, L4, carafe2 and carafe1: the operator CarafeEncoded",
+        ),
+        (
+            _proposals,
+            None,
+            r"proposals is .* tensors outside tolerance: 900 of 1100 proposals paired, 99\.5% must "
+            r"be; before it are 10 tensors, the worst rpn_cls0 with 0\.0e\+00; between them and "
+            "proposals: the operator BatchedNms",
+        ),
+        (_detection, None, r"detections is the first .* detections paired, .*"),
+        (
+            _rows,
+            "shared_fc2",
+            r"shared_fc2 is the first .*: 995 of 1000 proposals have a relative error <= 0\.0002, "
+            r"99\.9% must; the largest is \S+; before it is shared_fc1 with 0\.0e\+00; between "
+            r"shared_fc1 and shared_fc2: roi_head\.bbox_head\.shared_fcs\.1",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_found(
+    walk_spoilt: Walk, spoil: Spoil, growth: str | None, verdict: str
 ) -> None:
-    def spoil(tensors: Tensors) -> None:
-        tensors["carafe1"][0, 0, 0, 0] += 1.0
-
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
-    assert walk.first_outside is walk.first_growth
-    assert re.fullmatch(
-        r"carafe1 is the first of 56 tensors outside tolerance: relative error \S+ > 5e-05; before "
-        r"it are encoder1 with 0\.0e\+00, L4 with 0\.0e\+00 and carafe2 with 0\.0e\+00; between "
-        r"encoder1, L4, carafe2 and carafe1: the operator CarafeEncoded",
-        walk.verdict(),
-    )
-
-
-def test_an_error_in_the_selection_of_proposals_is_found(
-    reference: Runner, images: list[Image]
-) -> None:
-    def spoil(tensors: Tensors) -> None:
-        tensors["proposals"][:, :100] += 7.0
-
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
-    assert walk.verdict().endswith(
-        "tensors outside tolerance: 900 of 1100 proposals paired, 99.5% must be; before it are 10 "
-        "tensors, the worst rpn_cls0 with 0.0e+00; between them and proposals: the operator "
-        "BatchedNms"
-    )
-
-
-def test_an_error_in_the_selection_of_detections_is_found(
-    reference: Runner, images: list[Image]
-) -> None:
-    def spoil(tensors: Tensors) -> None:
-        tensors["det_boxes"][0, 0, [0, 2]] += 4.0
-
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
+    walk = walk_spoilt(spoil)
+    assert re.fullmatch(verdict, walk.verdict())
     assert walk.first_outside is not None
-    assert walk.first_outside.name == "detections"
     assert walk.first_outside.fraction < 1
+    assert (walk.first_growth and walk.first_growth.name) == growth
 
 
-def test_rows_outside_are_counted(reference: Runner, images: list[Image]) -> None:
-    def spoil(tensors: Tensors) -> None:
-        tensors["shared_fc2"][:, :5] *= 1.1
-
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
-    assert re.search(
-        r"shared_fc2 is the first .*: 995 of 1000 proposals have a relative error <= 0\.0002, "
-        r"99\.9% must; the largest is \S+; before it is shared_fc1 with 0\.0e\+00; between "
-        r"shared_fc1 and shared_fc2: roi_head\.bbox_head\.shared_fcs\.1$",
-        walk.verdict(),
-    )
-
-
-def test_growth_within_tolerance_is_told(reference: Runner, images: list[Image]) -> None:
-    def spoil(tensors: Tensors) -> None:
-        tensors["L3"] *= 1 + 1e-5
-        tensors["P5"] *= 1.1
-
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
-    assert (walk.first_growth.name, walk.first_outside.name) == ("L3", "P5")
-    assert "; but the difference first grows at L3: on average 1.0e-05, " in walk.verdict()
-    assert walk.verdict().endswith("between C3 and L3: neck.lateral_convs.1")
-
+def test_growth_within_tolerance_is_told(walk_spoilt: Walk) -> None:
     def spoil_less(tensors: Tensors) -> None:
         tensors["L3"] *= 1 + 1e-5
 
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil_less), images[:1])
+    def spoil(tensors: Tensors) -> None:
+        spoil_less(tensors)
+        tensors["P5"] *= 1.1
+
+    walk = walk_spoilt(spoil)
+    assert (walk.first_growth.name, walk.first_outside.name) == ("L3", "P5")
+    assert "; but the difference first grows at L3: on average 1.0e-05, " in walk.verdict()
+    assert walk.verdict().endswith("between C3 and L3: neck.lateral_convs.1")
+    walk = walk_spoilt(spoil_less)
     assert walk.passed
     assert "nearest to it is L3: relative error 1.0e-05 <= 5e-05; but the diff" in walk.verdict()
 
 
-def test_what_is_no_number_is_found(reference: Runner, images: list[Image]) -> None:
+def test_what_is_no_number_is_found(walk_spoilt: Walk) -> None:
     def spoil(tensors: Tensors) -> None:
         tensors["C4"][0, 0, 0, 0] = np.nan
         tensors["layer4.0"][:] = np.nan
 
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
+    walk = walk_spoilt(spoil)
     assert "C4 is the first of 56 tensors outside tolerance: relative error inf" in walk.verdict()
     steps = {step.name: step for step in walk.steps}
     assert (steps["C4"].growth, steps["layer4.0"].growth) == (np.inf, 1.0)
@@ -269,11 +251,11 @@ def test_histograms_hold_every_element_once(
         assert sum(step.histogram) == expected, step.name
 
 
-def test_json_comes_back_as_it_was(reference: Runner, images: list[Image]) -> None:
+def test_json_comes_back_as_it_was(walk_spoilt: Walk) -> None:
     def spoil(tensors: Tensors) -> None:
         tensors["P4"] += 1.0
 
-    walk = walk_stages(reference, Spoilt(reference, stages=spoil), images[:1])
+    walk = walk_spoilt(spoil)
     data = json.loads(walk.to_json())
     assert (data["passed"], data["first_outside"], data["first_growth"]) == (False, "P4", "P4")
     assert data["verdict"] == walk.verdict()
@@ -291,10 +273,10 @@ def test_other_text_is_an_error(text: str) -> None:
 
 def test_how_much_of_a_tolerance_is_used() -> None:
     step = WalkStep(
-        *("x", "backbone", (), (), (), "", 1.0, 0.5, 0.1, 1.0, 8, 10, 0.25, "relative"),
-        share=None,
-        passed=False,
-        histogram=(),
+        *("x", "backbone", ()),
+        **dict.fromkeys(("max_abs_error", "mean_rel_error", "growth"), 1.0),
+        **{"max_rel_error": 0.5, "matched": 8, "total": 10, "histogram": ()},
+        **{"tolerance": 0.25, "measure": "relative", "share": None, "passed": False},
     )
     assert step.used == 2.0
     assert dataclasses.replace(step, share=0.9).used == pytest.approx(2.0)
@@ -306,12 +288,9 @@ def test_how_much_of_a_tolerance_is_used() -> None:
 
 def test_progress_and_batches(reference: Runner, images: list[Image]) -> None:
     steps: list[tuple[int, int]] = []
+    three = [*images, images[0]]
     walk = walk_stages(
-        reference,
-        reference,
-        [*images, images[0]],
-        batch_size=2,
-        progress=lambda *step: steps.append(step),
+        reference, reference, three, batch_size=2, progress=lambda *step: steps.append(step)
     )
     assert steps == [(2, 3), (3, 3)]
     assert walk.images == 3

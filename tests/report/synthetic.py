@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carafe_deploy.bench.agreement import as_record
 from carafe_deploy.bench.record import (
     PARTS,
     Agreement,
@@ -29,8 +30,8 @@ from carafe_deploy.bench.record import (
     Samples,
     Subject,
     Throughput,
-    write_result,
 )
+from carafe_deploy.bench.result_file import write_result
 from carafe_deploy.coco import from_results, load_annotations
 from carafe_deploy.data import data_path
 from carafe_deploy.parity import ParityReport, ParityRow
@@ -155,16 +156,6 @@ def recorded(kind: str = "mask_rcnn", count: int = 2) -> list[tuple[str, bytes, 
     ]
 
 
-def as_found(found: Detections) -> SampleDetections:
-    """Plain values."""
-    return SampleDetections(
-        boxes=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found.boxes),
-        scores=tuple(map(float, found.scores)),
-        labels=tuple(map(int, found.labels)),
-        masks=tuple(mask["counts"].decode("ascii") for mask in found.masks or ()),
-    )
-
-
 def spoilt(found: SampleDetections) -> SampleDetections:
     """The first detection is of another class, the second has moved, the last is lost."""
     boxes, labels = list(found.boxes), list(found.labels)
@@ -182,7 +173,7 @@ def shown(subjects: Sequence[Subject], kind: str) -> tuple[Sample, ...]:
     made = []
     for name, content, found in recorded(kind):
         height, width = found.image_size
-        plain = as_found(found)
+        plain = as_record(found)
         made.append(
             Sample(
                 name=name,
@@ -209,37 +200,29 @@ def subject(
     device: str = "cpu",
     agreement: Agreement | None = AGREE,
     ap: Mapping[str, float] | None = None,
-    copies: float = 0.0,
-    spread: float = 0.02,
-    outliers: int = 0,
     source: str = "torch.profiler",
     **facts: object,
 ) -> Subject:
     """A subject that was measured."""
     is_gpu = device == "cuda"
+    noise = {name: facts.pop(name) for name in ("copies", "spread", "outliers") if name in facts}
     base = Subject(
-        name=name,
-        backend=backend,
-        device=device,
-        precision=precision,
+        *(name, backend, device, precision),
         variant=name.partition(", ")[2],
         file={"pytorch": "model.pth", "onnxruntime": "model.onnx"}.get(backend, "model.engine"),
         file_mb=178.4 if precision == "fp32" else 89.9,
-        samples=samples(
-            milliseconds,
-            seed=seed,
-            spread=spread,
-            outliers=outliers,
-            copies=copies,
-            is_gpu=is_gpu,
-        ),
+        samples=samples(milliseconds, seed=seed, is_gpu=is_gpu, **noise),
         throughput=throughput(milliseconds, (1, 2, 4, 8) if is_gpu else (1, 2, 4)),
         cold=Cold(0.8 + seed / 10, 1.5, 912.4 + 10 * seed, 421.0, 2310.5 if is_gpu else None),
         agreement=agreement,
-        ap=ap if ap is not None else {"bbox": 0.7379, "segm": 0.7700},
+        ap=_ap(0.7379, 0.7700) if ap is None else ap,
         layers=layers(milliseconds, source),
     )
     return dataclasses.replace(base, **facts)  # type: ignore[arg-type]
+
+
+def _ap(boxes: float, masks: float) -> dict[str, float]:
+    return {"bbox": boxes, "segm": masks}
 
 
 def skipped(name: str, backend: str, reason: str, status: str = "skipped") -> Subject:
@@ -260,26 +243,14 @@ def tiny_bench() -> BenchResult:
         return Samples(rounds, total, parts)
 
     first = Subject(
-        "PyTorch fp32",
-        "pytorch",
-        "cpu",
-        "fp32",
-        "",
-        "model.pth",
-        178.25,
+        *("PyTorch fp32", "pytorch", "cpu", "fp32", "", "model.pth", 178.25),
         samples=exact(50.0),
         throughput=(Throughput(1, (48.0,)), Throughput(2, (80.0,))),
         cold=Cold(0.5, 0.25, 900.0, 400.0),
         ap={"bbox": 0.75},
     )
     second = Subject(
-        "ONNX Runtime fp32",
-        "onnxruntime",
-        "cpu",
-        "fp32",
-        "",
-        "model.onnx",
-        178.5,
+        *("ONNX Runtime fp32", "onnxruntime", "cpu", "fp32", "", "model.onnx", 178.5),
         samples=exact(25.0),
         throughput=(Throughput(1, (23.0,)), Throughput(2, reason="no memory is left")),
         cold=Cold(reason="it was killed"),
@@ -300,23 +271,16 @@ def tiny_bench() -> BenchResult:
 
 def cpu_bench(kind: str = "mask_rcnn") -> BenchResult:
     """PyTorch, TorchScript and ONNX Runtime on two cores; TensorRT is not there."""
-    ap = {"bbox": 0.7379, "segm": 0.7700} if kind == "mask_rcnn" else {"bbox": 0.7433}
+    ap = _ap(0.7379, 0.7700) if kind == "mask_rcnn" else {"bbox": 0.7433}
     masks = {} if kind == "mask_rcnn" else {"min_mask_iou": None}
     agree = dataclasses.replace(AGREE, **masks)  # type: ignore[arg-type]
+    known = {"agreement": agree, "ap": ap}
+    source = "ONNX Runtime's profiler"
     subjects = (
         subject("PyTorch fp32", "pytorch", 41.2, 1, agreement=None, ap=ap, outliers=3),
-        subject("PyTorch fp32, channels-last", "pytorch", 40.9, 2, agreement=agree, ap=ap),
-        subject("TorchScript fp32", "torchscript", 38.5, 3, agreement=agree, ap=ap),
-        subject(
-            "ONNX Runtime fp32",
-            "onnxruntime",
-            24.6,
-            4,
-            agreement=agree,
-            ap=ap,
-            outliers=1,
-            source="ONNX Runtime's profiler",
-        ),
+        subject("PyTorch fp32, channels-last", "pytorch", 40.9, 2, **known),
+        subject("TorchScript fp32", "torchscript", 38.5, 3, **known),
+        subject("ONNX Runtime fp32", "onnxruntime", 24.6, 4, outliers=1, source=source, **known),
         skipped("TensorRT fp16", "tensorrt", "TensorRT is not installed: pip install tensorrt"),
     )
     return BenchResult(
@@ -334,71 +298,34 @@ def gpu_bench() -> BenchResult:
     """Ten ways on a GPU, with everything that can go wrong."""
     kind = "mask_rcnn"
     gpu = {"device": "cuda", "copies": 0.35}
-    out_of_memory = Throughput(8, reason="CUDA out of memory: 61.2 of 80 GB are in use")
+    half = {**gpu, "precision": "fp16", "agreement": HALF}
+    trt = {"source": "TensorRT", "build_s": 141.7}
+    wrong = dataclasses.replace(HALF, matched=71, total=101, passed=False)
+    no_names = Layers("TensorRT", 5, reason="layers inside a CUDA graph have no names")
+    wide = "varies by 14% around its mean: measure longer, on a quieter machine"
+    bound = (
+        "bound by launching: the host takes 4.90 ms to launch what computes for 5.10 ms; "
+        "try CUDA graphs"
+    )
+    full = (*throughput(45.0), Throughput(8, reason="CUDA out of memory: 61.2 of 80 GB are in use"))
+    source = "ONNX Runtime's profiler"
     subjects = (
-        subject("PyTorch fp32", "pytorch", 48.0, 1, agreement=None, **gpu),
+        subject("PyTorch fp32", "pytorch", 48.0, 1, **gpu, agreement=None),
         subject(
-            "PyTorch fp32, cuda-graph",
-            "pytorch",
-            31.0,
-            2,
-            **gpu,
-            warnings=("varies by 14% around its mean: measure longer, on a quieter machine",),
-            spread=0.2,
+            "PyTorch fp32, cuda-graph", "pytorch", 31.0, 2, **gpu, warnings=(wide,), spread=0.2
+        ),
+        subject("PyTorch fp16, channels-last", "pytorch", 27.0, 3, **half, ap=_ap(0.7371, 0.7688)),
+        subject("PyTorch fp16, compile", "pytorch", 22.0, 4, **half),
+        subject("TorchScript fp32", "torchscript", 45.0, 5, **gpu, outliers=6, throughput=full),
+        subject("ONNX Runtime fp32", "onnxruntime", 35.0, 6, **gpu, source=source),
+        subject("TensorRT fp32", "tensorrt", 12.4, 7, **gpu, **{**trt, "build_s": 93.1}),
+        subject(
+            *("TensorRT fp16", "tensorrt", 5.1, 8),
+            **{**half, **trt, "ap": _ap(0.7369, 0.7691), "warnings": (bound,)},
         ),
         subject(
-            "PyTorch fp16, channels-last",
-            "pytorch",
-            27.0,
-            3,
-            precision="fp16",
-            agreement=HALF,
-            ap={"bbox": 0.7371, "segm": 0.7688},
-            **gpu,
-        ),
-        subject(
-            "PyTorch fp16, compile", "pytorch", 22.0, 4, precision="fp16", agreement=HALF, **gpu
-        ),
-        subject(
-            "TorchScript fp32",
-            "torchscript",
-            45.0,
-            5,
-            **gpu,
-            outliers=6,
-            throughput=(*throughput(45.0), out_of_memory),
-        ),
-        subject(
-            "ONNX Runtime fp32", "onnxruntime", 35.0, 6, source="ONNX Runtime's profiler", **gpu
-        ),
-        subject("TensorRT fp32", "tensorrt", 12.4, 7, build_s=93.1, source="TensorRT", **gpu),
-        subject(
-            "TensorRT fp16",
-            "tensorrt",
-            5.1,
-            8,
-            precision="fp16",
-            agreement=HALF,
-            ap={"bbox": 0.7369, "segm": 0.7691},
-            build_s=141.7,
-            source="TensorRT",
-            warnings=(
-                "bound by launching: the host takes 4.90 ms to launch what computes for 5.10 ms; "
-                "try CUDA graphs",
-            ),
-            **gpu,
-        ),
-        subject(
-            "TensorRT fp16, cuda-graph",
-            "tensorrt",
-            4.6,
-            9,
-            precision="fp16",
-            agreement=dataclasses.replace(HALF, matched=71, total=101, passed=False),
-            ap={"bbox": 0.6121, "segm": 0.6402},
-            build_s=141.7,
-            layers=Layers("TensorRT", 5, reason="layers inside a CUDA graph have no names"),
-            **gpu,
+            *("TensorRT fp16, cuda-graph", "tensorrt", 4.6, 9),
+            **{**half, **trt, "ap": _ap(0.6121, 0.6402), "agreement": wrong, "layers": no_names},
         ),
         skipped("ONNX Runtime fp16, tensorrt provider", "onnxruntime", "no such provider is built"),
         skipped(
@@ -427,26 +354,13 @@ def partial_bench() -> BenchResult:
     """Interrupted after two rounds; the last subject had none."""
     whole = cpu_bench("faster_rcnn")
     first, second, *others = whole.subjects
+    nothing = {"throughput": (), "cold": None, "layers": None}
     cut = [
-        dataclasses.replace(
-            each,
-            samples=samples(40.0, seed=11 + i, rounds=2),
-            throughput=(),
-            cold=None,
-            ap={},
-            layers=None,
-        )
+        dataclasses.replace(each, samples=samples(40.0, seed=11 + i, rounds=2), ap={}, **nothing)
         for i, each in enumerate((first, second))
     ]
-    late = dataclasses.replace(
-        others[1],
-        samples=None,
-        throughput=(),
-        cold=None,
-        layers=None,
-        status="skipped",
-        reason="interrupted before its turn",
-    )
+    told = {"status": "skipped", "reason": "interrupted before its turn"}
+    late = dataclasses.replace(others[1], samples=None, **nothing, **told)
     return dataclasses.replace(whole, subjects=(*cut, late), samples=(), partial=True)
 
 
@@ -468,12 +382,7 @@ def operators(device: str = "cpu") -> OperatorsResult:
             lacks = name == "mmcv" and dtype == "bfloat16"
             rows.append(
                 OperatorRow(
-                    operator,
-                    workload,
-                    name,
-                    entry,
-                    dtype,
-                    layout,
+                    *(operator, workload, name, entry, dtype, layout),
                     samples_us=() if lacks else tuple(times.tolist()),
                     num_bytes=size,
                     flops=flops,
@@ -495,24 +404,9 @@ def operators(device: str = "cpu") -> OperatorsResult:
             layout = "channels-last" if dtype == "float16" else "nchw"
             shape = f"neck {level}, 256x{height}x{width}"
             add("carafe", shape, entry, dtype, layout, size, 50 * count)
-    add(
-        "roi_align",
-        "box head, 1000 RoIs",
-        "multilevel_roi_align",
-        "float32",
-        "nchw",
-        143_000_000,
-        720_000_000,
-    )
-    add(
-        "roi_align",
-        "mask head, 100 RoIs",
-        "multilevel_roi_align",
-        "float32",
-        "nchw",
-        98_000_000,
-        288_000_000,
-    )
+    roi = ("multilevel_roi_align", "float32", "nchw")
+    add("roi_align", "box head, 1000 RoIs", *roi, 143_000_000, 720_000_000)
+    add("roi_align", "mask head, 100 RoIs", *roi, 98_000_000, 288_000_000)
     add("nms", "RPN, 5x1000 boxes", "batched_nms", "float32", "", 100_000, 0)
     add("nms", "box head, 80x1000 boxes", "batched_nms", "float32", "", 1_600_000, 0)
     return OperatorsResult(
@@ -535,50 +429,23 @@ def parity(*, passed: bool = True, candidate: str = "onnxruntime fp32 shapes") -
 
     stages = [row("stages", f"{name}", "relative") for name in ("C2", "C3", "C4", "C5", "P2")]
     bad = {} if passed else {"max_rel_error": 0.31, "max_abs_error": 4.2, "passed": False}
+
+    def matched(level: str, name: str, count: int, limit: float, **facts: object) -> ParityRow:
+        total = 1000 if count == 997 else count
+        counts = {"matched": count, "total": total, "tolerance": limit, "max_rel_error": None}
+        return row(level, name, "matched", **counts, **facts)
+
+    average = {"max_abs_error": 1e-5, "max_rel_error": None, "tolerance": 5e-4}
+    found = {"reference": 0.7379, "candidate": 0.73791}
     return ParityReport(
         rows=(
             row("operators", "carafe_encoded [1, 64, 8, 8]", "relative"),
-            row(
-                "operators",
-                "batched_nms",
-                "matched",
-                matched=100,
-                total=100,
-                tolerance=1.0,
-                max_abs_error=None,
-                max_rel_error=None,
-            ),
+            matched("operators", "batched_nms", 100, 1.0, max_abs_error=None),
             *stages,
             row("stages", "P6", "relative", **bad),
-            row(
-                "stages",
-                "proposals",
-                "matched",
-                matched=997,
-                total=1000,
-                tolerance=0.995,
-                max_rel_error=None,
-                max_abs_error=0.002,
-            ),
-            row(
-                "detections",
-                "boxes and masks",
-                "matched",
-                matched=91,
-                total=91,
-                tolerance=0.999,
-                max_rel_error=None,
-                note="same class, IoU >= 0.999",
-            ),
-            row(
-                "ap",
-                "box AP",
-                "absolute",
-                max_abs_error=1e-5,
-                max_rel_error=None,
-                tolerance=5e-4,
-                details={"reference": 0.7379, "candidate": 0.73791},
-            ),
+            matched("stages", "proposals", 997, 0.995, max_abs_error=0.002),
+            matched("detections", "boxes and masks", 91, 0.999, note="same class, IoU >= 0.999"),
+            row("ap", "box AP", "absolute", **average, details=found),
         ),
         reference="pytorch fp32 shapes",
         candidate=candidate,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy.report import page
+from carafe_deploy.report.html import page
 from tests.report import synthetic
 
 #: Leaves in the title what only a browser knows.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from carafe_deploy.bench.record import write_result
+from carafe_deploy.bench.result_file import write_result
 from carafe_deploy.cli import main
-from carafe_deploy.report import bench_markdown
+from carafe_deploy.report.sections import to_markdown
 from tests.report import synthetic
 
 
@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_page_and_markdown(run: Run) -> None:
     outcome = run("bench.json")
-    assert (outcome.status, outcome.out) == (0, bench_markdown(synthetic.tiny_bench()))
+    assert (outcome.status, outcome.out) == (0, to_markdown([synthetic.tiny_bench()]))
     assert Path("report.html").read_text().endswith("</html>")
 
 

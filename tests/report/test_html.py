@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from carafe_deploy.bench.record import write_result
+from carafe_deploy.bench.record import Subject
+from carafe_deploy.bench.result_file import write_result
 from carafe_deploy.errors import ArtefactError, CarafeDeployError
-from carafe_deploy.report import Reportable, page, write_report
 from carafe_deploy.report.document import Block, Fold, Items, Table, Text
+from carafe_deploy.report.html import page, write_report
+from carafe_deploy.report.inputs import Reportable
 from carafe_deploy.report.sections import sections
 from tests.report import synthetic
 from tests.report.pages import Page
@@ -112,14 +114,6 @@ def test_headline() -> None:
         r"Next is TorchScript fp32 with 4\d\.\d ms, 1\.5\d times as long\.",
         text,
     )
-    assert "All backends detect what PyTorch fp32 detects." in text
-
-
-def test_what_detects_something_else_is_not_the_fastest() -> None:
-    text = text_of("on a GPU")
-    assert "TensorRT fp16 is fastest: " in text
-    assert "TensorRT fp16, cuda-graph takes less, but finds something else." in text
-    assert "Other detections than PyTorch fp32: TensorRT fp16, cuda-graph (71 of 101)." in text
 
 
 def test_a_difference_within_chance_is_no_victory() -> None:
@@ -134,37 +128,37 @@ def test_a_difference_within_chance_is_no_victory() -> None:
     assert re.search(r"0\.980 \[0\.9\d+–1\.0\d+\] ≈", text)
 
 
-def test_skipped_failed_and_warned_subjects_are_told() -> None:
-    text = text_of("on a GPU")
-    assert "Skipped ONNX Runtime fp16, tensorrt provider no such provider is built" in text
-    assert "Failed TensorRT-RTX fp16 model.engine was built for compute capability 7.5" in text
-    assert "TensorRT fp16 bound by launching: the host takes 4.90 ms" in text
-    assert "TensorRT fp16 ⚠" in text
-    assert "other programs kept 9.3 of 16 cores busy when this began" in text
-    assert "TorchScript fp32, batch 8 CUDA out of memory" in text
-    assert "TensorRT fp16, cuda-graph layers inside a CUDA graph have no names" in text
-
-
-def test_an_interrupted_run_says_so_at_the_top_and_in_its_section() -> None:
-    text = text_of("partial")
-    assert text.count("Interrupted: partial.") == 2
-    assert "ONNX Runtime fp32 interrupted before its turn" in text
-    assert "Interrupted" not in text_of("on a CPU")
-
-
-def test_share_of_carafe_is_named() -> None:
-    text = text_of("on a CPU")
-    assert "PyTorch fp32: CARAFE takes 7.5% of 41.2 ms; the 10 most expensive of 34 layers" in text
-
-
-def test_a_machine_is_shown_once() -> None:
-    text = text_of("two detectors")
-    assert text.count("Imaginary CPU 9000, 2 cores libcarafe_kernels.so") == 0
-    assert text.count("processor Imaginary CPU 9000, 2 cores") == 1
-    assert "not installed tensorrt, tensorrt-rtx-cu13, pycuda" in text
-    both = text_of("all")
-    assert "GPU Imaginary GPU 80GB (compute capability 9.0, driver 590.00.00)" in both
-    assert both.count("processor Imaginary") == 2  # the operators were measured on a CPU
+@pytest.mark.parametrize(
+    ("name", "text", "count"),
+    [
+        ("on a CPU", "All backends detect what PyTorch fp32 detects.", 1),
+        ("on a CPU", "CARAFE takes 7.5% of 41.2 ms; the 10 most expensive of 34 layers", 1),
+        # What detects something else is not the fastest.
+        ("on a GPU", "TensorRT fp16 is fastest: ", 1),
+        ("on a GPU", "TensorRT fp16, cuda-graph takes less, but finds something else.", 1),
+        ("on a GPU", "than PyTorch fp32: TensorRT fp16, cuda-graph (71 of 101).", 1),
+        # Skipped, failed and warned subjects are told.
+        ("on a GPU", "Skipped ONNX Runtime fp16, tensorrt provider no such provider is built", 1),
+        ("on a GPU", "Failed TensorRT-RTX fp16 model.engine was built for compute capability", 1),
+        ("on a GPU", "TensorRT fp16 bound by launching: the host takes 4.90 ms", 1),
+        ("on a GPU", "TensorRT fp16 ⚠", 1),
+        ("on a GPU", "other programs kept 9.3 of 16 cores busy when this began", 1),
+        ("on a GPU", "TorchScript fp32, batch 8 CUDA out of memory", 1),
+        ("on a GPU", "TensorRT fp16, cuda-graph layers inside a CUDA graph have no names", 1),
+        # At the top and in its section.
+        ("partial", "Interrupted: partial.", 2),
+        ("partial", "ONNX Runtime fp32 interrupted before its turn", 1),
+        ("on a CPU", "Interrupted", 0),
+        # A machine is shown once; the operators of "all" were measured on another.
+        ("two detectors", "Imaginary CPU 9000, 2 cores libcarafe_kernels.so", 0),
+        ("two detectors", "processor Imaginary CPU 9000, 2 cores", 1),
+        ("two detectors", "not installed tensorrt, tensorrt-rtx-cu13, pycuda", 1),
+        ("all", "GPU Imaginary GPU 80GB (compute capability 9.0, driver 590.00.00)", 1),
+        ("all", "processor Imaginary", 2),
+    ],
+)
+def test_what_is_told_how_often(name: str, text: str, count: int) -> None:
+    assert text_of(name).count(text) == count
 
 
 def test_names_are_no_markup() -> None:
@@ -220,28 +214,31 @@ def test_little_is_enough(change: dict[str, object]) -> None:
     assert Page(page([result])).text
 
 
-def test_one_subject_has_no_ratio() -> None:
-    text = Page(page([dataclasses.replace(TINY, subjects=TINY.subjects[:1])])).text
-    assert "PyTorch fp32 takes 50.0 ms an image." in text
-    assert "over the first" not in text
+FIRST, SECOND, _ = TINY.subjects
+EMPTY = dataclasses.replace(
+    SECOND, samples=synthetic.Samples((), (), {"compute": ()}), throughput=()
+)
+LATE = dataclasses.replace(
+    SECOND,
+    samples=dataclasses.replace(SECOND.samples, rounds=(5, 6, 7, 8, 9)),  # type: ignore[type-var]
+)
 
 
-def test_a_subject_without_samples_is_not_measured() -> None:
-    first, second, _ = TINY.subjects
-    empty = dataclasses.replace(
-        second, samples=synthetic.Samples((), (), {"compute": ()}), throughput=()
-    )
-    text = Page(page([dataclasses.replace(TINY, subjects=(first, empty))])).text
-    assert "PyTorch fp32 takes 50.0 ms an image." in text
-
-
-def test_subjects_without_a_common_round_have_no_ratio() -> None:
-    first, second, _ = TINY.subjects
-    assert second.samples is not None
-    late = dataclasses.replace(second.samples, rounds=(5, 6, 7, 8, 9))
-    subjects = (first, dataclasses.replace(second, samples=late))
+@pytest.mark.parametrize(
+    ("subjects", "verdict"),
+    [
+        ((FIRST,), "PyTorch fp32 takes 50.0 ms an image."),
+        ((FIRST, EMPTY), "PyTorch fp32 takes 50.0 ms an image."),
+        ((FIRST, LATE), "ONNX Runtime fp32 is fastest: 25.0 ms an image."),
+    ],
+    ids=["one", "one without samples", "no common round"],
+)
+def test_without_two_to_compare_there_is_no_ratio(
+    subjects: tuple[Subject, ...], verdict: str
+) -> None:
     text = Page(page([dataclasses.replace(TINY, subjects=subjects)])).text
-    assert "ONNX Runtime fp32 is fastest: 25.0 ms an image." in text
+    assert verdict in text
+    assert len(subjects) > 1 or "over the first" not in text
 
 
 def test_results_are_read_from_files_too(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from carafe_deploy.report import bench_markdown, operators_markdown, to_markdown
 from carafe_deploy.report.bench_tables import comparison_table
 from carafe_deploy.report.markdown import table_markdown
+from carafe_deploy.report.sections import to_markdown
 from tests.report import synthetic
 
 TINY = synthetic.tiny_bench()
@@ -16,7 +16,7 @@ TINY = synthetic.tiny_bench()
 
 def test_a_benchmark() -> None:
     expected = (Path(__file__).parent / "tiny_bench.md").read_text(encoding="utf-8")
-    assert bench_markdown(TINY) == expected
+    assert to_markdown([TINY]) == expected
 
 
 def test_tables_have_as_many_cells_in_every_row() -> None:
@@ -28,16 +28,16 @@ def test_tables_have_as_many_cells_in_every_row() -> None:
 
 
 def test_interruption_is_marked() -> None:
-    assert "**⚠ Interrupted: partial." in bench_markdown(synthetic.partial_bench())
-    assert "**⚠ Interrupted: partial." in operators_markdown(
-        dataclasses.replace(synthetic.operators(), partial=True)
+    assert "**⚠ Interrupted: partial." in to_markdown([synthetic.partial_bench()])
+    assert "**⚠ Interrupted: partial." in to_markdown(
+        [dataclasses.replace(synthetic.operators(), partial=True)]
     )
 
 
 def test_names_are_no_markup() -> None:
     first, *others = TINY.subjects
     evil = dataclasses.replace(first, name="a|b <img src=x>\nc")
-    text = bench_markdown(dataclasses.replace(TINY, subjects=(evil, *others)))
+    text = to_markdown([dataclasses.replace(TINY, subjects=(evil, *others))])
     assert "<img" not in text
     assert "| a\\|b &lt;img src=x> c | 50.0 |" in text
 
@@ -54,7 +54,7 @@ def test_no_heading_stands_alone() -> None:
         assert not (line.startswith("###") and following.startswith("#"))
     # Pictures and the roofline are for pages only.
     assert "### Sample detections" not in lines
-    assert "### Roofline" not in operators_markdown(synthetic.operators())
+    assert "### Roofline" not in to_markdown([synthetic.operators()])
 
 
 def test_short_table() -> None:

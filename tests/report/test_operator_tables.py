@@ -8,9 +8,10 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
-from carafe_deploy.report import operators_markdown, page
+from carafe_deploy.report.html import page
 from carafe_deploy.report.operator_tables import pivot_table
 from carafe_deploy.report.plots import roofline
+from carafe_deploy.report.sections import to_markdown
 from tests.report.pages import Page
 
 
@@ -51,7 +52,7 @@ def points(measured: OperatorsResult) -> int:
 
 
 def test_table() -> None:
-    lines = operators_markdown(result(row(), SLOW)).splitlines()
+    lines = to_markdown([result(row(), SLOW)]).splitlines()
     assert "| float32 nchw | implementation | ms, median | CV | GB/s | GFLOP/s | over floor " in (
         "\n".join(lines)
     )
@@ -61,12 +62,12 @@ def test_table() -> None:
 
 
 def test_arithmetic_can_be_the_floor() -> None:
-    text = operators_markdown(result(row(flops=80_000_000)))
+    text = to_markdown([result(row(flops=80_000_000))])
     assert "| neck P3 | CPU kernel | 1.00 | 10.0% | 1.00 | 80.0 | 1.2 | 2.0e-07 |" in text
 
 
 def test_verdict() -> None:
-    text = operators_markdown(result(row(), SLOW, NMS))
+    text = to_markdown([result(row(), SLOW, NMS)])
     assert (
         "CARAFE: CPU kernel is fastest in 1 of 1 cases, 2.0 times the floor, 4.0 times as fast as "
         "PyTorch."
@@ -75,7 +76,7 @@ def test_verdict() -> None:
 
 
 def test_only_like_is_compared() -> None:
-    text = operators_markdown(result(row(), dataclasses.replace(SLOW, dtype="float16")))
+    text = to_markdown([result(row(), dataclasses.replace(SLOW, dtype="float16"))])
     assert "as fast as PyTorch" not in text
     html = Page(page([result(row(), dataclasses.replace(SLOW, dtype="float16"))])).text
     assert "Other types and layouts" in html
@@ -101,19 +102,19 @@ def test_limits_of_the_machine() -> None:
 @pytest.mark.parametrize("unknown", ["copy_bytes_per_second", "flops_per_second"])
 def test_a_limit_that_was_not_measured(unknown: str) -> None:
     assert points(result(row(), SLOW, **{unknown: 0.0})) == 2
-    assert "neck P3" in operators_markdown(result(row(), **{unknown: 0.0}))
+    assert "neck P3" in to_markdown([result(row(), **{unknown: 0.0})])
 
 
 def test_what_was_not_measured_says_why() -> None:
     failed = row("PyTorch", samples_us=(), workload="neck P2", reason="RuntimeError: no")
-    lines = operators_markdown(result(row(), SLOW, MISSING, failed)).splitlines()
+    lines = to_markdown([result(row(), SLOW, MISSING, failed)]).splitlines()
     assert "- mmcv: mmcv is not installed" in lines
     assert "- PyTorch, neck P2, carafe, float32 nchw: RuntimeError: no" in lines
 
 
 def test_nothing_measured() -> None:
-    assert "✗ No operator was measured." in operators_markdown(result(MISSING))
-    assert "✗ No operator was measured." in operators_markdown(result())
+    assert "✗ No operator was measured." in to_markdown([result(MISSING)])
+    assert "✗ No operator was measured." in to_markdown([result()])
     assert pivot_table(result(MISSING)).rows == ()
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import math
 
 from carafe_deploy.parity import ParityReport
-from carafe_deploy.report import page, to_markdown
+from carafe_deploy.report.html import page
+from carafe_deploy.report.sections import to_markdown
 from tests.report.pages import Page
 from tests.report.synthetic import parity
 

@@ -72,23 +72,24 @@ def test_one_batch_size_can_be_drawn() -> None:
     assert "images/s" in texts(style.to_svg(figure, "c", "d"))
 
 
+def one_subject(rounds: tuple[int, ...], values: tuple[float, ...]) -> BenchResult:
+    """These milliseconds of computing, and nothing else."""
+    tiny = synthetic.tiny_bench()
+    samples = synthetic.Samples(rounds, values, {"compute": values})
+    subject = dataclasses.replace(tiny.subjects[0], samples=samples)
+    return dataclasses.replace(tiny, subjects=(subject,))
+
+
 @pytest.mark.parametrize("values", [(5.0,), (5.0, 5.0, 5.0), (0.001, 5.0, 60_000.0)])
 def test_odd_samples_can_be_drawn(values: tuple[float, ...]) -> None:
-    subject = synthetic.tiny_bench().subjects[0]
-    samples = synthetic.Samples(tuple(range(len(values))), values, {"compute": values})
-    subjects = (dataclasses.replace(subject, samples=samples),)
-    result = dataclasses.replace(synthetic.tiny_bench(), subjects=subjects)
+    result = one_subject(tuple(range(len(values))), values)
     for figure in (plots.latency([result]), plots.stages(result)):
         assert style.to_svg(figure, "c", "d").startswith("<svg")
 
 
 def test_many_samples_become_one_picture() -> None:
     many = tuple(np.random.default_rng(0).normal(10, 0.1, 20_000).tolist())
-    subject = synthetic.tiny_bench().subjects[0]
-    samples = synthetic.Samples((0,) * len(many), many, {})
-    result = dataclasses.replace(
-        synthetic.tiny_bench(), subjects=(dataclasses.replace(subject, samples=samples),)
-    )
+    result = one_subject((0,) * len(many), many)
     assert len(style.to_svg(plots.latency([result]), "c", "d")) < 300_000
 
 

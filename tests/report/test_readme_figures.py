@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from carafe_deploy.bench.record import write_result
+from carafe_deploy.bench.result_file import write_result
 from tests.report import synthetic
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "readme_figures.py"
