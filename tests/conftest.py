@@ -100,7 +100,7 @@ def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     if WORKER:  # each has a folder inside that of the run
         folder = folder.parent
     (folder := folder / "exported").mkdir(exist_ok=True)
-    write = {".onnx": export_onnx, ".ts": export_torchscript}
+    write: dict[str, Callable[..., object]] = {".onnx": export_onnx, ".ts": export_torchscript}
 
     def make(
         model: str, suffix: str, options: ExportOptions | None = None, **settings: object
