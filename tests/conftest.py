@@ -21,10 +21,11 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 LONGEST = (
     "test_r50.py",
     "test_demo.py",
+    "ops/test_operators.py",
     "runners/test_runners.py",
-    "ops/test_carafe.py",
-    "parity/test_walk.py",
+    "runners/test_conformance.py",
     "runners/test_lifetime.py",
+    "parity/test_walk.py",
     "graph/test_devices.py",
     "graph/test_onnx_export.py",
 )
