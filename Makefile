@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install),
 # CUDA_ARCHITECTURES (what `plugins` compiles for; "native" is the GPU of this machine), OUT (where
 # `gpu-check` writes), BUDGET (its seconds), STEPS (of it; all by default), WORKERS (processes that
-# `test` runs the Python tests in; one can take 6 GB).
+# `test` runs the Python tests in; each takes some GB of memory).
 PYTHON ?= python3
 PIP_ARGS ?=
 CUDA_ARCHITECTURES ?= 75;120

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.provenance import sources
-from carafe_deploy.environment import cores, installed_version, processor
+from carafe_deploy.environment import cores, processor
 from carafe_deploy.files import atomic_write_text
+from carafe_deploy.requirements import installed_version
 
 RESULTS = Path(__file__).parent / "results"
 

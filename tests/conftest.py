@@ -21,10 +21,11 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 LONGEST = (
     "test_r50.py",
     "test_demo.py",
+    "ops/test_operators.py",
     "runners/test_runners.py",
-    "ops/test_carafe.py",
-    "parity/test_walk.py",
+    "runners/test_conformance.py",
     "runners/test_lifetime.py",
+    "parity/test_walk.py",
     "graph/test_devices.py",
     "graph/test_onnx_export.py",
 )
@@ -107,7 +108,7 @@ def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     if WORKER:  # each has a folder inside that of the run
         folder = folder.parent
     (folder := folder / "exported").mkdir(exist_ok=True)
-    write = {".onnx": export_onnx, ".ts": export_torchscript}
+    write: dict[str, Callable[..., object]] = {".onnx": export_onnx, ".ts": export_torchscript}
 
     def make(
         model: str, suffix: str, options: ExportOptions | None = None, **settings: object

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CARAFE_CASES", "CASES", "NMS_CASES", "ROI_ALIGN_CASES", "Case", "named"]
+__all__ = ["CARAFE_CASES", "CASES", "NMS_CASES", "ROI_ALIGN_CASES", "Case", "named", "normalized"]
 
 Attributes = Mapping[str, Any]
 
@@ -349,12 +349,15 @@ NMS_CASES: Sequence[Case] = (
 # --- all -----------------------------------------------------------------------------------------
 
 
-def _given_masks(case: Case) -> Case:
+def normalized(encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
     """What the definition of CarafeEncoded hands to Carafe: softmax over k*k after the shuffle."""
-    features, encoded = case.inputs
-    k, groups, s = case.attributes.values()
     masks = torch.nn.functional.pixel_shuffle(encoded, s)
-    masks = masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
+    return masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
+
+
+def _given_masks(case: Case) -> Case:
+    features, encoded = case.inputs
+    masks = normalized(encoded, *case.attributes.values())
     return Case(case.reason, (features, masks), case.attributes, case.layout)
 
 

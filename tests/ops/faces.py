@@ -42,6 +42,11 @@ TOLERANCES: Mapping[str, Mapping[torch.dtype, tuple[float, float]]] = {
 }
 
 
+def tolerance(name: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Relative and absolute."""
+    return TOLERANCES.get(name, _CLOSE)[dtype]
+
+
 def dtypes(name: str) -> tuple[torch.dtype, ...]:
     """What an operator computes in."""
     if OPERATORS[name].has_feature_maps:
@@ -97,7 +102,7 @@ def assert_right(
         values = out.detach().double().cpu().numpy() if isinstance(out, Tensor) else out
         assert values.shape == want.shape
         if argument.is_feature_map:
-            relative, absolute = TOLERANCES.get(name, _CLOSE)[dtype]
+            relative, absolute = tolerance(name, dtype)
             np.testing.assert_allclose(values, want, rtol=relative, atol=absolute)
         else:
             np.testing.assert_array_equal(values, want)

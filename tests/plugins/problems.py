@@ -29,7 +29,8 @@ from carafe_deploy.ops._library import (
 from carafe_deploy.ops.carafe import carafe_encoded_reference, carafe_reference
 from carafe_deploy.ops.nms import batched_nms_reference
 from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
-from tests.ops.cases import CARAFE_CASES, NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops import faces
+from tests.ops.cases import CASES, NMS_CASES, ROI_ALIGN_CASES, Case, normalized
 from tests.plugins.buffers import Buffer
 from tests.plugins.emulated import EmulatedLibrary
 
@@ -40,20 +41,6 @@ DTYPES = {
     torch.float64: DType.FLOAT64,
 }
 HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
-
-#: (relative, absolute), as in tests/ops: half types round the result once (2**-11, 2**-8), sums
-#: are float32; a RoI's coordinate of 300 is off by 1.5e-5 and features change by 4 a pixel.
-CARAFE_TOLERANCES = {
-    torch.float64: (1e-13, 1e-13),
-    torch.float32: (1e-5, 1e-5),
-    torch.float16: (2.0**-11, 1e-5),
-    torch.bfloat16: (2.0**-8, 1e-5),
-}
-ROI_ALIGN_TOLERANCES = {
-    torch.float32: (1e-5, 1e-4),
-    torch.float16: (2.0**-11, 1e-4),
-    torch.bfloat16: (2.0**-8, 1e-4),
-}
 
 
 @dataclass(frozen=True)
@@ -193,7 +180,7 @@ class CarafeProblem:
         self.compare(self.run(library, device))
 
     def compare(self, found: Tensor) -> None:
-        assert_close(found, self.expected, CARAFE_TOLERANCES[self.features.dtype])
+        assert_close(found, self.expected, faces.tolerance("carafe", self.features.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,21 +212,11 @@ class DesignsProblem:
             self.call.compare(self.call.result(*buffers))
 
 
-def normalized(encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
-    """Masks of the plain entry: softmax over k*k after the pixel shuffle."""
-    masks = torch.nn.functional.pixel_shuffle(encoded, s)
-    return masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
-
-
 def carafe_problem(
     case: Case, source: MaskSource, dtype: torch.dtype, place: Place
 ) -> CarafeProblem:
-    features, encoded = case.inputs
-    k, groups, s = case.attributes.values()
-    weights = encoded if source == MaskSource.ENCODED else normalized(encoded, k, groups, s)
-    return CarafeProblem(
-        case.reason, source, features.to(dtype), weights.to(dtype), k, groups, s, place
-    )
+    features, weights = (tensor.to(dtype) for tensor in case.inputs)
+    return CarafeProblem(case.reason, source, features, weights, *case.attributes.values(), place)
 
 
 def _place(choose: random.Random, channels: int) -> Place:
@@ -464,7 +441,7 @@ class RoiAlignProblem:
 
     def check(self, library: KernelLibrary, device: Device = Device.CUDA) -> None:
         """Run and compare."""
-        tolerance = ROI_ALIGN_TOLERANCES[self.features[0].dtype]
+        tolerance = faces.tolerance("multilevel_roi_align", self.features[0].dtype)
         assert_close(self.run(library, device), self.expected, tolerance)
 
 
@@ -703,8 +680,11 @@ def carafe_problems(dtypes: Sequence[torch.dtype] = HALF_AND_SINGLE) -> list[Car
     """Every case by entry, dtype and layout."""
     return [
         carafe_problem(case, source, dtype, place)
-        for case in CARAFE_CASES
-        for source in MaskSource
+        for source, name in (
+            (MaskSource.NORMALIZED, "carafe"),
+            (MaskSource.ENCODED, "carafe_encoded"),
+        )
+        for case in CASES[name]
         for dtype in dtypes
         for place in (NCHW, NHWC)
     ]

@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-#: Value of CARAFE_CPU_ISA -> what /proc/cpuinfo calls that it needs.
-NEEDS = {
-    "baseline": set(),
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
-}
+from cpu_isa import available  # noqa: E402
 
 CHECK = """
 from carafe_deploy.ops._library import Device
@@ -39,13 +35,7 @@ print(len(found) + len(twins))
 """
 
 
-def _available() -> list[str]:
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return [name for name, needed in NEEDS.items() if needed <= set(flags)]
-
-
-@pytest.mark.parametrize("isa", _available())
+@pytest.mark.parametrize("isa", [name for name in available() if name != "chosen"])
 def test_every_instruction_set(isa: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHECK],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,44 +15,25 @@ import torch
 
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.torchscript import TorchScriptRunner
 from tests.ops import faces
-from tests.ops.cases import NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops.cases import CASES
 from tests.ops.layouts import LAYOUTS, has_layout_of
-from tests.ops.test_carafe import CASES, TOLERANCES, assert_close, truth
-from tests.ops.test_nms import assert_same
-from tests.ops.test_nms import truth as nms_truth
-from tests.ops.test_roi_align import assert_close as assert_pooled
-from tests.ops.test_roi_align import truth as roi_align_truth
-
-BUILD = Path(os.environ.get("CARAFE_DEPLOY_BUILD", Path(__file__).parents[2] / "build/dev"))
-OPERATORS = ("carafe", "carafe_encoded", "multilevel_roi_align", "batched_nms")
-
-
-def built(name: str) -> Path:
-    """What cannot be run is a failure, not something to skip."""
-    path = BUILD / name
-    if not path.is_file():
-        pytest.fail(f"{path} does not exist: build it with `make plugins`", pytrace=False)
-    return path
+from tests.plugins import problems
+from tests.plugins.built import built, run_python
 
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    return built("lib/libcarafe_torch.so")
-
-
-def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, where nothing is registered yet."""
-    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return built("libcarafe_torch.so")
 
 
 # --- who registers -------------------------------------------------------------------------------
 
 PRINT_SCHEMAS = f"""
-for name in {OPERATORS}:
+for name in {tuple(OPERATORS)}:
     print(getattr(torch.ops.carafe, name).default._schema)
 """
 
@@ -112,70 +93,39 @@ torch.save(
 Calls = Mapping[str, tuple[str, tuple[object, ...]]]
 
 
-def run_calls(library: Path, calls: Calls, folder: Path) -> dict[str, object]:
+def run_calls(library: Path, calls: Calls, folder: Path) -> dict[str, Any]:
     """Results of ``torch.ops.carafe.<name>(*arguments)`` of libcarafe_torch.so, by key."""
     torch.save(calls, folder / "calls.pt")
     done = run_python(RUN_CALLS, library, folder / "calls.pt", folder / "results.pt")
     assert done.returncode == 0, done.stderr
-    results: dict[str, object] = torch.load(folder / "results.pt", weights_only=True)
+    results: dict[str, Any] = torch.load(folder / "results.pt", weights_only=True)
     assert results.keys() == calls.keys()
     return results
 
 
-@pytest.mark.parametrize(
-    ("entry", "name"), [("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")]
-)
-def test_carafe(library: Path, tmp_path: Path, entry: str, name: str) -> None:
+#: What the library computes in, where that is not all that PyTorch does.
+DTYPES = {"multilevel_roi_align": problems.HALF_AND_SINGLE, "batched_nms": (torch.float32,)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results(library: Path, tmp_path: Path, name: str) -> None:
+    operator = OPERATORS[name]
     inputs = {
-        (case, dtype, layout): LAYOUTS[layout](case, [tensor.to(dtype) for tensor in case.inputs])
-        for case in CASES[entry]
-        for dtype in TOLERANCES
-        for layout in LAYOUTS
+        (case, dtype, layout): LAYOUTS[layout](case, faces.typed(name, case, dtype))
+        for case in CASES[name]
+        for dtype in DTYPES.get(name, faces.dtypes(name))
+        for layout in (LAYOUTS if operator.has_feature_maps else ("as listed",))
     }
     calls = {
-        f"{case} {dtype} {layout}": (name, (*tensors, *case.attributes.values()))
+        f"{case} {dtype} {layout}": (name, (*operator.grouped(tensors), *case.attributes.values()))
         for (case, dtype, layout), tensors in inputs.items()
     }
     results = run_calls(library, calls, tmp_path)
     for (case, dtype, layout), tensors in inputs.items():
         out = results[f"{case} {dtype} {layout}"]
-        assert isinstance(out, torch.Tensor)
-        assert out.dtype == dtype
-        assert has_layout_of(out, tensors[0])
-        assert_close(out, truth(entry, case, dtype), dtype)
-
-
-def test_multilevel_roi_align(library: Path, tmp_path: Path) -> None:
-    def tensors(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
-        rois, *maps = case.inputs
-        return LAYOUTS[layout](case, [rois.float(), *(feature.to(dtype) for feature in maps)])
-
-    keys = [
-        (case, dtype, layout)
-        for case in ROI_ALIGN_CASES
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
-        for layout in LAYOUTS
-    ]
-    calls: dict[str, tuple[str, tuple[object, ...]]] = {}
-    for case, dtype, layout in keys:
-        rois, *maps = tensors(case, dtype, layout)
-        arguments = (rois, maps, *case.attributes.values())
-        calls[f"{case} {dtype} {layout}"] = ("multilevel_roi_align", arguments)
-    results = run_calls(library, calls, tmp_path)
-    for case, dtype, layout in keys:
-        out = results[f"{case} {dtype} {layout}"]
-        assert isinstance(out, torch.Tensor)
-        assert out.dtype == dtype
-        assert_pooled(out, roi_align_truth(case, dtype), dtype)
-
-
-def test_batched_nms(library: Path, tmp_path: Path) -> None:
-    calls = {
-        str(case): ("batched_nms", (*case.inputs, *case.attributes.values())) for case in NMS_CASES
-    }
-    results = run_calls(library, calls, tmp_path)
-    for case in NMS_CASES:
-        assert_same(faces.as_outputs(results[str(case)]), nms_truth(case))
+        faces.assert_right(name, out, faces.truth(name, case, dtype), dtype)
+        if operator.input_at(0).is_feature_map:
+            assert has_layout_of(out, tensors[0])
 
 
 X = "torch.zeros(1, 4, 3, 5)"
@@ -258,7 +208,7 @@ def detector_file(request: pytest.FixtureRequest, export: Callable[..., Path]) -
 def run_example(*arguments: object) -> subprocess.CompletedProcess[str]:
     """One thread, as in Python here: sums are split alike."""
     return subprocess.run(
-        [str(built("bin/carafe_detect")), *map(str, arguments)],
+        [str(built("carafe_detect", "bin")), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
