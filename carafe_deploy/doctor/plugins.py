@@ -16,19 +16,6 @@ from carafe_deploy.doctor.gpu import Cuda, Driver, Gpu
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, PACKAGE_FOLDER, check_whole, find_library
 
-__all__ = [
-    "CREATORS",
-    "Library",
-    "check_alias",
-    "check_creators",
-    "check_gpu_code",
-    "check_kernels",
-    "check_variable",
-    "find_sources",
-    "look_for",
-    "rebuild",
-]
-
 #: Plugins that an exported detector can ask for.
 CREATORS = ("Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms")
 
