@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from carafe_deploy.operators.carafe import CARAFE
+from carafe_deploy.operators.roi_align import MULTILEVEL_ROI_ALIGN
 from carafe_deploy.ops._body_carafe import Call, pixel_weights, tap_positions
-from carafe_deploy.ops._body_writer import FLOAT, INT64, BodyWriter
+from carafe_deploy.ops.body_writer import FLOAT, INT64, BodyWriter
 
 # --- Carafe --------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ def _stripe(side: int, shared: dict[str, str]) -> onnx.GraphProto:
     weights = body.reshape(body.MatMul("s_weights", "s_place"), "s_split")
     result = body.reshape(body.MatMul(weights, windows), "s_flat")
     body.Transpose(body.Gather(result, "s_where", axis=1), perm=[0, 3, 1, 2], out="s_out")
-    inside = body.function("stripe", [], [], [], opset=18, overload="")
+    inside = body.function(CARAFE, opset=18)  # for its nodes alone
     for node in inside.node:  # values of the surrounding function by its names, others made unique
         for names in (node.input, node.output):
             names[:] = [shared.get(n, n if n.startswith("s_") else f"s_{n}") for n in names]
@@ -231,11 +233,4 @@ def _roi_align(
             result = body.Add(result, pooled) if result else pooled
     result = body.reshape(result, batch, count, channels, size, size)
     body.CastLike(result, features[0], out="out")
-    return body.function(
-        "MultilevelRoiAlign",
-        ["rois", *features],
-        ["out"],
-        ["output_size", "sampling_ratio", "strides", "finest_scale"],
-        opset=18,
-        overload="",
-    )
+    return body.function(MULTILEVEL_ROI_ALIGN, opset=18, tensors=1 + len(strides))

@@ -32,9 +32,11 @@ import onnxruntime
 from _common import RESULTS, write_result
 from onnx import TensorProto, helper
 
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
 from carafe_deploy.ops import _body_carafe
-from carafe_deploy.ops._bodies import batched_nms_body, carafe_body, multilevel_roi_align_body
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.ops._body_carafe import carafe_body
+from carafe_deploy.ops._body_nms import batched_nms_body
+from carafe_deploy.ops._body_roi_align import multilevel_roi_align_body
 
 THREADS = 2
 STRIDES = (4, 8, 16, 32)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
+from carafe_deploy.operators import channels_of, is_feature_map
 from carafe_deploy.runners.base import Runner, Wrapper
 from carafe_deploy.stages import Stage, describe_stages
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
@@ -16,7 +17,6 @@ __all__ = [
     "check_same_model",
     "common_stages",
     "describe",
-    "is_feature_map",
 ]
 
 #: Whatever of ModelInfo decides what is detected; precision, layout and sizes may differ.
@@ -80,16 +80,9 @@ def _signature(call: OperatorCall) -> tuple[Any, ...]:
         call.name,
         dict(call.attributes),
         tuple(
-            shape[1:2] if is_feature_map(call, index) else shape[1:]
+            channels_of(call, index) if is_feature_map(call, index) else shape[1:]
             for index, shape in enumerate(call.shapes)
         ),
-    )
-
-
-def is_feature_map(call: OperatorCall, index: int) -> bool:
-    """Tensor argument ``index`` is [N, C, H, W], and not boxes or scores."""
-    return call.name in ("carafe", "carafe_encoded") or (
-        call.name == "multilevel_roi_align" and index > 0
     )
 
 

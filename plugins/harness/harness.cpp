@@ -9,10 +9,13 @@
 
 #include <cstdio>
 #include <functional>
+#include <initializer_list>
+#include <set>
 
 #include "../tests/plugin_maps.h"
 #include "carafe.h"
 #include "nms.h"
+#include "operators.h"
 #include "roi_align.h"
 
 namespace {
@@ -105,11 +108,15 @@ class Report {
         }
         std::fprintf(file_, "}");
         first_ = false;
+        tested_.insert(tested.plugin);
     }
+
+    bool has(char const* plugin) const { return tested_.count(plugin) != 0; }
 
   private:
     std::FILE* file_;
     bool first_ = true;
+    std::set<std::string> tested_;
 };
 
 /// Microseconds of each repetition of `enqueue`, by device events.
@@ -325,6 +332,13 @@ bool run_all(bool small, Report& report) {
     float const iou = 0.5f, score = 0.1f;  // as nms_fields() has them
     agree &= run_nms({1, 5, small ? 60 : 1000, small ? 20 : 1000, iou, score}, !small, report);
     agree &= run_nms({1, small ? 4 : 80, small ? 60 : 1000, 100, iou, score}, !small, report);
+#define CARAFE_PLUGIN_NAME(name, plugin, stem) #plugin,
+    for (char const* plugin : {CARAFE_OPERATORS(CARAFE_PLUGIN_NAME)}) {
+        if (report.has(plugin)) continue;
+        std::fprintf(stderr, "carafe_harness: no case runs %s\n", plugin);
+        agree = false;
+    }
+#undef CARAFE_PLUGIN_NAME
     return agree;
 }
 
