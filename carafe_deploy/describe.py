@@ -11,8 +11,6 @@ from carafe_deploy.artefacts import open_runner
 from carafe_deploy.engine.contents import described, tensor_spec
 from carafe_deploy.errors import ArtefactError
 
-__all__ = ["describe_checkpoint", "describe_opened"]
-
 
 def describe_checkpoint(
     path: str | os.PathLike[str], config: str | os.PathLike[str] | None = None

@@ -15,8 +15,6 @@ from carafe_deploy.runners._torch import resolve_device
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.types import InputFormat
 
-__all__ = ["open_checkpoint"]
-
 
 def open_checkpoint(
     path: Path,

@@ -203,7 +203,9 @@ def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner
         for name, make in makers.items()
         for device in ("cpu", "cuda")
     }
-    return found | {flavour.title: partial(engine, flavour.name) for flavour in FLAVOURS}
+    for flavour in FLAVOURS:
+        found[flavour.title] = partial(engine, flavour.name)
+    return found
 
 
 class _Plain(Wrapper):

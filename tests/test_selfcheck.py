@@ -97,16 +97,15 @@ def outcomes(result: SelfCheck) -> list[tuple[str, str, str]]:
 
 
 def test_passed_failed_and_skipped(check: Callable[..., SelfCheck]) -> None:
-    result = check(
-        {
-            "good": Runner(AGREES),
-            "bad": Runner(DIFFERS),
-            "absent": BackendUnavailableError("no GPU: buy one"),
-            "broken": EngineError("workspace is 0: give more"),
-            "gone": Runner(BackendUnavailableError("the GPU has left")),
-            "lost": Runner(EngineError("failed to run: no reason")),
-        }
-    )
+    backends = {
+        "good": Runner(AGREES),
+        "bad": Runner(DIFFERS),
+        "absent": BackendUnavailableError("no GPU: buy one"),
+        "broken": EngineError("workspace is 0: give more"),
+        "gone": Runner(BackendUnavailableError("the GPU has left")),
+        "lost": Runner(EngineError("failed to run: no reason")),
+    }
+    result = check(backends)
     assert outcomes(result) == [
         ("good", "passed", ""),
         ("bad", "failed", "stages P3: off by a mile"),
@@ -117,6 +116,7 @@ def test_passed_failed_and_skipped(check: Callable[..., SelfCheck]) -> None:
     ]
     assert not result.passed
     assert [check.parity for check in result.checks] == [AGREES, DIFFERS, None, None, None, None]
+    assert all(made.closed for made in backends.values() if isinstance(made, Runner))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -181,12 +181,6 @@ def test_verdict(statuses: list[str], passed: bool) -> None:
     assert SelfCheck({}, checks, 0.0).passed is passed
 
 
-def test_every_backend_is_closed_whatever_becomes_of_it(check: Callable[..., SelfCheck]) -> None:
-    runners = [Runner(AGREES), Runner(DIFFERS), Runner(EngineError("failed"))]
-    check({str(index): runner for index, runner in enumerate(runners)})
-    assert all(runner.closed for runner in runners)
-
-
 def test_steps_and_progress_are_told(check: Callable[..., SelfCheck]) -> None:
     steps: list[str] = []
     parts: list[tuple[int, int]] = []
@@ -199,15 +193,6 @@ def test_steps_and_progress_are_told(check: Callable[..., SelfCheck]) -> None:
     detectors = ("shapes_faster_rcnn_carafe", "shapes_mask_rcnn_carafe")
     assert steps == [f"{detector}: {name}" for detector in detectors for name in "ab"]
     assert parts == [(1, 2), (1, 2)]
-
-
-def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def missing(*arguments: Any, **settings: Any) -> Any:
-        raise BackendUnavailableError("torch is not installed: pip install 'carafe-deploy[torch]'")
-
-    monkeypatch.setattr(selfcheck, "open_runner", missing)
-    with pytest.raises(BackendUnavailableError, match=r"carafe-deploy\[torch\]"):
-        run_selfcheck(tmp_path)
 
 
 def test_json(check: Callable[..., SelfCheck]) -> None:

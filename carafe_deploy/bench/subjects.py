@@ -218,12 +218,12 @@ def _variants_of(plain: Opening, variants: Variants, modes: Sequence[str]) -> It
     options = backend.options
     precisions = variants.precisions if "precision" in options else ()
     layouts = (variants.layouts or ("channels-last",)) if "channels_last" in options else ("nchw",)
-    providers = variants.providers or backend.providers.get(plain.device.partition(":")[0], ())
+    usual = backend.providers.get(plain.device.partition(":")[0], (None,))
     for precision, mode, layout, provider in itertools.product(
         precisions or ("",),
         [mode for mode in modes if mode in options["mode"]] or ["eager"],
         layouts,
-        providers if "provider" in options else (None,),
+        (variants.providers or usual) if "provider" in options else (None,),
     ):
         yield dataclasses.replace(
             plain,

@@ -23,8 +23,6 @@ from carafe_deploy.doctor.probes import Answer, ask
 from carafe_deploy.engine.flavours import FLAVOURS, PLUGIN_LIBRARY
 from carafe_deploy.requirements import installed_version, is_installed
 
-__all__ = ["diagnose"]
-
 #: GPUs of TensorRT-RTX by NVIDIA's documentation.
 _RTX = re.compile(r"7\.5|8\.\d|12\.\d")
 _RTX_TEXT = "compute capability 7.5, 8.x and 12.x"

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GpuCode", "read_gpu_code"]
-
 _SECTION = b".nv_fatbin"
 _MAGIC = 0xBA55ED50
 _PTX, _MACHINE_CODE = 1, 2

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from carafe_deploy.brief import OneLine
 
-__all__ = ["Diagnosis", "Finding", "Purpose", "make_purpose", "missing", "ok", "optional", "wrong"]
-
 Status = Literal["ok", "missing", "wrong"]
 
 

@@ -14,8 +14,6 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.environment import ask_nvidia_smi
 
-__all__ = ["Cuda", "Driver", "Gpu", "check_driver", "check_gpus", "read_cuda", "read_driver"]
-
 #: Major and minor version.
 Cuda = tuple[int, int]
 

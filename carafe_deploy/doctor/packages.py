@@ -11,8 +11,6 @@ from typing import Any
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.requirements import Package, installed_version, is_installed
 
-__all__ = ["check_package", "check_python", "installed", "numbers"]
-
 #: Python versions that this package is for.
 _PYTHON = ((3, 11), (3, 13))
 

@@ -17,19 +17,6 @@ from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, PACKAGE_FOLDER, check_whole, find_library
 from carafe_deploy.operators import BY_ONNX_NAME
 
-__all__ = [
-    "CREATORS",
-    "Library",
-    "check_alias",
-    "check_creators",
-    "check_gpu_code",
-    "check_kernels",
-    "check_variable",
-    "find_sources",
-    "look_for",
-    "rebuild",
-]
-
 #: Plugins that an exported detector can ask for.
 CREATORS = tuple(BY_ONNX_NAME)
 

@@ -20,8 +20,6 @@ from typing import Any
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.types import DOMAIN
 
-__all__ = ["Answer", "ask", "main"]
-
 #: Facts by name; ``"error"`` tells why there are none, or no more.
 Answer = Mapping[str, Any]
 

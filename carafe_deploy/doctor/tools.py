@@ -13,8 +13,6 @@ from carafe_deploy.doctor.findings import Finding, missing, ok
 from carafe_deploy.doctor.packages import numbers
 from carafe_deploy.requirements import installed_version
 
-__all__ = ["check_cmake", "check_compiler", "check_nvcc"]
-
 _OLDEST_CMAKE = "3.24"
 _OLDEST_NVCC = "12.4"
 
