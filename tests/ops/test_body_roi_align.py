@@ -22,7 +22,6 @@ from tests.ops.one_node import (
     one_node_model,
     run,
     run_in_type,
-    set_input_shapes,
 )
 
 STRIDES = (4, 8, 16, 32)
@@ -129,9 +128,3 @@ def test_keeps_rois_in_float32_for_half_features() -> None:
     (found,) = run_in_type(_roi_align(7, 0), TensorProto.FLOAT16, rois, *maps, keep=1)
     # float16's half unit in the last place; float16 RoIs would be 0.05 px, and 1e-2, off.
     np.testing.assert_allclose(found, _pooled(rois, maps, 7, 0), rtol=2.0**-11, atol=2e-4)
-
-
-def test_static_shape_is_inferred() -> None:
-    model = _roi_align(7, 0)
-    set_input_shapes(model, (2, 9, 4), *(array.shape for array in _pyramid(2)))
-    assert infer_checked(model) == [[2, 9, 3, 7, 7]]
