@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -11,35 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carafe_deploy import __version__
+from carafe_deploy.backends import packages
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.failures import first_line
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import find_library
+from carafe_deploy.requirements import installed_version, is_installed
 
-__all__ = [
-    "LIBRARIES",
-    "ask_nvidia_smi",
-    "describe_environment",
-    "installed_version",
-    "is_installed",
-]
+__all__ = ["LIBRARIES", "ask_nvidia_smi", "describe_environment"]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
 LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
-
-#: Distributions whose versions matter, as PyPI names them.
-_PACKAGES = (
-    "torchvision",
-    "onnx",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "tensorrt-rtx-cu12",
-    "pycuda",
-    "cuda-bindings",
-    "opencv-python-headless",
-    "pycocotools",
-)
 
 
 def describe_environment() -> Mapping[str, str]:
@@ -54,26 +34,11 @@ def describe_environment() -> Mapping[str, str]:
         "torch": _torch(),
         "ONNX Runtime": _onnxruntime(),
     }
-    facts.update((name, _version(name)) for name in _PACKAGES)
+    for package in packages().values():
+        listed = package.distributions[: package.reported]
+        facts.update((name, _version(name)) for name in listed)
     facts.update((f"lib{name}.so", _library(name)) for name in LIBRARIES)
     return facts
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module has code to import; a folder that an uninstallation left behind has none."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # of the package around it
-        return False
-    return spec is not None and spec.origin is not None
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of a package by its name on PyPI; nothing is imported."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:

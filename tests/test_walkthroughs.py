@@ -11,7 +11,10 @@ from tests.walkthrough import ROOT, Page, copy_tree
 #: Most Python files that an addition may touch.
 MOST = 3
 #: Page -> folders that it needs besides the package and its tests.
-PAGES: dict[str, tuple[str, ...]] = {"add_an_operator.md": ("plugins", "CMakeLists.txt")}
+PAGES: dict[str, tuple[str, ...]] = {
+    "add_a_runner.md": (),
+    "add_an_operator.md": ("plugins", "CMakeLists.txt"),
+}
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from carafe_deploy.bench.workloads import Variant, Workload
 from carafe_deploy.brief import OneLine
-from carafe_deploy.environment import is_installed
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import missing
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.operators.specification import Peer
 from carafe_deploy.ops import _kernels, plain_operators
+from carafe_deploy.requirements import is_installed
 
 __all__ = ["Candidate", "Job", "candidates", "jobs_of"]
 

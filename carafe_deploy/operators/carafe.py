@@ -157,7 +157,7 @@ def with_masks(
 
 @cache
 def _mmcv_missing() -> str:
-    from carafe_deploy.environment import is_installed
+    from carafe_deploy.requirements import is_installed
 
     if not is_installed("mmcv"):
         return "mmcv is not installed"

@@ -122,8 +122,6 @@ class TorchRunner(Lifetime):
         if device.type == "cpu":
             keep_freed_memory()
         self.info = with_tf32(info) if tf32 else info
-        self.inputs = info.input_specs
-        self.outputs = info.output_specs
         self.device = str(device)
         self.pastes_on_device = device.type == "cuda"
         self._device = device

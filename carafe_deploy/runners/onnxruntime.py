@@ -78,7 +78,6 @@ class OnnxRuntimeRunner(Lifetime):
         available = onnxruntime.get_available_providers()
         kind, index = _device(device)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{index}"
-        self.pastes_on_device = False  # which takes torch
         self.provider = provider or kind
         if self.provider not in PROVIDERS or (self.provider == "cpu") != (kind == "cpu"):
             fitting = [name for name in PROVIDERS if (name == "cpu") == (kind == "cpu")]
@@ -106,8 +105,6 @@ class OnnxRuntimeRunner(Lifetime):
         info = ModelInfo.from_json(properties[METADATA_KEY])
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
-        self.inputs = self.info.input_specs
-        self.outputs = self.info.output_specs
         self._begin(str(self._path))
 
     def _check_float32(self) -> None:

@@ -36,6 +36,12 @@ class Outcome:
         """The whole of stdout; fails if anything but JSON is there."""
         return json.loads(self.out)
 
+    def assert_refused(self, message: str) -> None:
+        """Bad input: status 2, an error with this message, and nothing on stdout."""
+        assert (self.status, self.out) == (2, ""), self.err
+        assert message in " ".join(self.err.split()) or message in self.err
+        assert "Traceback" not in self.err
+
 
 Run = Callable[..., Outcome]
 
