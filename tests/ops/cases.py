@@ -190,6 +190,12 @@ ROI_ALIGN_CASES: Sequence[Case] = (
     ),
     _roi_align("sub-pixel", _sized((0.3, 0.2), (1.5, 0.01))),
     _roi_align("fixed sampling ratio", _scattered(8, 1), ratio=2),
+    _roi_align("no image", torch.zeros(0, 5, 4)),
+    _roi_align(
+        "fixed sampling ratio, partly outside",
+        _sized((60, 50), (300, 280), (900, 800), at=(-30, -40)),
+        ratio=2,
+    ),
     _roi_align("fixed sampling ratio, no area", _sized((0, 40), (0, 0), (-30, 20)), ratio=2),
     _roi_align("one bin", _scattered(6, 1), size=1),
     _roi_align("1x1 maps", _scattered(5, 1), sizes=((1, 1),) * 4),
