@@ -60,9 +60,9 @@ def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     calls: list[str] = []
 
     class Spied(KernelLibrary):
-        def _run(self, status: int) -> None:
-            calls.append(sys._getframe(1).f_code.co_name)
-            super()._run(status)
+        def call(self, function: str, *arguments: Any, **where: Any) -> None:
+            calls.append(function)
+            super().call(function, *arguments, **where)
 
     monkeypatch.setattr(_kernels, "KernelLibrary", Spied)
     _kernels.kernel_library.cache_clear()
