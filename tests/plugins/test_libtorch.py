@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,19 +18,14 @@ from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.images import load_image
 from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.torchscript import TorchScriptRunner
 from tests.ops import faces
-from tests.ops.cases import NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops.cases import CASES
 from tests.ops.layouts import LAYOUTS, has_layout_of
-from tests.ops.test_carafe import CASES, TOLERANCES, assert_close, truth
-from tests.ops.test_nms import assert_same
-from tests.ops.test_nms import truth as nms_truth
-from tests.ops.test_roi_align import assert_close as assert_pooled
-from tests.ops.test_roi_align import truth as roi_align_truth
 
 BUILD = Path(os.environ.get("CARAFE_DEPLOY_BUILD", Path(__file__).parents[2] / "build/dev"))
-OPERATORS = ("carafe", "carafe_encoded", "multilevel_roi_align", "batched_nms")
 
 
 def built(name: str) -> Path:
@@ -54,7 +50,7 @@ def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[
 # --- who registers -------------------------------------------------------------------------------
 
 PRINT_SCHEMAS = f"""
-for name in {OPERATORS}:
+for name in {list(OPERATORS)}:
     print(getattr(torch.ops.carafe, name).default._schema)
 """
 
@@ -124,60 +120,34 @@ def run_calls(library: Path, calls: Calls, folder: Path) -> dict[str, object]:
     return results
 
 
-@pytest.mark.parametrize(
-    ("entry", "name"), [("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")]
-)
-def test_carafe(library: Path, tmp_path: Path, entry: str, name: str) -> None:
-    inputs = {
-        (case, dtype, layout): LAYOUTS[layout](case, [tensor.to(dtype) for tensor in case.inputs])
-        for case in CASES[entry]
-        for dtype in TOLERANCES
-        for layout in LAYOUTS
-    }
-    calls = {
-        f"{case} {dtype} {layout}": (name, (*tensors, *case.attributes.values()))
-        for (case, dtype, layout), tensors in inputs.items()
-    }
-    results = run_calls(library, calls, tmp_path)
-    for (case, dtype, layout), tensors in inputs.items():
-        out = results[f"{case} {dtype} {layout}"]
-        assert isinstance(out, torch.Tensor)
-        assert out.dtype == dtype
-        assert has_layout_of(out, tensors[0])
-        assert_close(out, truth(entry, case, dtype), dtype)
-
-
-def test_multilevel_roi_align(library: Path, tmp_path: Path) -> None:
-    def tensors(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
-        rois, *maps = case.inputs
-        return LAYOUTS[layout](case, [rois.float(), *(feature.to(dtype) for feature in maps)])
-
-    keys = [
-        (case, dtype, layout)
-        for case in ROI_ALIGN_CASES
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
-        for layout in LAYOUTS
+@pytest.mark.parametrize("name", CASES)
+def test_every_case(library: Path, tmp_path: Path, name: str) -> None:
+    spec = OPERATORS[name]
+    dtypes = [
+        dtype
+        for dtype in faces.dtypes(name)
+        if dtype != torch.float64 or spec.family == "carafe"  # others do not know it
     ]
-    calls: dict[str, tuple[str, tuple[object, ...]]] = {}
-    for case, dtype, layout in keys:
-        rois, *maps = tensors(case, dtype, layout)
-        arguments = (rois, maps, *case.attributes.values())
-        calls[f"{case} {dtype} {layout}"] = ("multilevel_roi_align", arguments)
-    results = run_calls(library, calls, tmp_path)
-    for case, dtype, layout in keys:
-        out = results[f"{case} {dtype} {layout}"]
-        assert isinstance(out, torch.Tensor)
-        assert out.dtype == dtype
-        assert_pooled(out, roi_align_truth(case, dtype), dtype)
-
-
-def test_batched_nms(library: Path, tmp_path: Path) -> None:
+    inputs = {
+        f"{case} {dtype} {layout}": (
+            case,
+            dtype,
+            LAYOUTS[layout](case, faces.typed(name, case, dtype)),
+        )
+        for case in CASES[name]
+        for dtype in dtypes
+        for layout in LAYOUTS
+    }
     calls = {
-        str(case): ("batched_nms", (*case.inputs, *case.attributes.values())) for case in NMS_CASES
+        key: (name, (*spec.grouped(tensors), *case.attributes.values()))
+        for key, (case, _, tensors) in inputs.items()
     }
     results = run_calls(library, calls, tmp_path)
-    for case in NMS_CASES:
-        assert_same(faces.as_outputs(results[str(case)]), nms_truth(case))
+    for key, (case, dtype, tensors) in inputs.items():
+        out: Any = results[key]
+        faces.assert_right(name, out, faces.truth(name, case, dtype), dtype)
+        if spec.family == "carafe":
+            assert has_layout_of(out, tensors[0])
 
 
 X = "torch.zeros(1, 4, 3, 5)"
