@@ -16,7 +16,7 @@ from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import find_library
 from carafe_deploy.requirements import installed_version, is_installed
 
-__all__ = ["LIBRARIES", "ask_nvidia_smi", "describe_environment"]
+__all__ = ["LIBRARIES", "ask_nvidia_smi", "cores", "describe_environment", "processor"]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
 LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
@@ -28,7 +28,7 @@ def describe_environment() -> Mapping[str, str]:
         "carafe-deploy": __version__,
         "Python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{_processor()}, {_cores()} cores",
+        "processor": f"{processor()}, {cores()} cores",
         "GPU": _gpus(),
         "NumPy": _version("numpy"),
         "torch": _torch(),
@@ -53,7 +53,8 @@ def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:
     return tuple(filter(None, done.stdout.split("\n")))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -62,7 +63,8 @@ def _processor() -> str:
     return models[0].strip() if models else platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

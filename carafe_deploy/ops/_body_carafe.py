@@ -10,7 +10,7 @@ Reassembly is a product of every pixel's own k*k weights with its window of the 
 - ``taps``: all windows side by side, multiplied and summed. For a few channels the weights are
   larger than the map, and rearranging them for a matrix product costs more than it gains.
 
-Figures for these and for what they replaced: benchmarks/function_bodies.py.
+Figures for these and for what they replaced: benchmarks/results/function_bodies.json.
 """
 
 from __future__ import annotations

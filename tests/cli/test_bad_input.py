@@ -168,9 +168,9 @@ def test_checkpoint_of_another_architecture(run: Run, tmp_path: Path) -> None:
 
 
 def test_wrong_number_of_classes(
-    run: Run, checkpoint: Path, data_dir: Path, tmp_path: Path
+    run: Run, checkpoint: Path, shapes_configs: dict[str, str], tmp_path: Path
 ) -> None:
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    text = shapes_configs["shapes_mask_rcnn_carafe"]
     (tmp_path / "config.py").write_text(text.replace("num_classes=3", "num_classes=5"))
     assert_error(
         run("export", checkpoint, "--config", tmp_path / "config.py"),
@@ -179,9 +179,9 @@ def test_wrong_number_of_classes(
 
 
 def test_config_with_unsupported_settings(
-    run: Run, checkpoint: Path, data_dir: Path, tmp_path: Path
+    run: Run, checkpoint: Path, shapes_configs: dict[str, str], tmp_path: Path
 ) -> None:
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    text = shapes_configs["shapes_mask_rcnn_carafe"]
     (tmp_path / "config.py").write_text(text.replace("type='ResNet'", "type='ResNeXt'"))
     assert_error(
         run("export", checkpoint, "--config", tmp_path / "config.py"),

@@ -11,6 +11,8 @@ from typing import Any
 import onnx
 import pytest
 
+from carafe_deploy.graph import torchscript_export
+from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from carafe_deploy.runners.torchscript import TorchScriptRunner
 
@@ -70,6 +72,28 @@ def test_options_reach_the_file(run: Run, checkpoint: Path) -> None:
     assert info.input.layout == "nhwc_uint8"
 
 
+@pytest.fixture(scope="module")
+def files() -> dict[str, Any]:
+    """What exporters returned and wrote."""
+    return {}
+
+
+@pytest.fixture
+def traced(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trace serves all TorchScript files here, which differ in their names only."""
+
+    def write(detector: Any, path: Path, options: Any, **settings: Any) -> Any:
+        chosen = repr((options, settings["source"]))
+        if chosen not in files:
+            info = export_torchscript(detector, path, options, **settings)
+            files[chosen] = info, path.read_bytes()
+        info, content = files[chosen]
+        path.write_bytes(content)
+        return info
+
+    monkeypatch.setattr(torchscript_export, "export_torchscript", write)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -81,7 +105,7 @@ def test_options_reach_the_file(run: Run, checkpoint: Path) -> None:
     ],
 )
 def test_names_of_torchscript_files(
-    run: Run, checkpoint: Path, arguments: list[str], expected: str
+    run: Run, checkpoint: Path, traced: None, arguments: list[str], expected: str
 ) -> None:
     outcome = run("export", checkpoint, *SMALL, *arguments, "--json")
     assert outcome.status == 0, outcome.err

@@ -118,8 +118,10 @@ def test_a_checkpoint(run: Run, checkpoint: Path) -> None:
         assert text in outcome.out
 
 
-def test_a_checkpoint_with_a_config_beside_it(run: Run, checkpoint: Path, data_dir: Path) -> None:
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+def test_a_checkpoint_with_a_config_beside_it(
+    run: Run, checkpoint: Path, shapes_configs: dict[str, str]
+) -> None:
+    text = shapes_configs["shapes_mask_rcnn_carafe"]
     assert text.count("score_thr=0.05") > 0
     Path("config.py").write_text(text.replace("score_thr=0.05", "score_thr=0.2"))
     result = run("inspect", checkpoint, "--config", "config.py", "--json").json

@@ -39,8 +39,8 @@ def opened(
     ("backend", "expected"),
     [
         ("pytorch", r"<PyTorchRunner .*\.pth: faster_rcnn fp32, on cpu, channels-last>"),
-        ("torchscript", r"<TorchScriptRunner .*toy\.ts: faster_rcnn fp32, on cpu>"),
-        ("onnxruntime", r"<OnnxRuntimeRunner .*toy\.onnx: faster_rcnn fp32, on cpu>"),
+        ("torchscript", r"<TorchScriptRunner .*faster_\w+\.ts: faster_rcnn fp32, on cpu>"),
+        ("onnxruntime", r"<OnnxRuntimeRunner .*faster_\w+\.onnx: faster_rcnn fp32, on cpu>"),
         ("tensorrt", r"<TensorRTRunner .*toy\.engine: faster_rcnn fp32, on cuda:0>"),
     ],
 )
