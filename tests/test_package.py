@@ -43,6 +43,9 @@ HEAVY = {
 FORBIDDEN = [
     ("runners", "models"),
     ("runners", "graph"),
+    ("operators", "models"),
+    ("operators", "graph"),
+    ("operators", "runners"),
     ("ops", "models"),
     ("ops", "graph"),
     ("ops", "runners"),
@@ -109,6 +112,7 @@ def print_lines(source: str) -> list[int]:
         "carafe_deploy.engine.load",
         "carafe_deploy.errors",
         "carafe_deploy.files",
+        "carafe_deploy.operators",
         "carafe_deploy.runners.base",
         "carafe_deploy.runners.tensorrt",
         "carafe_deploy.types",

@@ -103,8 +103,7 @@ def export_onnx(
     progress("trace and translate")
     with atomic_path(path) as temporary:
         with without_known_warnings():
-            export = _export_dynamo if exporter == "dynamo" else _export_torchscript
-            model = export(module, deployed.config, info.input, names, opset)
+            model = _export(module, deployed.config, info.input, names, opset, exporter)
         progress("attach function bodies and metadata")
         _finish(model, info)
         progress("check")
@@ -146,8 +145,7 @@ def export_operator_network(
     if exporter not in EXPORTERS:
         raise ExportError(f"exporter is {exporter!r}: choose from {', '.join(EXPORTERS)}")
     with without_known_warnings(), evaluation_mode(module), torch.no_grad():
-        translate = _run_dynamo if exporter == "dynamo" else _run_torchscript
-        model = translate(module, arguments, opset, **settings)
+        model = _RUN[exporter](module, arguments, opset, **settings)
     _clean(model)
     random = sorted({node.op_type for node in model.graph.node} & _RANDOM)
     if random:
@@ -233,13 +231,33 @@ def _example(config: DetectorConfig, bounds: InputFormat) -> tuple[Tensor, Tenso
     return images, torch.tensor([[height, width]] * batch, dtype=torch.float32)
 
 
-def _export_dynamo(
+def _export(
     module: nn.Module,
     config: DetectorConfig,
     bounds: InputFormat,
     names: tuple[str, ...],
     opset: int,
+    exporter: str,
 ) -> onnx.ModelProto:
+    """By one of the exporters; the older one is given static bounds only."""
+    settings: dict[str, Any] = {}
+    if exporter == "dynamo":
+        settings["dynamic_shapes"] = _dynamic_shapes(config, bounds)
+    with torch.no_grad():
+        return _RUN[exporter](
+            module,
+            _example(config, bounds),
+            opset,
+            input_names=["images", "image_sizes"],
+            output_names=list(names),
+            **settings,
+        )
+
+
+_RUN = {"dynamo": _run_dynamo, "torchscript": _run_torchscript}
+
+
+def _dynamic_shapes(config: DetectorConfig, bounds: InputFormat) -> tuple[dict[int, Any], ...]:
     def dimension(name: str, limits: Range, unit: int) -> Any:
         low, high = limits
         if low == high:
@@ -254,32 +272,7 @@ def _export_dynamo(
     axes = (0, 1, 2) if bounds.layout == "nhwc_uint8" else (0, 2, 3)
     chosen = zip(axes, (batch, height, width), strict=True)
     images = {axis: symbol for axis, symbol in chosen if symbol is not None}
-    with torch.no_grad():
-        return _run_dynamo(
-            module,
-            _example(config, bounds),
-            opset,
-            input_names=["images", "image_sizes"],
-            output_names=list(names),
-            dynamic_shapes=(images, {} if batch is None else {0: batch}),
-        )
-
-
-def _export_torchscript(
-    module: nn.Module,
-    config: DetectorConfig,
-    bounds: InputFormat,
-    names: tuple[str, ...],
-    opset: int,
-) -> onnx.ModelProto:
-    with torch.no_grad():
-        return _run_torchscript(
-            module,
-            _example(config, bounds),
-            opset,
-            input_names=["images", "image_sizes"],
-            output_names=list(names),
-        )
+    return images, {} if batch is None else {0: batch}
 
 
 # --- after the exporter --------------------------------------------------------------------------

@@ -212,9 +212,9 @@ def _by_kernels(
     library: KernelLibrary,
     features: Tensor,
     weights: Tensor,
-    kernel_size: int,
+    k: int,
     groups: int,
-    scale: int,
+    s: int,
     *,
     encoded: bool,
 ) -> Tensor:
@@ -224,7 +224,7 @@ def _by_kernels(
     are not copied.
     """
     batch, channels, height, width = features.shape
-    out = _kernels.empty_in_layout_of(features, batch, channels, height * scale, width * scale)
+    out = _kernels.empty_in_layout_of(features, batch, channels, height * s, width * s)
     memory_format = _kernels.memory_format_of(weights if channels == 1 else features)
     features = features.contiguous(memory_format=memory_format)
     weights = weights.contiguous(memory_format=memory_format)
@@ -236,46 +236,31 @@ def _by_kernels(
         channels=channels,
         height=height,
         width=width,
-        kernel_size=kernel_size,
+        kernel_size=k,
         groups=groups,
-        scale=scale,
+        scale=s,
         feature_pitch=channels,
         mask_pitch=weights.shape[1],
         out_pitch=channels,
     )
     with _kernels.launching_on(features) as where:
-        library.carafe(
-            params,
-            features.data_ptr(),
-            weights.data_ptr(),
-            out.data_ptr(),
-            **where,
-        )
+        addresses = (tensor.data_ptr() for tensor in (features, weights, out))
+        library.carafe(params, *addresses, **where)
     return out
 
 
 def _carafe_backward(
-    grad: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    grad: Tensor, features: Tensor, masks: Tensor, k: int, groups: int, s: int
 ) -> tuple[Tensor, Tensor]:
-    taps = _taps(masks, kernel_size, group_size, scale_factor)
+    taps = _taps(masks, k, groups, s)
     grad_features, grad_taps = _reassemble_backward(grad, features, taps)
     return grad_features, grad_taps.reshape(masks.shape).to(masks.dtype)
 
 
 def _carafe_encoded_backward(
-    grad: Tensor,
-    features: Tensor,
-    encoded: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    grad: Tensor, features: Tensor, encoded: Tensor, k: int, groups: int, s: int
 ) -> tuple[Tensor, Tensor]:
-    taps = _encoded_taps(encoded, kernel_size, group_size, scale_factor)
+    taps = _encoded_taps(encoded, k, groups, s)
     grad_features, grad_taps = _reassemble_backward(grad, features, taps)
     grad_taps = taps * (grad_taps - (taps * grad_taps).sum(dim=2, keepdim=True))  # softmax
     grad_encoded = grad_taps.permute(0, 1, 2, 4, 6, 3, 5).reshape(encoded.shape)

@@ -64,11 +64,7 @@ def batched_nms(
 
 
 def batched_nms_reference(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     """:func:`batched_nms` in plain PyTorch, one candidate at a time; float64 stays float64."""
     _check(boxes, scores, iou_threshold, score_threshold, max_output)
@@ -117,11 +113,7 @@ def _select(
 
 
 def _check(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
 ) -> None:
     if boxes.dim() != 4 or boxes.shape[3] != 4:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected [B, L, M, 4]")
@@ -145,11 +137,7 @@ def _check(
 
 
 def _batched_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     _check(boxes, scores, iou_threshold, score_threshold, max_output)
     library = _kernels.library_for(boxes)
@@ -189,15 +177,8 @@ def _by_kernels(
     size = library.batched_nms_workspace(params) if on_cuda else 0
     workspace = boxes.new_empty(size, dtype=torch.uint8)
     with _kernels.launching_on(boxes) as where:
-        library.batched_nms(
-            params,
-            boxes.data_ptr(),
-            scores.data_ptr(),
-            num_dets.data_ptr(),
-            indices.data_ptr(),
-            workspace=workspace.data_ptr(),
-            **where,
-        )
+        addresses = (tensor.data_ptr() for tensor in (boxes, scores, num_dets, indices))
+        library.batched_nms(params, *addresses, workspace=workspace.data_ptr(), **where)
     return num_dets, indices
 
 
@@ -209,11 +190,7 @@ def _float_at_most(value: float) -> float:
 
 
 def _fake(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     _check(boxes, scores, iou_threshold, score_threshold, max_output)
     batch = boxes.shape[0]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["assign_levels", "multilevel_roi_align", "multilevel_roi_align_reference"]
 
+Maps = Sequence[Tensor]
+
 
 def multilevel_roi_align(
     rois: Tensor,
@@ -86,26 +88,18 @@ def assign_levels(rois: Tensor, num_levels: int, finest_scale: int) -> Tensor:
 
 
 def multilevel_roi_align_reference(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
+    rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
     """:func:`multilevel_roi_align` in plain PyTorch, one RoI at a time; float64 stays float64."""
-    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    _check(rois, features, size, ratio, strides, finest)
     batch, count, _ = rois.shape
-    channels, size = features[0].shape[1], output_size
-    out = features[0].new_zeros(batch, count, channels, size, size)
-    levels = assign_levels(rois.float(), len(features), finest_scale)
+    out = features[0].new_zeros(batch, count, features[0].shape[1], size, size)
+    levels = assign_levels(rois.float(), len(features), finest)
     for b in range(batch):
         for k in range(count):
             level = int(levels[b, k])
-            pooled = _pool_one(
-                rois[b, k] / strides[level] - 0.5, features[level][b], size, sampling_ratio
-            )
-            out[b, k] = pooled
+            roi = rois[b, k] / strides[level] - 0.5
+            out[b, k] = _pool_one(roi, features[level][b], size, ratio)
     return out
 
 
@@ -146,12 +140,7 @@ def _samples(
 
 
 def _check(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
+    rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> None:
     if rois.dim() != 3 or rois.shape[2] != 4:
         raise ValueError(f"rois has shape {tuple(rois.shape)}, expected [B, K, 4]")
@@ -161,10 +150,10 @@ def _check(
         raise ValueError(
             f"{len(features)} feature maps for {len(strides)} strides, expected one each"
         )
-    if output_size < 1 or sampling_ratio < 0 or finest_scale < 1 or min(strides) < 1:
+    if size < 1 or ratio < 0 or finest < 1 or min(strides) < 1:
         raise ValueError(
-            f"output_size {output_size}, sampling_ratio {sampling_ratio}, finest_scale "
-            f"{finest_scale}, strides {list(strides)}: only sampling_ratio may be zero"
+            f"output_size {size}, sampling_ratio {ratio}, finest_scale "
+            f"{finest}, strides {list(strides)}: only sampling_ratio may be zero"
         )
     first = features[0]
     for level, feature in enumerate(features):
@@ -189,33 +178,26 @@ def _check(
 
 
 def _multilevel_roi_align(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
+    rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
-    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    _check(rois, features, size, ratio, strides, finest)
     batch, count, _ = rois.shape
     library = _kernels.library_for(features[0])
     if library is not None and rois.dtype == torch.float32 and len(features) <= MAX_LEVELS:
-        out = _by_kernels(
-            library, rois, features, output_size, sampling_ratio, strides, finest_scale
-        )
+        out = _by_kernels(library, rois, features, size, ratio, strides, finest)
     else:
-        out = _by_torchvision(rois, features, output_size, sampling_ratio, strides, finest_scale)
-    return out.view(batch, count, out.shape[1], output_size, output_size)
+        out = _by_torchvision(rois, features, size, ratio, strides, finest)
+    return out.view(batch, count, out.shape[1], size, size)
 
 
 def _by_kernels(
     library: KernelLibrary,
     rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
+    features: Maps,
+    size: int,
+    ratio: int,
     strides: Sequence[int],
-    finest_scale: int,
+    finest: int,
 ) -> Tensor:
     """MultilevelRoiAlign in the layout of the finest map: [B*K, C, S, S]."""
     memory_format = _kernels.memory_format_of(features[0])
@@ -223,7 +205,7 @@ def _by_kernels(
     rois = rois.contiguous()
     batch, count, _ = rois.shape
     channels = maps[0].shape[1]
-    out = _kernels.empty_in_layout_of(maps[0], batch * count, channels, output_size, output_size)
+    out = _kernels.empty_in_layout_of(maps[0], batch * count, channels, size, size)
     params = RoiAlignParams(
         dtype=_kernels.KERNEL_DTYPES[maps[0].dtype],
         layout=_kernels.layout_of(memory_format),
@@ -231,9 +213,9 @@ def _by_kernels(
         rois=count,
         channels=channels,
         levels=len(maps),
-        output_size=output_size,
-        sampling_ratio=sampling_ratio,
-        finest_scale=finest_scale,
+        output_size=size,
+        sampling_ratio=ratio,
+        finest_scale=finest,
         heights=tuple(feature.shape[2] for feature in maps),
         widths=tuple(feature.shape[3] for feature in maps),
         strides=tuple(strides),
@@ -241,36 +223,26 @@ def _by_kernels(
         out_pitch=channels,
     )
     with _kernels.launching_on(rois) as where:
-        library.multilevel_roi_align(
-            params,
-            rois.data_ptr(),
-            [feature.data_ptr() for feature in maps],
-            out.data_ptr(),
-            **where,
-        )
+        addresses = [feature.data_ptr() for feature in maps]
+        library.multilevel_roi_align(params, rois.data_ptr(), addresses, out.data_ptr(), **where)
     return out
 
 
 def _by_torchvision(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
+    rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
     """One call of torchvision's operator a level: [B*K, C, S, S]."""
     batch, count, _ = rois.shape
     channels, dtype = features[0].shape[1], features[0].dtype
     # float32 RoIs need float32 features in torchvision; nothing is lost for the half types.
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    shape = (batch * count, channels, output_size, output_size)
+    shape = (batch * count, channels, size, size)
     out = _kernels.empty_in_layout_of(features[0], *shape).zero_()
-    levels = assign_levels(rois.float(), len(features), finest_scale).flatten()
+    levels = assign_levels(rois.float(), len(features), finest).flatten()
     image = torch.arange(batch, device=rois.device).repeat_interleave(count)
     boxes = torch.cat((image.unsqueeze(1).to(compute), rois.reshape(-1, 4).to(compute)), dim=1)
     has_samples = boxes.isfinite().all(dim=1)  # torchvision reads out of bounds for others
-    if sampling_ratio == 0:
+    if ratio == 0:
         has_samples &= (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 4] > boxes[:, 2])
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (has_samples & (levels == level)).nonzero().squeeze(1)
@@ -278,9 +250,9 @@ def _by_torchvision(
             pooled = roi_align(
                 feature.to(compute),
                 boxes[chosen],
-                output_size,
+                size,
                 spatial_scale=1.0 / stride,
-                sampling_ratio=sampling_ratio,
+                sampling_ratio=ratio,
                 aligned=True,
             )
             out[chosen] = pooled.to(dtype)
@@ -288,18 +260,13 @@ def _by_torchvision(
 
 
 def _fake(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
+    rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
-    _check(rois, features, output_size, sampling_ratio, strides, finest_scale)
+    _check(rois, features, size, ratio, strides, finest)
     (batch, count, _), channels = rois.shape, features[0].shape[1]
-    shape = (batch * count, channels, output_size, output_size)
+    shape = (batch * count, channels, size, size)
     out = _kernels.empty_in_layout_of(features[0], *shape)
-    return out.view(batch, count, channels, output_size, output_size)
+    return out.view(batch, count, channels, size, size)
 
 
 # --- ONNX ----------------------------------------------------------------------------------------

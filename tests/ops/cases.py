@@ -190,6 +190,12 @@ ROI_ALIGN_CASES: Sequence[Case] = (
     ),
     _roi_align("sub-pixel", _sized((0.3, 0.2), (1.5, 0.01))),
     _roi_align("fixed sampling ratio", _scattered(8, 1), ratio=2),
+    _roi_align("no image", torch.zeros(0, 5, 4)),
+    _roi_align(
+        "fixed sampling ratio, partly outside",
+        _sized((60, 50), (300, 280), (900, 800), at=(-30, -40)),
+        ratio=2,
+    ),
     _roi_align("fixed sampling ratio, no area", _sized((0, 40), (0, 0), (-30, 20)), ratio=2),
     _roi_align("one bin", _scattered(6, 1), size=1),
     _roi_align("1x1 maps", _scattered(5, 1), sizes=((1, 1),) * 4),
@@ -234,9 +240,25 @@ def _crowd(batch: int, labels: int, count: int, image: float = 300.0) -> tuple[T
     generator = _random(labels * count)
     centre = torch.rand(batch, labels, count, 2, generator=generator) * image
     half = 10 + 30 * torch.rand(batch, labels, count, 2, generator=generator)
-    ranks = torch.stack([torch.randperm(labels * count, generator=generator) for _ in range(batch)])
-    scores = (ranks.view(batch, labels, count) + 0.5) / (labels * count)
+    ranks = torch.empty(batch, labels * count)
+    for image_ranks in ranks:
+        image_ranks[:] = torch.randperm(labels * count, generator=generator)
+    scores = (ranks.view(batch, labels, count) + 0.5) / max(labels * count, 1)
     return torch.cat((centre - half, centre + half), dim=-1), scores
+
+
+def _ties(batch: int, labels: int, count: int) -> tuple[Tensor, Tensor]:
+    """A crowd whose scores have 21 values."""
+    boxes, scores = _crowd(batch, labels, count)
+    return boxes, (scores * 20).round() / 20
+
+
+def _grid(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Boxes that do not touch: one image, one label."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    low = torch.stack((x, y), dim=-1).view(1, 1, -1, 2) * 10.0
+    ranks = torch.randperm(rows * columns, generator=_random(0)).view(1, 1, -1)
+    return torch.cat((low, low + 8), dim=-1), (ranks + 200) / 1500
 
 
 _UNIT = (0.0, 0.0, 4.0, 4.0)
@@ -340,6 +362,12 @@ NMS_CASES: Sequence[Case] = (
     ),
     _nms("box head: many classes, two images", *_crowd(2, 12, 50), keep=100),
     _nms("every box kept", *_crowd(1, 2, 8, image=30000.0), keep=16),
+    _nms("1,200 boxes kept: nothing is capped", *_grid(30, 40), keep=1200),
+    _nms("clusters whose scores tie", *_ties(2, 3, 40), threshold=0.3, keep=50),
+    _nms("any overlap in clusters suppresses", *_ties(1, 2, 30), iou=0.0, keep=60),
+    _nms("no image", *_crowd(0, 2, 30)),
+    _nms("no label", *_crowd(2, 0, 30)),
+    _nms("no candidate", *_crowd(2, 2, 0)),
     _nms(
         "coordinates in the thousands", _crowd(1, 3, 40)[0] + 4000.0, _crowd(1, 3, 40)[1], keep=120
     ),

@@ -161,7 +161,9 @@ def run_file(model: str | Path | bytes, inputs: Sequence[np.ndarray]) -> Outputs
     return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
 
 
-def run_body(name: str, attributes: Attributes, inputs: Sequence[np.ndarray]) -> Outputs:
+def run_body(
+    name: str, attributes: Attributes, inputs: Sequence[np.ndarray], opset: int = OPSET
+) -> Outputs:
     """Run the function body of one node."""
     spec = OPERATORS[name]
     features = next((x for i, x in enumerate(inputs) if spec.input_at(i).is_feature_map), inputs[0])
@@ -190,7 +192,7 @@ def run_body(name: str, attributes: Attributes, inputs: Sequence[np.ndarray]) ->
         values(wanted, kinds, shapes),
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION
     )
     attach_function_bodies(model)
     onnx.checker.check_model(model, full_check=True)

@@ -16,9 +16,6 @@ from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
 
 Array = npt.NDArray[Any]
 
-#: Of float32 and float16 models, and of bfloat16 ones.
-OPSETS = (18, 22)
-
 
 def one_node_model(
     body: onnx.FunctionProto, shapes: Sequence[Sequence[int | str]], attributes: dict[str, Any]
@@ -112,8 +109,3 @@ def intermediates(model: onnx.ModelProto, *arrays: Array) -> list[tuple[str, Arr
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def set_input_shapes(model: onnx.ModelProto, *shapes: Sequence[int]) -> None:
-    for value, shape in zip(model.graph.input, shapes, strict=True):
-        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))

@@ -17,8 +17,9 @@ from carafe_deploy.ops._body_carafe import (
     choose_carafe_variant,
 )
 from carafe_deploy.ops.carafe import carafe_encoded_reference, carafe_reference
+from tests.ops import faces
+from tests.ops.cases import CASES, Case
 from tests.ops.one_node import (
-    OPSETS,
     Array,
     infer_checked,
     intermediates,
@@ -27,7 +28,6 @@ from tests.ops.one_node import (
     run,
     run_in_type,
     session,
-    set_input_shapes,
 )
 
 
@@ -60,39 +60,21 @@ def _expected(features: Array, weights: Array, k: int, groups: int, s: int, enco
     return reference(*doubles, k, groups, s).numpy()
 
 
-CARAFE_CASES = {
-    # name: (N, C, H, W, k, G, s)
-    "the detectors' own": (1, 8, 16, 24, 5, 1, 2),
-    "one pixel": (1, 3, 1, 1, 5, 1, 2),
-    "one pixel, scale 3": (2, 4, 1, 1, 3, 2, 3),
-    "kernel larger than the map": (1, 4, 3, 2, 7, 1, 2),
-    "one row": (1, 2, 1, 19, 5, 1, 2),
-    "one column": (1, 2, 19, 1, 3, 1, 2),
-    "part of a tile at both ends": (2, 8, 9, 13, 5, 1, 2),
-    "two groups": (1, 6, 5, 7, 5, 2, 2),
-    "four groups, batch of two": (2, 8, 6, 5, 3, 4, 2),
-    "a group a channel": (1, 4, 4, 4, 3, 4, 1),
-    "no upsampling": (1, 5, 7, 6, 7, 1, 1),
-    "scale 3": (1, 4, 5, 6, 5, 1, 3),
-    "scale 4": (2, 4, 5, 3, 3, 2, 4),
-    "kernel of one tap": (1, 3, 5, 5, 1, 1, 2),
-    "one channel, many maps": (9, 1, 14, 14, 5, 1, 2),
-}
-
-
-@pytest.mark.parametrize("encoded", [False, True], ids=["masks", "encoded"])
 @pytest.mark.parametrize("variant", ["tiles", "taps"])
-@pytest.mark.parametrize("case", CARAFE_CASES.values(), ids=CARAFE_CASES)
-def test_equals_reference(
-    case: tuple[int, int, int, int, int, int, int], variant: str, encoded: bool
-) -> None:
-    n, c, h, w, k, groups, s = case
-    features, weights = normal(n, c, h, w), _weights(n, h, w, k, groups, s, encoded)
-    model = _carafe(k, groups, s, encoded=encoded, variant=variant)
-    (found,) = run(model, features, weights)
-    expected = _expected(features, weights, k, groups, s, encoded)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        pytest.param(name, case, id=f"{name}-{case}")
+        for name in ("carafe", "carafe_encoded")
+        for case in CASES[name]
+    ],
+)
+def test_both_variants(name: str, case: Case, variant: str) -> None:
+    """Whatever the number of channels, which chooses one of them."""
+    model = _carafe(*case.attributes.values(), encoded=name == "carafe_encoded", variant=variant)
+    (found,) = run(model, *(tensor.numpy() for tensor in case.arranged(torch.float32)))
     # Sums of up to 49 products of order one, in float32.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, faces.truth(name, case)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [(1, 1), (1, 8), (2, 4), (3, 5)])
@@ -103,20 +85,6 @@ def test_tiles_of_any_size_give_the_same(
     features, masks = normal(1, 4, 9, 13), _weights(1, 9, 13, 5, 1, 2, encoded=False)
     (found,) = run(_carafe(5, 1, 2, encoded=False, variant="other tiles"), features, masks)
     expected = _expected(features, masks, 5, 1, 2, encoded=False)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("variant", ["tiles", "taps"])
-@pytest.mark.parametrize("encoded", [False, True], ids=["masks", "encoded"])
-def test_static_shape_is_inferred(opset: int, variant: str, encoded: bool) -> None:
-    model = _carafe(5, 1, 2, encoded=encoded, variant=variant, opset=opset)
-    shapes = [(2, 8, 9, 13), (2, 100, 9, 13) if encoded else (2, 25, 18, 26)]
-    set_input_shapes(model, *shapes)
-    assert infer_checked(model) == [[2, 8, 18, 26]]
-    features, weights = (normal(*shape) for shape in shapes)
-    (found,) = run(model, features, weights)
-    expected = _expected(features, weights, 5, 1, 2, encoded)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -152,14 +120,6 @@ def test_half_types_round_once(half: int, opset: int, bits: int, variant: str) -
     expected = _expected(features, encoded, 5, 1, 2, encoded=True)
     # Half a unit in the last place of the type, and float32's own error where results are small.
     np.testing.assert_allclose(found, expected, rtol=1.01 * 2.0**-bits, atol=1e-5)
-
-
-def test_encoded_survives_large_logits() -> None:
-    features, encoded = normal(1, 4, 5, 5), 200 * _weights(1, 5, 5, 5, 1, 2, encoded=True)
-    expected = _expected(features, encoded, 5, 1, 2, encoded=True)
-    for variant in ("tiles", "taps"):
-        (found,) = run(_carafe(5, 1, 2, encoded=True, variant=variant), features, encoded)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["masks", "encoded"])

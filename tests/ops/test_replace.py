@@ -122,45 +122,11 @@ def test_refused_variants_really_differ(settings: dict[str, object]) -> None:
     assert (other(x) - ours).abs().max() > 0.01
 
 
-def more_channels() -> nn.Module:
+def yolo(**parts: object) -> nn.Module:
+    """One with other parts or more of them."""
     module = foreign.YoloCARAFE(4)
-    module.out = nn.Conv2d(4, 4, 1)
-    return module
-
-
-def own_parameter() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.gamma = nn.Parameter(torch.ones(1))
-    return module
-
-
-def patched_forward() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.forward = lambda x: x
-    return module
-
-
-def shuffle_by_convolution() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.pix_shf = nn.Conv2d(100, 25, 1)
-    return module
-
-
-def unfold_with_stride() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.unfold = nn.Unfold(5, dilation=2, padding=4, stride=2)
-    return module
-
-
-def fixed_size() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.upsmp = nn.Upsample(size=(8, 8))
-    return module
-
-
-def two_ratios() -> nn.Module:
-    module = foreign.YoloCARAFE(4)
-    module.upsmp = nn.Upsample(scale_factor=(2.0, 3.0))
+    for name, part in parts.items():
+        setattr(module, name, part)
     return module
 
 
@@ -175,13 +141,25 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: foreign.YoloCARAFE(4, dilation=1), "unfold.dilation is 1, expected 2"),
     (lambda: foreign.YoloCARAFE(4, padding=2), "unfold.padding is 2, expected 4"),
     (lambda: foreign.YoloCARAFE(4, k_up=4), "unfold.kernel_size is 4, expected a positive odd"),
-    (unfold_with_stride, "unfold.stride is 2, expected 1"),
-    (fixed_size, "upsmp.scale_factor is None, expected 2"),
-    (two_ratios, r"upsmp.scale_factor is \(2.0, 3.0\), expected 2"),
-    (shuffle_by_convolution, "pix_shf is a Conv2d, expected a PixelShuffle"),
-    (more_channels, "its submodules are comp, enc, pix_shf, upsmp, unfold, out, neither"),
-    (own_parameter, r"it has parameters or buffers of its own \(gamma\)"),
-    (patched_forward, "its forward was replaced on the instance"),
+    (
+        lambda: yolo(unfold=nn.Unfold(5, dilation=2, padding=4, stride=2)),
+        "unfold.stride is 2, expected 1",
+    ),
+    (lambda: yolo(upsmp=nn.Upsample(size=(8, 8))), "upsmp.scale_factor is None, expected 2"),
+    (
+        lambda: yolo(upsmp=nn.Upsample(scale_factor=(2.0, 3.0))),
+        r"upsmp.scale_factor is \(2.0, 3.0\), expected 2",
+    ),
+    (lambda: yolo(pix_shf=nn.Conv2d(100, 25, 1)), "pix_shf is a Conv2d, expected a PixelShuffle"),
+    (
+        lambda: yolo(out=nn.Conv2d(4, 4, 1)),
+        "its submodules are comp, enc, pix_shf, upsmp, unfold, out, neither",
+    ),
+    (
+        lambda: yolo(gamma=nn.Parameter(torch.ones(1))),
+        r"it has parameters or buffers of its own \(gamma\)",
+    ),
+    (lambda: yolo(forward=lambda x: x), "its forward was replaced on the instance"),
     (lambda: foreign.named(nn.Module, "CARAFE")(), "its submodules are none, neither mmcv's"),
     (lambda: foreign.MmcvCARAFE(4, 1, 2), "kernel_size is 4, expected a positive odd integer"),
     (lambda: foreign.MmcvCARAFE(5, 1, 0), "scale_factor is 0, expected a positive integer"),

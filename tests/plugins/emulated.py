@@ -43,8 +43,8 @@ def library_path() -> Path:
 class EmulatedLibrary(KernelLibrary):
     """Device CUDA takes addresses of host memory."""
 
-    def _declare(self) -> None:
-        super()._declare()
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
         library, call = self._library, [ctypes.c_void_p] * 4
         library.carafe_emulator_designs.argtypes = call
         library.carafe_emulator_design.argtypes = call
