@@ -1,12 +1,14 @@
 # Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install),
 # CUDA_ARCHITECTURES (what `plugins` compiles for; "native" is the GPU of this machine), OUT (where
-# `gpu-check` writes), BUDGET (its seconds), STEPS (of it; all by default).
+# `gpu-check` writes), BUDGET (its seconds), STEPS (of it; all by default), WORKERS (processes that
+# `test` runs the Python tests in; one can take 6 GB).
 PYTHON ?= python3
 PIP_ARGS ?=
 CUDA_ARCHITECTURES ?= 75;120
 OUT ?= out/gpu-check
 BUDGET ?= 400
 STEPS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +51,7 @@ demo: plugins ## Export, build engines, detect, compare and report on the small 
 	$(BIN)/carafe-deploy demo --out out/demo
 
 test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
-	$(BIN)/python -m pytest --complete
+	$(BIN)/python -m pytest --complete -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-matrix: ## Fast tests under every supported Python that is found (PIP_ARGS is passed on)
 	PIP_ARGS='$(PIP_ARGS)' $(PYTHON) tests/matrix.py

@@ -1,7 +1,8 @@
-"""What every benchmark here shares: the machine's description, timing, and writing results."""
+"""What every benchmark here shares: arguments, the machine, timing, and writing results."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,11 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.provenance import sources
+from carafe_deploy.environment import cores, installed_version, processor
 from carafe_deploy.files import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,37 +32,28 @@ _PACKAGES = (
 )
 
 
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Whose help is a script's docstring, line by line."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def environment() -> dict[str, Any]:
     """The machine and its load, Python, package versions, commit (None if not known) and date."""
     commit, is_clean = sources()
     return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu": processor(),
+        "cores": cores(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "threads": {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")},
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
         "commit": commit,
         "uncommitted_changes": None if is_clean is None else not is_clean,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def time_ms(function: Callable[[], object], *, repeats: int, warmup: int = 3) -> dict[str, float]:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from carafe_deploy.bench.implementations import jobs_of
-from carafe_deploy.bench.workloads import OPERATORS, WORKLOADS
+from carafe_deploy.bench.workloads import WORKLOADS
 
 
 def run(operators: Sequence[str], device: torch.device) -> int:
@@ -34,4 +34,4 @@ def run(operators: Sequence[str], device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    print(run(sys.argv[1:] or OPERATORS, torch.device("cuda")), "calls")
+    print(run(sys.argv[1:] or list(WORKLOADS), torch.device("cuda")), "calls")

@@ -97,14 +97,7 @@ def carafe(peer: Mapping[str, Any]) -> str:
                     f"{other / last:.1f}",
                 ]
             )
-    heads = [
-        "µs, H100",
-        "floor",
-        "ours, channels-last",
-        "ours, NCHW",
-        "mmcv",
-        "mmcv over ours",
-    ]
+    heads = ["µs, H100", "floor", "ours, channels-last", "ours, NCHW", "mmcv", "mmcv over ours"]
     return _table(heads, table)
 
 

@@ -12,7 +12,6 @@ the usual size for COCO.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import cv2
 import torch
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 
 from carafe_deploy.bench.record import BenchResult, read_result
 from carafe_deploy.data import data_path
@@ -34,6 +33,7 @@ from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.coco_classes import COCO_CLASSES
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
+from carafe_deploy.models.config_text import read_config
 from carafe_deploy.models.seeded import seeded_detector
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.types import InputFormat, ModelInfo
@@ -87,7 +87,7 @@ def seeded_checkpoint(config_file: str, path: Path) -> Path:
         config, torch.from_numpy(batch.images), torch.from_numpy(batch.image_sizes)
     )
     meta = {
-        "cfg": (CONFIGS / config_file).read_text(encoding="utf-8"),
+        "cfg": read_config(CONFIGS / config_file),
         "dataset_meta": {"classes": COCO_CLASSES},
     }
     torch.save({"meta": meta, "state_dict": detector.state_dict()}, path)
@@ -170,9 +170,7 @@ def measure(name: str, results: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*DETECTORS, OPERATORS]))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")

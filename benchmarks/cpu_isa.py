@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 
 from carafe_deploy.libraries import find_library
 from carafe_deploy.ops._library import CarafeParams, DType, KernelLibrary, Layout, MaskSource
@@ -100,9 +100,7 @@ def in_process(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

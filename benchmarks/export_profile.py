@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -215,9 +215,7 @@ def _commit(checkout: Path) -> str:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS / "export_profile.json")
     parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     parser.add_argument("--runs", type=int, default=3)

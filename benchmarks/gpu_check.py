@@ -23,7 +23,6 @@ want of time, 1 otherwise.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -38,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _common import write_result
+from _common import argument_parser, write_result
 from _gpu_run import Row, Step, run_steps
 from _gpu_steps import BUILD, ROOT, build_steps, steps
 
@@ -230,9 +229,7 @@ def check(output: Path, budget: float, names: list[str] | None, cmake: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("folder", type=Path, help="where results go")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
     parser.add_argument("--steps", nargs="+", metavar="STEP", help="these steps or groups only")

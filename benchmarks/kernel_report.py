@@ -10,7 +10,6 @@ local memory, occupancy and instructions of every kernel and architecture. Print
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "plugins/tests"))
@@ -143,9 +142,7 @@ def print_designs(cases: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("build", type=Path, help="build folder")
     build: Path = parser.parse_args().build.absolute()
     cases = traffic(build)

@@ -14,14 +14,13 @@ mmdetection pasted (tests/data/units.npz).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from _common import RESULTS, time_ms, write_result
+from _common import RESULTS, argument_parser, time_ms, write_result
 from pycocotools import mask as coco_mask
 
 from carafe_deploy.masks import decode_mask, paste_masks
@@ -112,9 +111,7 @@ def smallest_iou() -> float:
 
 def main() -> None:
     """Run all cases and write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS / "paste_masks.json")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()

@@ -11,13 +11,12 @@ results/tolerances.json, in about 20 minutes.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, write_result
+from _common import RESULTS, argument_parser, write_result
 from bench import DETECTORS, photograph, seeded_checkpoint
 
 from carafe_deploy.artefacts import open_runner
@@ -153,9 +152,7 @@ def full_size(worst: Worst) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--images", type=int, default=100, help="of the validation images")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()

@@ -1,48 +1,20 @@
-"""Open anything that detects: a checkpoint, a TorchScript file, an ONNX file, an engine.
-
-This stands outside `runners` because a checkpoint needs the model code, which runners never see.
-"""
+"""Open anything that detects: a checkpoint, a TorchScript file, an ONNX file, an engine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carafe_deploy.brief import OneLine
+from carafe_deploy.backends import BACKENDS, MODES, Backend, backend_of, load, suffixes
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, OptionError
 from carafe_deploy.runners.base import Runner
-from carafe_deploy.suffixes import KINDS, SUFFIXES
-from carafe_deploy.types import PRECISIONS
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
 
-__all__ = ["BACKENDS", "MODES", "SUFFIXES", "Backend", "open_runner"]
-
-#: How an artefact can be run.
-MODES = ("eager", "compile", "cuda-graph")
-
-
-@dataclass(frozen=True, repr=False)
-class Backend(OneLine):
-    """What opens artefacts of one kind, and what can be chosen then.
-
-    Attributes:
-        kind: of artefact, for people.
-        device: where it runs unless another is given.
-        options: name -> the values that fit; empty where a list cannot say it.
-        open: opens a file on a device with the options that were given.
-        reasons: why it does not take a value that others take.
-    """
-
-    kind: str
-    device: str
-    options: Mapping[str, tuple[Any, ...]]
-    open: Callable[[Path, str, Mapping[str, Any]], Runner]
-    reasons: Mapping[Any, str] = field(default_factory=dict)
+__all__ = ["BACKENDS", "MODES", "Backend", "known_backend", "open_runner"]
 
 
 def open_runner(
@@ -92,11 +64,7 @@ def open_runner(
             contradicts another.
     """
     path = Path(path)
-    name = SUFFIXES.get(path.suffix.lower())
-    if name is None:
-        raise ArtefactError(
-            f"{path} has the suffix {path.suffix!r}: give one of {', '.join(SUFFIXES)}"
-        )
+    name = known_backend(path)
     given: dict[str, Any] = {
         "mode": mode,
         "tf32": tf32,
@@ -112,12 +80,28 @@ def open_runner(
     backend = BACKENDS[name]
     given = {option: value for option, value in given.items() if value is not None}
     _check_options(path, backend, device, given)
+    told = {option: value for option, value in given.items() if len(backend.options[option]) != 1}
     try:
-        return backend.open(path, device or backend.device, given)
+        runner: Runner = load(backend.open)(path, device or backend.device, **told)
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             f"{path.name} needs {name}, but {error.name} is not installed: pip install {error.name}"
         ) from error
+    return runner
+
+
+def known_backend(path: Path) -> str:
+    """Name of what opens a file of this suffix, which need not exist.
+
+    Raises:
+        ArtefactError: nothing does.
+    """
+    name = backend_of(path)
+    if name is None:
+        raise ArtefactError(
+            f"{path} has the suffix {path.suffix!r}: give one of {', '.join(suffixes())}"
+        )
+    return name
 
 
 # --- what fits -----------------------------------------------------------------------------------
@@ -134,7 +118,7 @@ def _check_options(
     if device is not None and (not isinstance(device, str) or not device):
         raise OptionError("device", device, "give cpu, cuda or cuda:N")
     place = (device or backend.device).partition(":")[0]
-    if place == "cpu" and backend.device != "cpu":
+    if place == "cpu" and backend.needs_gpu:
         raise OptionError("device", device, f"{this}, which runs on cuda or cuda:N")
     for option, value in given.items():
         if option == "mode" and value not in MODES:
@@ -168,106 +152,3 @@ def _check_options(
 def _listed(values: Iterable[Any]) -> str:
     *others, last = map(str, values)
     return f"{', '.join(others)} or {last}" if others else last
-
-
-# --- how each is opened --------------------------------------------------------------------------
-
-
-def _open_checkpoint(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
-    import torch
-
-    from carafe_deploy.graph.metadata import model_info
-    from carafe_deploy.graph.options import ExportOptions, deployable
-    from carafe_deploy.models.checkpoint import load_detector
-    from carafe_deploy.models.detector import ImageNormalization, StagedDetector
-    from carafe_deploy.runners._torch import resolve_device
-    from carafe_deploy.runners.pytorch import PyTorchRunner
-    from carafe_deploy.types import InputFormat
-
-    target = resolve_device(device)
-    anything = InputFormat()
-    options = given.get("options") or ExportOptions(
-        anything.batch, anything.height, anything.width, given.get("precision", "fp32")
-    )
-    channels_last = given.get("channels_last", True)
-    detector, checkpoint = load_detector(path, given.get("config"))
-    info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
-    deployed = deployable(detector, options, channels_last=channels_last).to(target)
-    forward: torch.nn.Module = deployed
-    stages: torch.nn.Module = StagedDetector(deployed)
-    if options.uint8_input:
-        forward, stages = (
-            ImageNormalization(module, info.preprocessing, channels_last)
-            for module in (forward, stages)
-        )
-    return PyTorchRunner(
-        info,
-        target,
-        forward,
-        stages,
-        mode=given.get("mode", "eager"),
-        channels_last=channels_last,
-        tf32=given.get("tf32", False),
-        label=str(path),
-    )
-
-
-def _open_torchscript(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
-    from carafe_deploy.runners.torchscript import TorchScriptRunner
-
-    return TorchScriptRunner(path, device, tf32=given.get("tf32", False))
-
-
-def _open_onnx(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
-    from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
-
-    chosen = {name: given[name] for name in ("threads", "provider", "tf32") if name in given}
-    return OnnxRuntimeRunner(path, device, **chosen)
-
-
-def _open_engine(path: Path, device: str, given: Mapping[str, Any]) -> Runner:
-    from carafe_deploy.runners.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(path, device, mode=given.get("mode", "eager"))
-
-
-#: By the name that each backend has in tables.
-BACKENDS: Mapping[str, Backend] = {
-    "pytorch": Backend(
-        kind=KINDS["pytorch"],
-        device="cpu",
-        options={
-            "mode": MODES,
-            "tf32": (True, False),
-            "config": (),
-            "precision": PRECISIONS,
-            "options": (),
-            "channels_last": (True, False),
-        },
-        open=_open_checkpoint,
-    ),
-    "torchscript": Backend(
-        kind=KINDS["torchscript"],
-        device="cpu",
-        options={"mode": ("eager",), "tf32": (True, False)},
-        open=_open_torchscript,
-        reasons={"cuda-graph": ": the checkpoint itself takes cuda-graph"},
-    ),
-    "onnxruntime": Backend(
-        kind=KINDS["onnxruntime"],
-        device="cpu",
-        options={"mode": ("eager",), "tf32": (True, False), "provider": (), "threads": ()},
-        open=_open_onnx,
-        reasons={
-            "cuda-graph": ": its operators are function bodies, which ONNX Runtime captures in no "
-            "graph; an engine takes cuda-graph"
-        },
-    ),
-    "tensorrt": Backend(
-        kind=KINDS["tensorrt"],
-        device="cuda",
-        options={"mode": ("eager", "cuda-graph")},
-        open=_open_engine,
-        reasons={"compile": ": it is compiled already"},
-    ),
-}

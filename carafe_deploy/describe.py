@@ -1,4 +1,4 @@
-"""What a checkpoint or a TorchScript file is, as plain data for JSON. Needs torch."""
+"""What a checkpoint, or whatever can be opened, is, as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.artefacts import open_runner
 from carafe_deploy.engine.contents import described, tensor_spec
 from carafe_deploy.errors import ArtefactError
 
-__all__ = ["describe_checkpoint", "describe_torchscript"]
+__all__ = ["describe_checkpoint", "describe_opened"]
 
 
 def describe_checkpoint(
@@ -44,22 +45,19 @@ def describe_checkpoint(
     }
 
 
-def describe_torchscript(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Inputs, outputs, custom operators and metadata of a TorchScript file.
+def describe_opened(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Inputs, outputs, custom operators and metadata of what tells them once it is open.
 
     Raises:
-        ArtefactError: the file is missing, or see
-            :class:`~carafe_deploy.runners.torchscript.TorchScriptRunner`.
+        ArtefactError: the file is missing, or see :func:`carafe_deploy.artefacts.open_runner`.
     """
-    from carafe_deploy.runners.torchscript import TorchScriptRunner
-
     if not Path(path).is_file():
         raise ArtefactError(f"{path} does not exist: export it first")
-    with TorchScriptRunner(path) as runner:
+    with open_runner(path) as runner:
         info = runner.info
     return {
         "file": str(path),
-        "kind": "torchscript",
+        "kind": runner.backend,
         "bytes": Path(path).stat().st_size,
         "inputs": [tensor_spec(spec) for spec in info.input_specs],
         "outputs": [tensor_spec(spec) for spec in info.output_specs],

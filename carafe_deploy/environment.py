@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -11,35 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carafe_deploy import __version__
+from carafe_deploy.backends import packages
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.failures import first_line
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import find_library
+from carafe_deploy.requirements import installed_version, is_installed
 
-__all__ = [
-    "LIBRARIES",
-    "ask_nvidia_smi",
-    "describe_environment",
-    "installed_version",
-    "is_installed",
-]
+__all__ = ["LIBRARIES", "ask_nvidia_smi", "cores", "describe_environment", "processor"]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
 LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
-
-#: Distributions whose versions matter, as PyPI names them.
-_PACKAGES = (
-    "torchvision",
-    "onnx",
-    "onnxscript",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "tensorrt-rtx-cu12",
-    "pycuda",
-    "cuda-bindings",
-    "opencv-python-headless",
-    "pycocotools",
-)
 
 
 def describe_environment() -> Mapping[str, str]:
@@ -48,32 +28,17 @@ def describe_environment() -> Mapping[str, str]:
         "carafe-deploy": __version__,
         "Python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{_processor()}, {_cores()} cores",
+        "processor": f"{processor()}, {cores()} cores",
         "GPU": _gpus(),
         "NumPy": _version("numpy"),
         "torch": _torch(),
         "ONNX Runtime": _onnxruntime(),
     }
-    facts.update((name, _version(name)) for name in _PACKAGES)
+    for package in packages().values():
+        listed = package.distributions[: package.reported]
+        facts.update((name, _version(name)) for name in listed)
     facts.update((f"lib{name}.so", _library(name)) for name in LIBRARIES)
     return facts
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module has code to import; a folder that an uninstallation left behind has none."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # of the package around it
-        return False
-    return spec is not None and spec.origin is not None
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of a package by its name on PyPI; nothing is imported."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:
@@ -88,7 +53,8 @@ def ask_nvidia_smi(*columns: str) -> tuple[str, ...]:
     return tuple(filter(None, done.stdout.split("\n")))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -97,7 +63,8 @@ def _processor() -> str:
     return models[0].strip() if models else platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -10,16 +10,17 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.backends import BACKENDS, title_of
 from carafe_deploy.brief import OneLine
-from carafe_deploy.coco import load_annotations
-from carafe_deploy.data import data_path
+from carafe_deploy.data import CHECKPOINTS, data_path, validation_images
+from carafe_deploy.engine.flavours import FLAVOURS
 from carafe_deploy.environment import describe_environment
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.failures import Failure, caught, failure_of
@@ -28,16 +29,10 @@ from carafe_deploy.libraries import find_library, require_library
 from carafe_deploy.ops import plain_operators
 from carafe_deploy.parity import ParityReport, run_parity
 from carafe_deploy.runners._torch import torch_threads
-from carafe_deploy.runners.base import Array, Runner, RunTimes
-from carafe_deploy.types import OperatorCall
+from carafe_deploy.runners.base import Runner, Wrapper
 
-__all__ = ["CHECKPOINTS", "Check", "SelfCheck", "run_selfcheck"]
+__all__ = ["Check", "SelfCheck", "run_selfcheck"]
 
-#: Of `data/shapes`.
-CHECKPOINTS = (
-    "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "shapes_mask_rcnn_carafe-fbec7e06.pth",
-)
 #: What every backend is held against.
 REFERENCE = "reference (plain PyTorch)"
 #: Images that stages and detections are compared on, two a run, so that sizes are mixed.
@@ -190,67 +185,32 @@ def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner
             seconds = built.build["seconds"]
             raise BackendUnavailableError(f"built in {seconds:.1f} s, not run: {error}") from error
 
-    def onnx_runtime(device: str) -> Runner:
-        return open_runner(exported(".onnx"), device=device)
-
-    def torchscript(device: str) -> Runner:
-        return open_runner(exported(".ts"), device=device)
-
     def pytorch(device: str) -> Runner:
         runner = open_runner(checkpoint, device=device)
         require_library("carafe_kernels")  # else the reference would be held against itself
         return runner
 
-    return {
-        "PyTorch, cpu": partial(pytorch, "cpu"),
-        "PyTorch, cuda": partial(pytorch, "cuda"),
-        "TorchScript, cpu": partial(torchscript, "cpu"),
-        "TorchScript, cuda": partial(torchscript, "cuda"),
-        "ONNX Runtime, cpu": partial(onnx_runtime, "cpu"),
-        "ONNX Runtime, cuda": partial(onnx_runtime, "cuda"),
-        "TensorRT": partial(engine, "tensorrt"),
-        "TensorRT-RTX": partial(engine, "tensorrt_rtx"),
+    def other(name: str, device: str) -> Runner:
+        return open_runner(exported(BACKENDS[name].suffixes[0]), device=device)
+
+    makers: dict[str, Callable[[str], Runner]] = {
+        "pytorch": pytorch,
+        "torchscript": partial(other, "torchscript"),
+        "onnxruntime": partial(other, "onnxruntime"),
     }
+    found: dict[str, Callable[[], Runner]] = {
+        f"{title_of(name)}, {device}": partial(make, device)
+        for name, make in makers.items()
+        for device in ("cpu", "cuda")
+    }
+    return found | {flavour.title: partial(engine, flavour.name) for flavour in FLAVOURS}
 
 
-class _Plain:
+class _Plain(Wrapper):
     """A torch runner whose operators are computed by PyTorch, without the kernel library."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.backend, self.info = runner.backend, runner.info
-        self.inputs, self.outputs = runner.inputs, runner.outputs
-        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with plain_operators():
-            return self._runner.run(inputs)
-
-    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
-        with plain_operators():
-            return self._runner.run_timed(inputs)
-
-    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with plain_operators():
-            return self._runner.run_stages(inputs)
-
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        with plain_operators():
-            return self._runner.run_operator(call, inputs)
-
-    def close(self) -> None:
-        self._runner.close()
-
-    def __enter__(self) -> _Plain:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _around(self) -> AbstractContextManager[None]:
+        return plain_operators()
 
 
 def _check(
@@ -297,7 +257,7 @@ def _compare(reference: Runner, candidate: Runner, progress: Progress) -> Parity
     return run_parity(
         reference,
         candidate,
-        images=[load_image(path) for path in _image_paths()[:IMAGES]],
+        images=[load_image(path) for path in validation_images()[:IMAGES]],
         batch_size=BATCH,
         mixed_sizes=True,
         annotations=data_path("shapes", "val.json"),
@@ -305,8 +265,3 @@ def _compare(reference: Runner, candidate: Runner, progress: Progress) -> Parity
         limit=AP_IMAGES,
         progress=lambda level, done, total: progress(done, total),
     )
-
-
-def _image_paths() -> list[Path]:
-    annotations = load_annotations(data_path("shapes", "val.json"))
-    return [data_path("shapes", "val", entry["file_name"]) for entry in annotations["images"]]

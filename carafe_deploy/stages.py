@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.operators import OPERATORS
 
 __all__ = ["DETECTIONS", "IMAGES", "Stage", "describe_stages", "detector_stages"]
 
@@ -20,6 +21,9 @@ IMAGES = "images"
 DETECTIONS = "detections"
 
 _LEVELS = range(2, 7)
+_CARAFE_ENCODED, _MULTILEVEL_ROI_ALIGN, _BATCHED_NMS = (
+    OPERATORS[name].onnx_name for name in ("carafe_encoded", "multilevel_roi_align", "batched_nms")
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,7 +87,7 @@ def _neck() -> list[Stage]:
         encoder, prefix = f"encoder{index}", f"neck.upsample_modules.{index}"
         stages += [
             Stage(encoder, "encoder", coarser, (prefix,)),
-            Stage(f"carafe{index}", "pyramid", (encoder, *coarser), operators=("CarafeEncoded",)),
+            Stage(f"carafe{index}", "pyramid", (encoder, *coarser), operators=(_CARAFE_ENCODED,)),
         ]
     stages += [
         Stage(f"P{level}", "pyramid", _merged(level), (f"neck.fpn_convs.{level - 2}",))
@@ -110,7 +114,7 @@ def _rpn() -> list[Stage]:
     ]
     names = tuple(stage.name for stage in outputs)
     selected = [
-        Stage(name, "proposals", names, operators=("BatchedNms",), rows="proposals")
+        Stage(name, "proposals", names, operators=(_BATCHED_NMS,), rows="proposals")
         for name in ("proposals", "proposal_scores")
     ]
     return [*stages, *outputs, *selected]
@@ -118,7 +122,7 @@ def _rpn() -> list[Stage]:
 
 def _pooled(name: str, rois: str) -> Stage:
     sources = (rois, *(f"P{level}" for level in _LEVELS[:4]))
-    return Stage(name, "roi_features", sources, operators=("MultilevelRoiAlign",), rows=rois)
+    return Stage(name, "roi_features", sources, operators=(_MULTILEVEL_ROI_ALIGN,), rows=rois)
 
 
 def _box_head() -> list[Stage]:
@@ -136,7 +140,7 @@ def _box_head() -> list[Stage]:
             DETECTIONS,
             "detections",
             ("cls_score", "bbox_pred", "proposals"),
-            operators=("BatchedNms",),
+            operators=(_BATCHED_NMS,),
             rows=DETECTIONS,
         ),
     ]
@@ -158,7 +162,7 @@ def _mask_head(convs: int, logits_first: bool) -> list[Stage]:
     if logits_first:
         add("mask_coarse_logits", features, parameter="conv_logits.weight")
         features = "mask_coarse_logits"
-    add("mask_carafe", features, "mask_encoder", operator="CarafeEncoded")
+    add("mask_carafe", features, "mask_encoder", operator=_CARAFE_ENCODED)
     rest = "conv_logits.bias" if logits_first else "conv_logits"
     add("mask_logits", "mask_carafe", parameter=rest)
     return stages

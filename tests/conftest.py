@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ import carafe_deploy
 from carafe_deploy.data import data_path
 
 TESTS = Path(__file__).parent
+
+#: Whether this process is one of several that share the tests' files.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+#: Files that take minutes, for workers to begin with: so none is left alone with one at the end.
+LONGEST = (
+    "test_r50.py",
+    "test_demo.py",
+    "runners/test_runners.py",
+    "ops/test_carafe.py",
+    "parity/test_walk.py",
+    "runners/test_lifetime.py",
+    "graph/test_devices.py",
+    "graph/test_onnx_export.py",
+)
 
 
 def pytest_configure() -> None:
@@ -29,6 +44,8 @@ def pytest_configure() -> None:
         )
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(tree), *([path] if path else [])])
+    # What torch.compile writes takes the C++ compiler minutes at -O3; here it is compiled at -O0.
+    os.environ.setdefault("AOT_INDUCTOR_DEBUG_COMPILE", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +68,55 @@ def shapes_dir() -> Path:
 def data_dir() -> Path:
     """Recorded tensors, key lists and configuration files."""
     return TESTS / "data"
+
+
+@pytest.fixture(scope="session")
+def shapes_configs(shapes_dir: Path) -> dict[str, str]:
+    """mmdetection's config in the small detectors' checkpoints, by name without the hash."""
+    import torch
+
+    return {
+        path.name.partition("-")[0]: torch.load(path, weights_only=True)["meta"]["cfg"]
+        for path in shapes_dir.glob("shapes_*.pth")
+    }
+
+
+@pytest.fixture(scope="session")
+def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a small detector, once for each set of options and for all processes of a run.
+
+    ``export("mask", ".onnx", options, **settings)``: settings are those of
+    :func:`~carafe_deploy.graph.onnx_export.export_onnx` or
+    :func:`~carafe_deploy.graph.torchscript_export.export_torchscript`. Nobody changes these files.
+    """
+    from filelock import FileLock
+
+    from carafe_deploy.graph.onnx_export import export_onnx
+    from carafe_deploy.graph.options import ExportOptions
+    from carafe_deploy.graph.torchscript_export import export_torchscript
+    from carafe_deploy.models.checkpoint import load_detector
+
+    folder = tmp_path_factory.getbasetemp()
+    if WORKER:  # each has a folder inside that of the run
+        folder = folder.parent
+    (folder := folder / "exported").mkdir(exist_ok=True)
+    write = {".onnx": export_onnx, ".ts": export_torchscript}
+
+    def make(
+        model: str, suffix: str, options: ExportOptions | None = None, **settings: object
+    ) -> Path:
+        options = options or ExportOptions()
+        [checkpoint] = shapes_dir.glob(f"shapes_{model}_rcnn_carafe-*.pth")
+        chosen = hashlib.sha256(repr((options, settings)).encode()).hexdigest()[:12]
+        path = folder / f"{model}_{chosen}{suffix}"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                detector, loaded = load_detector(checkpoint)
+                name, source = loaded.name, loaded.source
+                write[suffix](detector, path, options, name=name, source=source, **settings)
+        return path
+
+    return make
 
 
 @functools.cache
@@ -90,6 +156,9 @@ def pytest_runtest_makereport(
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu``, saying why, on a machine that cannot run them."""
+    if WORKER:
+        ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
     gpu_items = [item for item in items if "gpu" in item.keywords]
     reason = _no_gpu_reason()
     if reason is not None:

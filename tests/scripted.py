@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
-from carafe_deploy.runners.base import Array, Runner
+from carafe_deploy.runners.base import Array, Runner, Wrapper
 
 __all__ = ["ERRORS", "CudaError", "Scripted"]
 
@@ -29,7 +28,7 @@ ERRORS: Mapping[Exception, str] = {
 }
 
 
-class Scripted:
+class Scripted(Wrapper):
     """A runner that does what another does, until it raises.
 
     Args:
@@ -51,13 +50,11 @@ class Scripted:
         operators: bool = False,
         close: bool = False,
     ) -> None:
-        self._runner, self._error = runner, error
+        super().__init__(runner)
+        self._error = error
         self._run, self._stages, self._operators, self._close = run, stages, operators, close
         self.runs = 0
         self.closed = 0
-        self.backend, self.info = runner.backend, runner.info
-        self.inputs, self.outputs = runner.inputs, runner.outputs
-        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
 
     def _count(self) -> None:
         self.runs += 1
@@ -69,32 +66,21 @@ class Scripted:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self._count()
-        return self._runner.run(inputs)
+        return super().run(inputs)
 
     def run_timed(self, inputs: Mapping[str, Array]) -> Any:
         self._count()
-        return self._runner.run_timed(inputs)
+        return super().run_timed(inputs)
 
     def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self._raise_if(self._stages)
-        return self._runner.run_stages(inputs)
+        return super().run_stages(inputs)
 
     def run_operator(self, call: Any, inputs: Any) -> tuple[Array, ...]:
         self._raise_if(self._operators)
-        return self._runner.run_operator(call, inputs)
+        return super().run_operator(call, inputs)
 
     def close(self) -> None:
-        self._runner.close()
+        super().close()
         self.closed += 1
         self._raise_if(self._close)
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

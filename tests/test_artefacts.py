@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy.artefacts import BACKENDS, MODES, SUFFIXES, open_runner
+from carafe_deploy.artefacts import open_runner
+from carafe_deploy.backends import (
+    BACKENDS,
+    MODES,
+    backend_of,
+    load,
+    mistaken,
+    suffixes,
+    title_of,
+)
 from carafe_deploy.errors import (
     ArtefactError,
     BackendUnavailableError,
@@ -17,6 +26,7 @@ from carafe_deploy.errors import (
     OptionError,
 )
 from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.types import PRECISIONS
 
 FP16 = ExportOptions(precision="fp16")
 
@@ -88,14 +98,13 @@ def test_what_only_a_gpu_does(tmp_path: Path, name: str, device: str | None) -> 
     assert str(error).startswith("tf32 needs a GPU, device is cpu: give --device cuda")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("suffix", suffixes())
 def test_what_was_not_given_is_nobodys_business_and_the_usual_fits_all(
-    tmp_path: Path, backend: str
+    tmp_path: Path, suffix: str
 ) -> None:
     """An empty file is refused for being empty, whatever the usual options."""
-    name = "a" + next(suffix for suffix, kind in SUFFIXES.items() if kind == backend)
     for options in ({}, {"mode": "eager"}, {"mode": None, "provider": None, "threads": None}):
-        error = _refusal(tmp_path, name, options)
+        error = _refusal(tmp_path, f"a{suffix}", options)
         assert not isinstance(error, OptionError), error
 
 
@@ -113,11 +122,42 @@ def test_precision_alone_is_enough(shapes_dir: Path) -> None:
         assert not runner.pastes_on_device
 
 
-def test_the_table_is_of_one_piece() -> None:
-    assert set(SUFFIXES.values()) == set(BACKENDS)
-    for backend in BACKENDS.values():
-        assert set(backend.options["mode"]) <= set(MODES)
-        assert set(backend.reasons).isdisjoint(backend.options["mode"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_entries_are_of_one_piece(name: str) -> None:
+    backend = BACKENDS[name]
+    assert set(backend.options["mode"]) <= set(MODES)
+    assert set(backend.reasons).isdisjoint(backend.options["mode"])
+    assert set(backend.providers) <= {"cpu", "cuda"}
+    assert all(backend_of(f"a{suffix.upper()}") == name for suffix in backend.suffixes)
+    for code in (backend.open, backend.describe, backend.known, backend.profile):
+        assert not code or callable(load(code)), code
+    assert bool(backend.profile) == bool(backend.profiler)
+    assert title_of(name) == backend.title
+
+
+def test_precisions_are_those_that_there_are() -> None:
+    assert BACKENDS["pytorch"].options["precision"] == PRECISIONS
+
+
+def test_no_two_backends_open_the_same_files() -> None:
+    assert len(set(suffixes())) == len(suffixes())
+
+
+def test_names_that_have_no_entry() -> None:
+    assert (backend_of("a.tflite"), title_of("tflite")) == (None, "tflite")
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "said"),
+    [
+        ("a.onnx", "tensorrt", "a.onnx is an ONNX file"),
+        ("a.PTH", None, "a.PTH is a checkpoint"),
+        ("a.plan", "tensorrt", None),
+        ("a.json", "tensorrt", None),
+    ],
+)
+def test_files_for_another_command(path: str, wanted: str | None, said: str | None) -> None:
+    assert mistaken(path, wanted) == said
 
 
 def test_files_come_before_options(tmp_path: Path) -> None:

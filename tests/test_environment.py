@@ -14,14 +14,10 @@ import pytest
 import torch
 
 import carafe_deploy
-from carafe_deploy import environment, libraries
-from carafe_deploy.environment import (
-    LIBRARIES,
-    describe_environment,
-    installed_version,
-    is_installed,
-)
+from carafe_deploy import libraries, requirements
+from carafe_deploy.environment import LIBRARIES, describe_environment
 from carafe_deploy.files import sha256_of
+from carafe_deploy.requirements import installed_version, is_installed
 
 
 @pytest.fixture
@@ -49,10 +45,10 @@ def test_versions_are_those_of_the_packages() -> None:
 
 def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str) -> str:
-        raise environment.importlib.metadata.PackageNotFoundError(name)
+        raise requirements.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(environment.importlib.metadata, "version", nothing)
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements.importlib.metadata, "version", nothing)
+    monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda name: None)
     facts = describe_environment()
     for name in ("torch", "ONNX Runtime", "onnx", "tensorrt", "tensorrt-rtx-cu13", "pycuda"):
         assert facts[name] == "not installed"

@@ -44,9 +44,10 @@ EXPORTS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _all_threads() -> Iterator[None]:
+def _many_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     yield
     torch.set_num_threads(before)
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from carafe_deploy import selfcheck
+from carafe_deploy.data import CHECKPOINTS
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 from carafe_deploy.failures import failure_of
 from carafe_deploy.parity import ParityReport, ParityRow
 from carafe_deploy.report import selfcheck_report
-from carafe_deploy.selfcheck import CHECKPOINTS, Check, SelfCheck, run_selfcheck
+from carafe_deploy.selfcheck import Check, SelfCheck, run_selfcheck
 from tests.scripted import ERRORS
 
 FASTER, MASK = CHECKPOINTS

@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
 from carafe_deploy.types import DOMAIN
 
 __all__ = ["prepare"]
-
-_FLOAT = {"y": TensorProto.FLOAT}
-#: Torch operator -> ONNX operator and its outputs.
-_NODES: Mapping[str, tuple[str, Mapping[str, int]]] = {
-    "carafe": ("Carafe", _FLOAT),
-    "carafe_encoded": ("CarafeEncoded", _FLOAT),
-    "multilevel_roi_align": ("MultilevelRoiAlign", _FLOAT),
-    "batched_nms": (
-        "BatchedNms",
-        {"num_dets": TensorProto.INT32, "indices": TensorProto.INT64},
-    ),
-}
 
 
 def prepare(
@@ -41,9 +31,20 @@ def prepare(
     """
     flat = [each for item in inputs for each in (item if isinstance(item, list) else [item])]
     feeds = {f"x{index}": tensor.numpy() for index, tensor in enumerate(flat)}
-    op_type, outputs = _NODES[entry]
+    operator = OPERATORS[entry]
+    outputs = {
+        each.name: TensorProto.FLOAT
+        if each.is_feature_map
+        else helper.np_dtype_to_tensor_dtype(np.dtype(each.type))
+        for each in operator.outputs
+    }
     node = helper.make_node(
-        op_type, list(feeds), list(outputs), domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES
+        operator.onnx_name,
+        list(feeds),
+        list(outputs),
+        domain=DOMAIN,
+        **attributes,
+        **PLUGIN_ATTRIBUTES,
     )
     given = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)

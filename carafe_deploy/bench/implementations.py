@@ -6,48 +6,30 @@ and normalises it by PyTorch before the operator that wants masks.
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from carafe_deploy.bench.workloads import Variant, Workload
 from carafe_deploy.brief import OneLine
-from carafe_deploy.environment import is_installed
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import missing
-from carafe_deploy.ops import (
-    _kernels,
-    batched_nms,
-    carafe,
-    carafe_encoded,
-    multilevel_roi_align,
-    plain_operators,
-)
-from carafe_deploy.ops.nms import batched_nms_reference
-from carafe_deploy.ops.roi_align import assign_levels, multilevel_roi_align_reference
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators.specification import Peer
+from carafe_deploy.ops import _kernels, plain_operators
+from carafe_deploy.requirements import is_installed
 
 __all__ = ["Candidate", "Job", "candidates", "jobs_of"]
 
 #: Results of each call of a workload.
 Results = list[tuple[Tensor, ...]]
 Run = Callable[[], Results]
-Operator = Callable[..., Any]
-
-_OPERATORS: Mapping[str, Operator] = {
-    "carafe": carafe,
-    "carafe_encoded": carafe_encoded,
-    "multilevel_roi_align": multilevel_roi_align,
-    "batched_nms": batched_nms,
-}
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,11 +49,12 @@ class Job(OneLine):
     calls: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]
 
     @property
-    def operator(self) -> Operator:
+    def operator(self) -> Function:
         """By the kernels where they serve; inside ``plain_operators`` by PyTorch."""
-        return _OPERATORS[self.entry]
+        function: Function = getattr(torch.ops.carafe, self.entry)
+        return function
 
-    def by(self, function: Operator) -> Run:
+    def by(self, function: Function) -> Run:
         """All calls, one after the other, through ``function``."""
         return lambda: [
             _tuple(function(*inputs, **attributes)) for inputs, attributes in self.calls
@@ -107,7 +90,7 @@ class Candidate(OneLine):
 def jobs_of(
     workload: Workload, inputs: Sequence[tuple[Any, ...]], variant: Variant, device: torch.device
 ) -> dict[str, Job]:
-    """Jobs by entry: CARAFE has two, whose weights are the same but for rounding.
+    """Jobs by entry: the workload's own, and the operator that does a part of the work.
 
     Args:
         workload: to be run.
@@ -120,19 +103,17 @@ def jobs_of(
         entry: str, changed: Callable[..., tuple[Any, ...]] = lambda *inputs, **_: inputs
     ) -> Job:
         calls = tuple(
-            (_on(device, variant, changed(*values, **call.attributes)), call.attributes)
+            (
+                _on(device, variant, entry, changed(*values, **call.attributes)),
+                call.attributes,
+            )
             for values, call in zip(inputs, workload.calls, strict=True)
         )
         return Job(entry, variant, device, calls)
 
-    def with_masks(features: Tensor, encoded: Tensor, **attributes: int) -> tuple[Tensor, Tensor]:
-        return features, _masks(encoded, **attributes)
-
     entry = workload.calls[0].entry
-    jobs = {entry: job(entry)}
-    if workload.operator == "carafe":
-        jobs["carafe"] = job("carafe", with_masks)
-    return jobs
+    unfused = OPERATORS[entry].unfused
+    return {entry: job(entry)} | ({unfused[0]: job(*unfused)} if unfused else {})
 
 
 def candidates(
@@ -153,12 +134,10 @@ def candidates(
         is_cheap = is_first and (job is first or workload.in_all_variants)
         if is_cheap or full:
             yield Candidate("PyTorch", job, _plain(job.by(job.operator)))
-    if workload.operator == "carafe":
-        yield from _mmcv_candidates(jobs)
-    elif is_first:
-        yield Candidate("torchvision", first, first.by(_TORCHVISION[first.entry]))
-        if full:
-            yield Candidate("reference", first, first.by(_REFERENCES[first.entry]))
+    for job in jobs.values():
+        for peer in OPERATORS[job.entry].peers:
+            if (peer.in_all_variants or is_first) and (full or not peer.in_full_only):
+                yield from _peer_candidates(peer, job, first)
     if is_first and first.device.type == "cpu":
         yield _onnxruntime_candidate(first)
 
@@ -176,40 +155,35 @@ def _float32(item: Any) -> Any:
     return item.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def _on(device: torch.device, variant: Variant, inputs: Sequence[Any]) -> tuple[Any, ...]:
+def _on(
+    device: torch.device, variant: Variant, entry: str, inputs: Sequence[Any]
+) -> tuple[Any, ...]:
     """Feature maps and weights take type and layout; RoIs, boxes and scores stay as they are."""
 
-    def moved(item: Any) -> Any:
+    def moved(item: Any, is_map: bool) -> Any:
         if isinstance(item, list):
-            return [moved(each) for each in item]
-        is_map = variant.layout != "" and item.dim() == 4
+            return [moved(each, is_map) for each in item]
         return variant.arranged(item, device) if is_map else item.to(device)
 
-    return tuple(moved(item) for item in inputs)
-
-
-def _masks(encoded: Tensor, *, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    """Encoder output to normalised masks, as mmcv's CARAFEPack does it: one pass each."""
-    masks = F.pixel_shuffle(encoded, scale_factor)
-    n, channels, height, width = masks.shape
-    taps = masks.reshape(n, group_size, kernel_size**2, height, width)
-    return taps.softmax(dim=2).reshape(n, channels, height, width)
+    kinds = (argument.is_feature_map for argument in OPERATORS[entry].inputs)
+    return tuple(map(moved, inputs, kinds))
 
 
 # --- kernels and PyTorch -------------------------------------------------------------------------
 
 
 def _kernel_candidates(jobs: Mapping[str, Job]) -> Iterator[Candidate]:
-    job = next(iter(jobs.values()))
-    on_cuda = job.device.type == "cuda"
+    first = next(iter(jobs.values()))
+    if not OPERATORS[first.entry].implementation.has_kernels:
+        return
+    on_cuda = first.device.type == "cuda"
     name = "CUDA kernel" if on_cuda else "CPU kernel"
     reason = _kernels_missing(on_cuda)
     for job in jobs.values():
         yield Candidate(name, job, None if reason else job.by(job.operator), reason)
-    if "carafe_encoded" in jobs:
-        job = jobs["carafe_encoded"]
-        unfused = None if reason else job.by(_unfused(carafe))
-        yield Candidate(f"{name}, unfused", job, unfused, reason)
+    if OPERATORS[first.entry].unfused:
+        run = None if reason else first.by(_unfused(first.entry))
+        yield Candidate(f"{name}, unfused", first, run, reason)
 
 
 def _kernels_missing(on_cuda: bool) -> str:
@@ -237,104 +211,30 @@ def _plain(run: Run) -> Run:
     return plain
 
 
-def _unfused(reassemble: Operator) -> Operator:
-    def run(features: Tensor, encoded: Tensor, **attributes: int) -> Any:
-        return reassemble(features, _masks(encoded, **attributes), **attributes)
+def _unfused(entry: str, function: Function | None = None) -> Function:
+    """In two steps: PyTorch's part, then the other operator, or ``function`` in its place."""
+    unfused = OPERATORS[entry].unfused
+    assert unfused is not None
+    name, changed = unfused
+    second = function or getattr(torch.ops.carafe, name)
+
+    def run(*inputs: Any, **attributes: Any) -> Any:
+        return second(*changed(*inputs, **attributes), **attributes)
 
     return run
 
 
-# --- torchvision and references ------------------------------------------------------------------
+# --- others --------------------------------------------------------------------------------------
 
 
-def _torchvision_roi_align(
-    rois: Tensor,
-    features: Sequence[Tensor],
-    *,
-    output_size: int,
-    sampling_ratio: int,
-    strides: Sequence[int],
-    finest_scale: int,
-) -> Tensor:
-    """One call a level for the RoIs of that level, as mmdetection's extractor does."""
-    [boxes] = rois
-    levels = assign_levels(boxes, len(features), finest_scale)
-    shape = (len(boxes), features[0].shape[1], output_size, output_size)
-    out = features[0].new_zeros(shape)
-    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        [chosen] = (levels == level).nonzero(as_tuple=True)
-        out[chosen] = torchvision.ops.roi_align(
-            feature, [boxes[chosen]], output_size, 1 / stride, sampling_ratio, aligned=True
-        )
-    return out.unsqueeze(0)
-
-
-def _torchvision_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    *,
-    iou_threshold: float,
-    score_threshold: float,
-    max_output: int,
-) -> tuple[Tensor, Tensor]:
-    """Candidates above the threshold through ``batched_nms``, the best of them padded with -1."""
-    candidates = (scores.flatten() > score_threshold).nonzero().squeeze(1)
-    chosen, of_chosen = boxes.reshape(-1, 4)[candidates], scores.flatten()[candidates]
-    labels = candidates // scores.shape[2]
-    kept = torchvision.ops.batched_nms(chosen, of_chosen, labels, iou_threshold)[:max_output]
-    indices = F.pad(candidates[kept], (0, max_output - len(kept)), value=-1)
-    count = torch.tensor([[len(kept)]], dtype=torch.int32, device=boxes.device)
-    return count, indices.unsqueeze(0)
-
-
-_TORCHVISION: Mapping[str, Operator] = {
-    "multilevel_roi_align": _torchvision_roi_align,
-    "batched_nms": _torchvision_nms,
-}
-_REFERENCES: Mapping[str, Operator] = {
-    "multilevel_roi_align": multilevel_roi_align_reference,
-    "batched_nms": batched_nms_reference,
-}
-
-
-# --- mmcv ----------------------------------------------------------------------------------------
-
-
-def _mmcv_candidates(jobs: Mapping[str, Job]) -> Iterator[Candidate]:
-    encoded, with_masks = jobs["carafe_encoded"], jobs["carafe"]
-    reason = _mmcv_missing() or _mmcv_refuses(encoded)
-    if reason:
-        yield Candidate("mmcv", with_masks, reason=reason)
+def _peer_candidates(peer: Peer, job: Job, first: Job) -> Iterator[Candidate]:
+    if reason := peer.lacks(job.device.type, job.variant.dtype):
+        yield Candidate(peer.name, job, reason=reason)
         return
-    yield Candidate("mmcv, unfused", encoded, encoded.by(_unfused(_mmcv_carafe)))
-    yield Candidate("mmcv", with_masks, with_masks.by(_mmcv_carafe))
-
-
-@cache
-def _mmcv_missing() -> str:
-    if not is_installed("mmcv"):
-        return "mmcv is not installed"
-    try:
-        importlib.import_module("mmcv.ops")
-    except Exception as error:  # its extension fits one version of torch and CUDA
-        return f"mmcv.ops cannot be imported ({type(error).__name__}: {error})"
-    return ""
-
-
-def _mmcv_refuses(job: Job) -> str:
-    if job.device.type != "cuda":
-        return "mmcv has no CARAFE for the CPU"
-    return "mmcv's CARAFE has no bfloat16" if job.variant.dtype == "bfloat16" else ""
-
-
-def _mmcv_carafe(
-    features: Tensor, masks: Tensor, *, kernel_size: int, group_size: int, scale_factor: int
-) -> Any:
-    """It reads memory as NCHW, whatever the strides."""
-    function = importlib.import_module("mmcv.ops").carafe
-    return function(
-        features.contiguous(), masks.contiguous(), kernel_size, group_size, scale_factor
-    )
+    if job is not first:
+        unfused = first.by(_unfused(first.entry, peer.function))
+        yield Candidate(f"{peer.name}, unfused", first, unfused)
+    yield Candidate(peer.name, job, job.by(peer.function))
 
 
 # --- ONNX Runtime --------------------------------------------------------------------------------

@@ -30,10 +30,11 @@ from carafe_deploy.bench.implementations import Candidate, Results, candidates, 
 from carafe_deploy.bench.provenance import describe_run, load_facts
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.trust import busy_machine
-from carafe_deploy.bench.workloads import DATA, OPERATORS, SEED, WORKLOADS, Workload
+from carafe_deploy.bench.workloads import DATA, SEED, WORKLOADS, Workload
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.failures import Failure, caught
+from carafe_deploy.operators import FAMILIES, OPERATORS
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners._torch import resolve_device, torch_threads
@@ -58,7 +59,7 @@ class OperatorOptions(OneLine):
     """What is measured, and how long.
 
     Attributes:
-        operators: any of ``"carafe"``, ``"roi_align"`` and ``"nms"``.
+        operators: any of :data:`~carafe_deploy.operators.FAMILIES`.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         rounds: in each, every implementation has its turn.
         iterations: timed calls a turn at most; slow ones get fewer, one at least.
@@ -68,7 +69,7 @@ class OperatorOptions(OneLine):
             NCHW, and PyTorch does not take masks but on these few.
     """
 
-    operators: tuple[str, ...] = OPERATORS
+    operators: tuple[str, ...] = tuple(FAMILIES)
     device: str = "cpu"
     rounds: int = 5
     iterations: int = 10
@@ -81,11 +82,11 @@ class OperatorOptions(OneLine):
         Raises:
             CarafeDeployError: an operator is unknown or there is none, or a number is below 1.
         """
-        known = ", ".join(OPERATORS)
+        known = ", ".join(FAMILIES)
         if not self.operators:
             raise CarafeDeployError(f"there is no operator to measure: give any of {known}")
         for name in self.operators:
-            if name not in OPERATORS:
+            if name not in FAMILIES:
                 raise CarafeDeployError(f"operator {name!r} is none of {known}")
         for name in ("rounds", "iterations", "threads"):
             value = getattr(self, name)
@@ -325,7 +326,8 @@ def _compare(candidate: Candidate, expected: Results) -> tuple[float | None, str
 def _compare_results(candidate: Candidate, expected: Results) -> tuple[float | None, str]:
     assert candidate.run is not None
     found = candidate.run()
-    if candidate.job.entry == "batched_nms":
+    operator = OPERATORS[candidate.job.entry]
+    if operator.compared == "kept":
         return None, _compare_kept(found, expected)
     worst = max(
         _relative_error(ours, theirs)
@@ -333,7 +335,7 @@ def _compare_results(candidate: Candidate, expected: Results) -> tuple[float | N
         for ours, theirs in zip(call, of_call, strict=True)
     )
     precision = _PRECISIONS[candidate.job.variant.dtype]
-    limit = tolerance("operators", candidate.job.entry, precision).value
+    limit = tolerance("operators", operator.tolerance, precision).value
     if worst <= ABSURD * limit:
         return worst, ""
     reason = (

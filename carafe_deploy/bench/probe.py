@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carafe_deploy.backends import BACKENDS, load
 from carafe_deploy.bench.record import Cold
 from carafe_deploy.bench.subjects import Opening
 from carafe_deploy.failures import LOGGER, caught
@@ -27,13 +27,6 @@ __all__ = ["probe"]
 
 #: Seconds after which a process is given up.
 LIMIT = 900
-#: What opening would import; loading is timed without that.
-_MODULES = {
-    "pytorch": ("carafe_deploy.models.checkpoint", "carafe_deploy.runners.pytorch"),
-    "torchscript": ("carafe_deploy.runners.torchscript",),
-    "onnxruntime": ("carafe_deploy.runners.onnxruntime",),
-    "tensorrt": ("carafe_deploy.runners.tensorrt",),
-}
 
 
 def probe(opening: Opening, height: int, width: int) -> Cold:
@@ -66,8 +59,7 @@ def _ended(status: int) -> str:
 
 
 def _measure(opening: Opening, height: int, width: int) -> Cold:
-    for name in _MODULES[opening.kind]:
-        importlib.import_module(name)
+    load(BACKENDS[opening.kind].open)  # imports what opening would; loading is timed without that
     imported = _peak_memory()
     taken_before = _gpu_memory(opening.device)
     begun = time.perf_counter()

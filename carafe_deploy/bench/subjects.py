@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carafe_deploy.artefacts import BACKENDS, MODES, SUFFIXES, open_runner
+from carafe_deploy.artefacts import known_backend, open_runner
+from carafe_deploy.backends import BACKENDS, MODES, Backend, load, title_of
 from carafe_deploy.bench.record import Subject
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import (
@@ -21,17 +22,16 @@ from carafe_deploy.errors import (
 )
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
-from carafe_deploy.runners.base import TITLES, Runner
+from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import PRECISIONS, InputFormat, ModelInfo
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
 
-__all__ = ["LAYOUTS", "Opened", "Opening", "Variants", "expand", "open_all"]
+__all__ = ["LAYOUTS", "Opened", "Opening", "Variants", "expand", "open_all", "sidecar_facts"]
 
 #: Memory formats of PyTorch models.
 LAYOUTS = ("nchw", "channels-last")
-_PROVIDERS = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt", "tensorrt-rtx")}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,12 +58,16 @@ class Variants(OneLine):
         Raises:
             CarafeDeployError: a value is unknown.
         """
-        known = sorted({*itertools.chain(*_PROVIDERS.values())})
+        known = {
+            name
+            for backend in BACKENDS.values()
+            for name in itertools.chain(*backend.providers.values())
+        }
         for field, choices in (
             ("precisions", PRECISIONS),
             ("modes", MODES),
             ("layouts", LAYOUTS),
-            ("providers", known),
+            ("providers", sorted(known)),
         ):
             for value in getattr(self, field):
                 if value not in choices:
@@ -106,13 +110,13 @@ class Opening(OneLine):
 
     @property
     def kind(self) -> str:
-        """Backend that opens files of this suffix."""
-        return SUFFIXES[Path(self.path).suffix.lower()]
+        """Name of the backend that opens files of this suffix."""
+        return known_backend(Path(self.path))
 
     @property
-    def takes_tf32(self) -> bool:
-        """Whether to use TF32 is chosen on opening."""
-        return "tf32" in BACKENDS[self.kind].options
+    def backend(self) -> Backend:
+        """Its entry."""
+        return BACKENDS[self.kind]
 
     @property
     def variant(self) -> str:
@@ -129,21 +133,23 @@ class Opening(OneLine):
         Raises:
             CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
         """
-        own: dict[str, Any] = {}
-        if self.kind == "pytorch":
-            own["config"] = self.config
+        backend = self.backend
+        own: dict[str, Any] = {
+            "config": self.config,
+            "channels_last": self.channels_last,
+            "provider": self.provider,
+            "threads": self.threads,
+        }
+        own = {option: value for option, value in own.items() if option in backend.options}
+        if backend.is_model:
             own["options"] = _options_like(self.like, self.precision)
-            own["channels_last"] = self.channels_last
-        if self.kind == "onnxruntime":
-            own["provider"], own["threads"] = self.provider, self.threads
-        elif self.kind != "tensorrt" and self.threads is not None:
+        if backend.on_torch and self.threads is not None:
             import torch
 
             torch.set_num_threads(self.threads)
-        on_gpu_only = self.device == "cpu" and BACKENDS[self.kind].device != "cpu"
         return open_runner(
             self.path,
-            device=None if on_gpu_only else self.device,
+            device=None if self.device == "cpu" and backend.needs_gpu else self.device,
             mode=self.mode,
             tf32=self.tf32 or None,
             **own,
@@ -188,42 +194,44 @@ def expand(
     modes = variants.modes or (("eager",) if device == "cpu" else ("eager", "cuda-graph"))
     found: list[Opening] = []
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
-            raise ArtefactError(
-                f"{path} has the suffix {path.suffix!r}: give one of {', '.join(SUFFIXES)}"
-            )
+        options = BACKENDS[known_backend(path)].options
         if not path.is_file():
             raise ArtefactError(f"{path} does not exist")
-        plain = Opening(str(path), device, threads=threads)
-        if variants.tf32 and device != "cpu" and plain.takes_tf32:
-            plain = dataclasses.replace(plain, with_tf32=True)
-        if plain.kind == "pytorch":
-            found += [
-                dataclasses.replace(
-                    plain,
-                    config=None if config is None else str(config),
-                    precision=precision,
-                    mode=mode,
-                    channels_last=layout == "channels-last",
-                )
-                for precision, mode, layout in itertools.product(
-                    variants.precisions or ("",), modes, variants.layouts or ("channels-last",)
-                )
-            ]
-        elif plain.kind == "onnxruntime":
-            providers = variants.providers or _PROVIDERS[device.partition(":")[0]]
-            found += [dataclasses.replace(plain, provider=name) for name in providers]
-        elif plain.kind == "tensorrt":
-            engines = BACKENDS[plain.kind].options["mode"]
-            fitting = [mode for mode in modes if mode in engines] or ["eager"]
-            found += [dataclasses.replace(plain, mode=mode) for mode in fitting]
-        else:
-            found.append(plain)
+        plain = Opening(
+            str(path),
+            device,
+            config=None if config is None or "config" not in options else str(config),
+            threads=threads,
+            with_tf32=variants.tf32 and device != "cpu" and "tf32" in options,
+        )
+        found += _variants_of(plain, variants, modes)
     if variants.tf32 and device == "cpu":
         raise BackendUnavailableError("tf32 needs a GPU, device is cpu: give --device cuda")
     if variants.tf32 and not any(opening.with_tf32 for opening in found):
         raise OptionError("tf32", True, "engines have it inside: leave it out")
     return found
+
+
+def _variants_of(plain: Opening, variants: Variants, modes: Sequence[str]) -> Iterable[Opening]:
+    """All that the backend can be told, in every combination."""
+    backend = plain.backend
+    options = backend.options
+    precisions = variants.precisions if "precision" in options else ()
+    layouts = (variants.layouts or ("channels-last",)) if "channels_last" in options else ("nchw",)
+    providers = variants.providers or backend.providers.get(plain.device.partition(":")[0], ())
+    for precision, mode, layout, provider in itertools.product(
+        precisions or ("",),
+        [mode for mode in modes if mode in options["mode"]] or ["eager"],
+        layouts,
+        providers if "provider" in options else (None,),
+    ):
+        yield dataclasses.replace(
+            plain,
+            precision=precision,
+            mode=mode,
+            channels_last=layout == "channels-last",
+            provider=provider,
+        )
 
 
 @dataclass(repr=False)
@@ -282,12 +290,12 @@ def open_all(openings: Sequence[Opening]) -> list[Opened]:
     """
     opened: dict[int, list[Opened]] = {}
     like: list[ModelInfo] = []
-    order = sorted(range(len(openings)), key=lambda i: openings[i].kind == "pytorch")
+    order = sorted(range(len(openings)), key=lambda i: openings[i].backend.is_model)
     for index in order:
         opened[index] = []
         for opening in _filled_in(openings[index], like):
             entry = _open(opening)
-            if entry.runner is not None and opening.kind != "pytorch":
+            if entry.runner is not None and not opening.backend.is_model:
                 like.append(_exported(entry.runner.info))
             opened[index].append(entry)
             # One that could not be opened with float32 may be skipped for just that.
@@ -312,7 +320,7 @@ def _exported(info: ModelInfo) -> ModelInfo:
 
 def _filled_in(opening: Opening, like: Sequence[ModelInfo]) -> Iterable[Opening]:
     """A checkpoint with the settings of the exported artefacts, in each of their precisions."""
-    if opening.kind != "pytorch":
+    if not opening.backend.is_model:
         return [opening]
     precisions = [opening.precision]
     if not opening.precision:
@@ -327,7 +335,7 @@ def _open(opening: Opening) -> Opened:
     path = Path(opening.path)
     facts: dict[str, Any] = {
         "backend": opening.kind,
-        "device": "cuda" if opening.kind == "tensorrt" else opening.device,
+        "device": opening.backend.device if opening.backend.needs_gpu else opening.device,
         "precision": "tf32" if opening.tf32 else opening.precision,
         "variant": opening.variant,
         "file": path.name,
@@ -335,11 +343,11 @@ def _open(opening: Opening) -> Opened:
     }
     runner = None
     with caught() as attempt:
-        facts |= _sidecar_facts(path) if opening.kind == "tensorrt" else {}
+        if opening.backend.known:
+            facts |= load(opening.backend.known)(path)
         runner = opening.open()
         facts |= {"backend": runner.backend, "precision": runner.info.precision}
-    title = TITLES.get(facts["backend"], facts["backend"])
-    name = f"{title} {facts['precision']}".strip()
+    name = f"{title_of(facts['backend'])} {facts['precision']}".strip()
     if facts["variant"]:
         name += f", {facts['variant']}"
     entry = Opened(opening, Subject(name=name, **facts), runner)
@@ -352,7 +360,8 @@ def _open(opening: Opening) -> Opened:
     return entry
 
 
-def _sidecar_facts(path: Path) -> Mapping[str, Any]:
+def sidecar_facts(path: Path) -> Mapping[str, Any]:
+    """What the sidecar of an engine tells of it."""
     from carafe_deploy.engine.sidecar import read_sidecar
 
     sidecar = read_sidecar(path)

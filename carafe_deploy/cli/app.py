@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from carafe_deploy import __version__
+from carafe_deploy.backends import packages
 from carafe_deploy.cli import (
     bench,
     build,
@@ -32,25 +33,11 @@ from carafe_deploy.cli import (
 from carafe_deploy.errors import BackendFailedError, CarafeDeployError
 from carafe_deploy.failures import LOGGER, first_line
 
-__all__ = ["app", "run"]
-
 PROGRAM = "carafe-deploy"
 DEBUG_VARIABLE = "CARAFE_DEPLOY_DEBUG"
 
 #: Importable module -> extra that installs it.
-EXTRAS = {
-    "torch": "torch",
-    "torchvision": "torch",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "ort",
-    "cv2": "image",
-    "pycocotools": "eval",
-    "faster_coco_eval": "eval",
-    "cattrs": "bench",
-    "jinja2": "bench",
-    "matplotlib": "bench",
-}
+EXTRAS = {name: package.extra for name, package in packages().items() if package.extra}
 
 app = typer.Typer(
     name=PROGRAM,

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from carafe_deploy.images import Image
     from carafe_deploy.runners.base import Runner
 
-__all__ = ["COMMAND", "bench"]
-
 _INTERRUPTED = 130
 
 
@@ -51,7 +49,6 @@ def bench(
             metavar="ARTEFACT...",
             help="Checkpoints, .ts, .onnx and .engine files of one model; the first is what the "
             "others are compared with.",
-            show_default=False,
         ),
     ] = None,
     operators: Annotated[
@@ -60,7 +57,6 @@ def bench(
             "--op",
             metavar="NAME",
             help="Measure single operators instead: carafe, roi_align, nms or all; repeatable.",
-            show_default=False,
         ),
     ] = None,
     device: DeviceOption = None,
@@ -71,17 +67,11 @@ def bench(
             metavar="IMAGES",
             help="File, folder or glob, repeatable; by default one of the package in which the "
             "first artefact finds something.",
-            show_default=False,
         ),
     ] = None,
     random_size: Annotated[
         str | None,
-        typer.Option(
-            "--random",
-            metavar="HEIGHTxWIDTH",
-            help="An image of noise instead.",
-            show_default=False,
-        ),
+        typer.Option("--random", metavar="HEIGHTxWIDTH", help="An image of noise instead."),
     ] = None,
     precisions: Annotated[
         str | None,
@@ -89,7 +79,6 @@ def bench(
             "--precision",
             metavar="A,B",
             help="Of checkpoints: fp32, fp16, bf16; by default those of the exported artefacts.",
-            show_default=False,
         ),
     ] = None,
     modes: Annotated[
@@ -99,7 +88,6 @@ def bench(
             metavar="A,B",
             help="Of checkpoints and engines: eager, compile (checkpoints only), cuda-graph; by "
             "default eager, on a GPU cuda-graph as well.",
-            show_default=False,
         ),
     ] = None,
     layouts: Annotated[
@@ -108,7 +96,6 @@ def bench(
             "--layout",
             metavar="A,B",
             help="Of checkpoints: nchw, channels-last; by default channels-last.",
-            show_default=False,
         ),
     ] = None,
     tf32: Annotated[
@@ -125,7 +112,6 @@ def bench(
             metavar="A,B",
             help="Of ONNX Runtime: cpu, cuda, tensorrt, tensorrt-rtx; by default all that belong "
             "to the device.",
-            show_default=False,
         ),
     ] = None,
     batch_sizes: Annotated[
@@ -134,26 +120,20 @@ def bench(
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Rounds; everything has its turn in each. 20 by default, fewer with --op.",
-            show_default=False,
+            min=1, help="Rounds; everything has its turn in each. 20 by default, fewer with --op."
         ),
     ] = None,
     block: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Timed images a turn; by default as many as a quarter of a second holds.",
-            show_default=False,
+            min=1, help="Timed images a turn; by default as many as a quarter of a second holds."
         ),
     ] = None,
     warmup: Annotated[int, typer.Option(min=1, help="Untimed runs of every image before.")] = 2,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Of one operator on the CPU; by default what each runtime chooses.",
-            show_default=False,
+            min=1, help="Of one operator on the CPU; by default what each runtime chooses."
         ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Profile layer by layer.")] = False,
@@ -172,15 +152,9 @@ def bench(
     ] = False,
     config: ConfigOption = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE.json", help="Write the result.", show_default=False
-        ),
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the result.")
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Write a report.", show_default=False),
-    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a report.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure every form of a detector in one run.

@@ -21,6 +21,7 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
+from carafe_deploy.operators import FAMILIES
 
 if TYPE_CHECKING:
     from carafe_deploy.bench.record import OperatorRow, OperatorsResult
@@ -48,7 +49,7 @@ def bench_operators(
     Interrupted, it writes and shows what was measured by then.
 
     Args:
-        operators: any of ``"carafe"``, ``"roi_align"``, ``"nms"`` and ``"all"``.
+        operators: families of :data:`~carafe_deploy.operators.FAMILIES`, or ``"all"``.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         rounds: in each, every implementation has its turn; None for the default.
         iterations: timed calls a turn at most; None for the default.
@@ -78,12 +79,11 @@ def bench_operators(
             measure_operators,
         )
         from carafe_deploy.bench.record import to_json
-        from carafe_deploy.bench.workloads import OPERATORS
         from carafe_deploy.files import atomic_write_text
 
         default = OperatorOptions()
         options = OperatorOptions(
-            operators=_chosen(operators, OPERATORS),
+            operators=_chosen(operators, tuple(FAMILIES)),
             device=device,
             rounds=default.rounds if rounds is None else rounds,
             iterations=default.iterations if iterations is None else iterations,

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from carafe_deploy.graph.options import Range
     from carafe_deploy.models.config import DetectorConfig
 
-__all__ = ["Bounds", "parse_batch", "parse_size"]
-
 
 def parse_size(text: str, option: str) -> tuple[int, int]:
     """``"832x1344"`` as (height, width).
@@ -42,10 +40,7 @@ class Bounds:
     """Sizes as given; what was not given follows from the detector's config."""
 
     def __init__(
-        self,
-        batch: Range | None,
-        smallest: tuple[int, int] | None,
-        largest: tuple[int, int] | None,
+        self, batch: Range | None, smallest: tuple[int, int] | None, largest: tuple[int, int] | None
     ) -> None:
         self._static = smallest is not None and smallest == largest
         self._batch = batch

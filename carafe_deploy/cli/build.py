@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from carafe_deploy.backends import BACKENDS
 from carafe_deploy.cli.common import (
     Command,
     JsonOption,
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
     from carafe_deploy.engine.profiles import Size
     from carafe_deploy.engine.sidecar import Sidecar
 
-__all__ = ["COMMAND", "build"]
-
 _MIB = 1 << 20
-_SUFFIXES = (".engine", ".plan")
+_SUFFIXES = BACKENDS["tensorrt"].suffixes
 _SHAPE = "Shape"
 _BUILDER = "Builder"
 
@@ -45,131 +44,100 @@ class FlavourName(StrEnum):
     tensorrt_rtx = "tensorrt_rtx"
 
 
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL.onnx",
-        help="A file written by carafe-deploy export.",
-        show_default=False,
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE.engine",
-        help="Engine to write; by default the model's name, in this folder. "
-        "FILE.engine.json, its sidecar, comes with it.",
-        show_default=False,
-    ),
-]
-FlavourOption = Annotated[
-    FlavourName | None,
-    typer.Option(
-        help="By default tensorrt where it is installed, else tensorrt_rtx.", show_default=False
-    ),
-]
-MinOption = Annotated[
-    str | None,
-    typer.Option(
-        "--min",
-        metavar="BxHxW",
-        help="Smallest batch and padded size; by default the model's.",
-        show_default=False,
-        rich_help_panel=_SHAPE,
-    ),
-]
-OptOption = Annotated[
-    str | None,
-    typer.Option(
-        "--opt",
-        metavar="BxHxW",
-        help="Usual one, which is to be fastest; by default one image as in training.",
-        show_default=False,
-        rich_help_panel=_SHAPE,
-    ),
-]
-MaxOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max",
-        metavar="BxHxW",
-        help="Largest one; by default the model's. Memory is set aside for it.",
-        show_default=False,
-        rich_help_panel=_SHAPE,
-    ),
-]
-CapabilityOption = Annotated[
-    str | None,
-    typer.Option(
-        "--compute-capability",
-        metavar="A,B",
-        help="GPUs to build for ahead of time, e.g. 8.6,8.9,12.0; by default tensorrt_rtx builds "
-        "for all from 8.0 on that it supports. tensorrt builds for the GPU at hand.",
-        show_default=False,
-        rich_help_panel=_BUILDER,
-    ),
-]
-WorkspaceOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="MIB",
-        help="Most scratch memory of a layer; by default TensorRT decides.",
-        show_default=False,
-        rich_help_panel=_BUILDER,
-    ),
-]
-Tf32Option = Annotated[
-    bool,
-    typer.Option(
-        "--tf32",
-        help="Let fp32 models round to 10 bits of mantissa inside convolutions; faster.",
-        rich_help_panel=_BUILDER,
-    ),
-]
-StagesOption = Annotated[
-    bool,
-    typer.Option(
-        "--stages",
-        help="Make intermediate tensors outputs, so that parity can compare them; slower.",
-        rich_help_panel=_BUILDER,
-    ),
-]
-TimingCacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Of tensorrt: what was measured before, read and written.",
-        show_default=False,
-        rich_help_panel=_BUILDER,
-    ),
-]
-LogOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Write everything that TensorRT says.",
-        show_default=False,
-        rich_help_panel=_BUILDER,
-    ),
-]
-
-
 def build(
-    model: ModelArgument,
-    output: OutputOption = None,
-    flavour: FlavourOption = None,
-    smallest: MinOption = None,
-    usual: OptOption = None,
-    largest: MaxOption = None,
-    compute_capability: CapabilityOption = None,
-    workspace: WorkspaceOption = None,
-    tf32: Tf32Option = False,
-    stages: StagesOption = False,
-    timing_cache: TimingCacheOption = None,
-    log: LogOption = None,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.onnx", help="A file written by carafe-deploy export.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.engine",
+            help="Engine to write; by default the model's name, in this folder. "
+            "FILE.engine.json, its sidecar, comes with it.",
+        ),
+    ] = None,
+    flavour: Annotated[
+        FlavourName | None,
+        typer.Option(help="By default tensorrt where it is installed, else tensorrt_rtx."),
+    ] = None,
+    smallest: Annotated[
+        str | None,
+        typer.Option(
+            "--min",
+            metavar="BxHxW",
+            help="Smallest batch and padded size; by default the model's.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    usual: Annotated[
+        str | None,
+        typer.Option(
+            "--opt",
+            metavar="BxHxW",
+            help="Usual one, which is to be fastest; by default one image as in training.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    largest: Annotated[
+        str | None,
+        typer.Option(
+            "--max",
+            metavar="BxHxW",
+            help="Largest one; by default the model's. Memory is set aside for it.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            "--compute-capability",
+            metavar="A,B",
+            help="GPUs to build for ahead of time, e.g. 8.6,8.9,12.0; by default tensorrt_rtx "
+            "builds for all from 8.0 on that it supports. tensorrt builds for the GPU at hand.",
+            rich_help_panel=_BUILDER,
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Most scratch memory of a layer; by default TensorRT decides.",
+            rich_help_panel=_BUILDER,
+        ),
+    ] = None,
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32",
+            help="Let fp32 models round to 10 bits of mantissa inside convolutions; faster.",
+            rich_help_panel=_BUILDER,
+        ),
+    ] = False,
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Make intermediate tensors outputs, so that parity can compare them; slower.",
+            rich_help_panel=_BUILDER,
+        ),
+    ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of tensorrt: what was measured before, read and written.",
+            rich_help_panel=_BUILDER,
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write everything that TensorRT says.", rich_help_panel=_BUILDER
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Build a TensorRT engine of an exported ONNX file.

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from carafe_deploy.backends import backend_of
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CarafeDeployError, OptionError
 
@@ -27,41 +27,6 @@ if TYPE_CHECKING:
 
     from carafe_deploy.images import Image
     from carafe_deploy.runners.base import Runner
-
-__all__ = [
-    "AnnotationsOption",
-    "ArtefactArgument",
-    "BatchSizeOption",
-    "Command",
-    "ConfigOption",
-    "DeviceOption",
-    "ImageDirOption",
-    "JsonOption",
-    "Layout",
-    "LayoutOption",
-    "LimitOption",
-    "MixedSizesOption",
-    "Mode",
-    "ModeOption",
-    "Steps",
-    "Tf32Option",
-    "UsageError",
-    "artefact_path",
-    "default_images",
-    "examples",
-    "facts",
-    "gpu_capability",
-    "hint",
-    "hint_debug",
-    "image_progress",
-    "line",
-    "open_artefact",
-    "options_as_typed",
-    "plural",
-    "print_json",
-    "results_console",
-    "shell",
-]
 
 #: Images used when none are named.
 _SAMPLES = 8
@@ -89,7 +54,6 @@ ArtefactArgument = Annotated[
     typer.Argument(
         metavar="ARTEFACT",
         help="An .onnx, .ts or .engine file, a .pth checkpoint, or the name of a published model.",
-        show_default=False,
     ),
 ]
 ConfigOption = Annotated[
@@ -98,28 +62,22 @@ ConfigOption = Annotated[
         "--config",
         metavar="FILE.py",
         help="mmdetection config of a checkpoint that has none inside. It is never executed.",
-        show_default=False,
     ),
 ]
 AnnotationsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.json", help="COCO annotations, to compare AP.", show_default=False),
+    Path | None, typer.Option(metavar="FILE.json", help="COCO annotations, to compare AP.")
 ]
 ImageDirOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER",
-        help="That their file names are relative to; by default their own.",
-        show_default=False,
+        metavar="FOLDER", help="That their file names are relative to; by default their own."
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        "--device",
-        help="cpu, cuda or cuda:N; by default cpu, for an engine the first GPU.",
-        show_default=False,
+        "--device", help="cpu, cuda or cuda:N; by default cpu, for an engine the first GPU."
     ),
 ]
 BatchSizeOption = Annotated[
@@ -143,7 +101,6 @@ LayoutOption = Annotated[
     typer.Option(
         "--layout",
         help="Of a checkpoint's weights and feature maps: channels-last (default), or nchw.",
-        show_default=False,
     ),
 ]
 ModeOption = Annotated[
@@ -152,7 +109,6 @@ ModeOption = Annotated[
         "--mode",
         help="Of a checkpoint or engine: eager (default), compile (checkpoints), or cuda-graph, "
         "which captures the whole detector once for each input size (GPU).",
-        show_default=False,
     ),
 ]
 Tf32Option = Annotated[
@@ -297,12 +253,7 @@ class Steps:
     def __enter__(self) -> Steps:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
         self._end(done=kind is None)
 
 
@@ -329,10 +280,8 @@ def artefact_path(name: str) -> Path:
     Raises:
         DownloadError: there is neither; or the download failed.
     """
-    from carafe_deploy.artefacts import SUFFIXES
-
     path = Path(name)
-    is_file_name = SUFFIXES.get(path.suffix.lower(), "pytorch") != "pytorch" or len(path.parts) > 1
+    is_file_name = backend_of(path) not in (None, "pytorch") or len(path.parts) > 1
     if is_file_name or path.exists():
         return path
     from carafe_deploy.models import zoo
@@ -387,10 +336,7 @@ def options_as_typed() -> Iterator[None]:
 
 
 def default_images(
-    runner: Runner,
-    count: int,
-    annotations: Path | None = None,
-    image_dir: Path | None = None,
+    runner: Runner, count: int, annotations: Path | None = None, image_dir: Path | None = None
 ) -> Mapping[str, Image]:
     """The first annotated images; else those in the package that show the model's classes, or in
     which it finds something.

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from carafe_deploy.backends import title_of
 from carafe_deploy.cli.common import (
     Command,
     JsonOption,
@@ -23,8 +24,6 @@ from carafe_deploy.cli.common import (
 
 if TYPE_CHECKING:
     from carafe_deploy.demo import DemoResult, Numbers
-
-__all__ = ["COMMAND", "demo"]
 
 
 def demo(
@@ -109,8 +108,6 @@ def _table(*columns: str) -> Table:
 
 
 def _ap(result: DemoResult) -> Table:
-    from carafe_deploy.demo import BACKENDS
-
     def cells(numbers: Numbers) -> list[str]:
         return [
             f"{numbers[kind]['AP']:.4f}" if kind in numbers else "" for kind in ("bbox", "segm")
@@ -124,7 +121,7 @@ def _ap(result: DemoResult) -> Table:
         for backend in detector.backends:
             table.add_row(
                 "",
-                BACKENDS[backend.backend],
+                title_of(backend.backend),
                 *cells(backend.numbers),
                 f"{backend.matched}/{backend.recorded}",
                 f"{backend.seconds * 1e3:.0f}",
@@ -134,7 +131,6 @@ def _ap(result: DemoResult) -> Table:
 
 
 def _parity(result: DemoResult) -> Table:
-    from carafe_deploy.demo import BACKENDS
     from carafe_deploy.report import level_summary
 
     levels = ("operators", "stages", "detections")
@@ -145,7 +141,7 @@ def _parity(result: DemoResult) -> Table:
             if backend.parity is not None:
                 cells = [level_summary(backend.parity, level) for level in levels]
                 passed = _mark(backend.parity.passed)
-                table.add_row(title, BACKENDS[backend.backend], *cells, passed)
+                table.add_row(title, title_of(backend.backend), *cells, passed)
                 title = ""
     return table
 

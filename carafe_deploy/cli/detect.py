@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from carafe_deploy.images import Image
     from carafe_deploy.types import Detections, ModelInfo
 
-__all__ = ["COMMAND", "detect", "earlier_pictures", "picture_names", "short_names"]
-
 #: Images listed in the table on a terminal.
 _ROWS = 20
 #: By which an earlier run's JSON is known.
@@ -56,10 +54,7 @@ _PICTURE = re.compile(r".\.(png|jpg)\Z")
 
 def detect(
     artefact: ArtefactArgument,
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGES", help="Files, folders or globs.", show_default=False),
-    ],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Files, folders or globs.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
     ] = Path("out"),
@@ -335,11 +330,7 @@ def _show_earlier(console: Console, left: Sequence[Path], output: Path) -> None:
 
 
 def _show(
-    console: Console,
-    document: _Document,
-    json_path: Path,
-    artefact: str,
-    left: Sequence[Path],
+    console: Console, document: _Document, json_path: Path, artefact: str, left: Sequence[Path]
 ) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("image", overflow="fold")

@@ -23,8 +23,6 @@ from carafe_deploy.cli.common import (
 if TYPE_CHECKING:
     from carafe_deploy.doctor import Diagnosis, Finding, Purpose
 
-__all__ = ["COMMAND", "doctor"]
-
 _MARKS = {"ok": "[green]✓[/green]", "missing": "[dim]–[/dim]", "wrong": "[red]✗[/red]"}
 
 

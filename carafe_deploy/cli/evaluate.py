@@ -35,8 +35,6 @@ from carafe_deploy.cli.common import (
 if TYPE_CHECKING:
     from carafe_deploy.evaluate import EvalResult
 
-__all__ = ["COMMAND", "evaluate"]
-
 _KINDS = {"bbox": "box", "segm": "mask"}
 
 
@@ -47,15 +45,12 @@ def evaluate(
         typer.Option(
             metavar="FILE.json",
             help="COCO annotations; of a test set without any, results.json is for submission.",
-            show_default=False,
         ),
     ],
     images: Annotated[
         Path,
         typer.Option(
-            metavar="FOLDER",
-            help="Folder that the annotations' file names are relative to.",
-            show_default=False,
+            metavar="FOLDER", help="Folder that the annotations' file names are relative to."
         ),
     ],
     limit: Annotated[
@@ -131,10 +126,7 @@ def _show(console: Console, result: EvalResult, output: Path) -> None:
     for note in result.notes:
         line(console, f"note: {note}")
     if result.ignored_categories:
-        line(
-            console,
-            f"note: not a class of the detector: {', '.join(result.ignored_categories)}",
-        )
+        line(console, f"note: not a class of the detector: {', '.join(result.ignored_categories)}")
     if result.skipped:
         line(console, f"note: {plural(len(result.skipped), 'image')} left out:")
         for reason in result.skipped:

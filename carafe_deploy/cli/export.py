@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from carafe_deploy.backends import BACKENDS, backend_of, mistaken
 from carafe_deploy.cli.bounds import Bounds
 from carafe_deploy.cli.common import (
     Command,
@@ -27,15 +28,12 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
-from carafe_deploy.suffixes import SUFFIXES, mistaken
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
     from carafe_deploy.models.checkpoint import Checkpoint
     from carafe_deploy.models.detector import Detector
     from carafe_deploy.types import ModelInfo, TensorSpec
-
-__all__ = ["COMMAND", "export"]
 
 
 class Format(StrEnum):
@@ -60,132 +58,109 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
-_SUFFIXES = {Format.onnx: (".onnx",), Format.torchscript: (".ts", ".torchscript")}
+_SUFFIXES = {
+    Format.onnx: BACKENDS["onnxruntime"].suffixes,
+    Format.torchscript: BACKENDS["torchscript"].suffixes,
+}
 _SHAPE = "Shape"
 _MODEL = "Model"
 
 
-CheckpointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A .pth file of mmdetection, or the name of a published model "
-        "(see carafe-deploy models), which is fetched.",
-        show_default=False,
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="File or folder to write; by default named after the checkpoint, in this folder.",
-        show_default=False,
-    ),
-]
-FileFormatOption = Annotated[
-    Format | None,
-    typer.Option(
-        "--format", help="By default what --output ends in, else onnx.", show_default=False
-    ),
-]
-ExporterOption = Annotated[
-    Exporter | None,
-    typer.Option(
-        help="Of ONNX: dynamo (default), or torchscript for static shapes.",
-        show_default=False,
-    ),
-]
-WeightsLayoutOption = Annotated[
-    Layout | None,
-    typer.Option(
-        "--layout",
-        help="Of TorchScript's weights and feature maps: channels-last (default), or nchw. "
-        "Inputs are the same either way.",
-        show_default=False,
-    ),
-]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(
-        help="Of convolutions and matrix products; boxes, softmaxes and NMS stay fp32. "
-        "ONNX Runtime's CPU has no bfloat16 Conv and cannot run bf16 files."
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HxW",
-        help="One static padded size in pixels, e.g. 832x1344.",
-        rich_help_panel=_SHAPE,
-    ),
-]
-MinSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HxW",
-        help="Smallest padded size; by default one multiple of the config's divisor (64).",
-        rich_help_panel=_SHAPE,
-    ),
-]
-MaxSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HxW",
-        help="Largest padded size; by default the config's, in both orientations.",
-        rich_help_panel=_SHAPE,
-    ),
-]
-BatchOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|MIN-MAX",
-        help="Batch size or bounds; by default 1 with --size, else 1-8.",
-        rich_help_panel=_SHAPE,
-    ),
-]
-Uint8InputOption = Annotated[
-    bool,
-    typer.Option(
-        "--uint8-input",
-        help="Take uint8 [B, H, W, 3] BGR images and normalise inside the graph.",
-        rich_help_panel=_MODEL,
-    ),
-]
-ScoreThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep detections with a higher score; by default the config's.",
-        rich_help_panel=_MODEL,
-    ),
-]
-NmsIouOption = Annotated[
-    float | None,
-    typer.Option(help="IoU of the box head's NMS; likewise.", rich_help_panel=_MODEL),
-]
-MaxDetectionsOption = Annotated[
-    int | None,
-    typer.Option(help="Most detections an image; likewise.", rich_help_panel=_MODEL),
-]
-
-
 def export(
-    checkpoint: CheckpointArgument,
-    output: OutputOption = None,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .pth file of mmdetection, or the name of a published model "
+            "(see carafe-deploy models), which is fetched.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="File or folder to write; by default named after the checkpoint, in this folder.",
+        ),
+    ] = None,
     config: ConfigOption = None,
-    file_format: FileFormatOption = None,
-    exporter: ExporterOption = None,
-    layout: WeightsLayoutOption = None,
-    precision: PrecisionOption = Precision.fp32,
-    size: SizeOption = None,
-    min_size: MinSizeOption = None,
-    max_size: MaxSizeOption = None,
-    batch: BatchOption = None,
-    uint8_input: Uint8InputOption = False,
-    score_threshold: ScoreThresholdOption = None,
-    nms_iou: NmsIouOption = None,
-    max_detections: MaxDetectionsOption = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="By default what --output ends in, else onnx.")
+    ] = None,
+    exporter: Annotated[
+        Exporter | None,
+        typer.Option(help="Of ONNX: dynamo (default), or torchscript for static shapes."),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            "--layout",
+            help="Of TorchScript's weights and feature maps: channels-last (default), or nchw. "
+            "Inputs are the same either way.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Of convolutions and matrix products; boxes, softmaxes and NMS stay fp32. "
+            "ONNX Runtime's CPU has no bfloat16 Conv and cannot run bf16 files."
+        ),
+    ] = Precision.fp32,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="One static padded size in pixels, e.g. 832x1344.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    min_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Smallest padded size; by default one multiple of the config's divisor (64).",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Largest padded size; by default the config's, in both orientations.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="Batch size or bounds; by default 1 with --size, else 1-8.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    uint8_input: Annotated[
+        bool,
+        typer.Option(
+            "--uint8-input",
+            help="Take uint8 [B, H, W, 3] BGR images and normalise inside the graph.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep detections with a higher score; by default the config's.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    nms_iou: Annotated[
+        float | None,
+        typer.Option(help="IoU of the box head's NMS; likewise.", rich_help_panel=_MODEL),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(help="Most detections an image; likewise.", rich_help_panel=_MODEL)
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write a checkpoint as one ONNX file (default) or a TorchScript file."""
@@ -239,7 +214,7 @@ def _check_kind(checkpoint: str) -> None:
         return
     further = (
         f", or `carafe-deploy build {checkpoint}` to make an engine of it"
-        if SUFFIXES[Path(checkpoint).suffix.lower()] == "onnxruntime"
+        if backend_of(checkpoint) == "onnxruntime"
         else ""
     )
     raise UsageError(f"{other}, which is exported already: give the .pth checkpoint{further}")

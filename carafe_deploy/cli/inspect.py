@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from carafe_deploy.backends import BACKENDS, backend_of, load, suffixes, title_of
 from carafe_deploy.cli.common import (
     Command,
     ConfigOption,
@@ -25,19 +26,16 @@ from carafe_deploy.cli.common import (
     shell,
 )
 
-__all__ = ["COMMAND", "inspect"]
-
 #: Attributes that every custom node has alike.
 _ALIKE = ("plugin_namespace", "plugin_version")
 
-FileArgument = Annotated[
-    Path,
-    typer.Argument(metavar="FILE", help="An .onnx, .engine, .ts or .pth file.", show_default=False),
-]
-
 
 def inspect(
-    file: FileArgument, config: ConfigOption = None, json_output: JsonOption = False
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An .onnx, .engine, .ts or .pth file.")
+    ],
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Show what a file is: inputs, outputs, layers, plugins, metadata.
 
@@ -45,31 +43,15 @@ def inspect(
     fused layers can be read only where TensorRT and a GPU it was built for
     are at hand. Of a checkpoint, its architecture, classes and settings.
     """
-    from carafe_deploy.artefacts import SUFFIXES
-
-    backend = SUFFIXES.get(file.suffix.lower())
-    if config is not None and backend != "pytorch":
+    name = backend_of(file)
+    takes_config = name is not None and "config" in BACKENDS[name].options
+    if config is not None and not takes_config:
         raise UsageError(f"--config {config} belongs to a .pth checkpoint, not to {file}: drop it")
-    if backend == "onnxruntime":
-        from carafe_deploy.engine.contents import inspect_onnx
-
-        result = inspect_onnx(file)
-    elif backend == "tensorrt":
-        from carafe_deploy.engine.contents import inspect_engine
-
-        result = inspect_engine(file)
-    elif backend == "torchscript":
-        from carafe_deploy.describe import describe_torchscript
-
-        result = describe_torchscript(file)
-    elif backend == "pytorch":
-        from carafe_deploy.describe import describe_checkpoint
-
-        result = describe_checkpoint(file, config)
-    else:
+    if name is None:
         raise UsageError(
-            f"{file} has the suffix {file.suffix!r}: give one of {', '.join(SUFFIXES)}"
+            f"{file} has the suffix {file.suffix!r}: give one of {', '.join(suffixes())}"
         )
+    result = load(BACKENDS[name].describe)(file, *(config,) * takes_config)
     if json_output:
         print_json(result)
     else:
@@ -81,24 +63,22 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         facts(console, _checkpoint_facts(result))
         hint(console, shell("carafe-deploy", "export", result["file"]))
         return
-    if result["kind"] == "torchscript":
-        rows = [*_file_facts(result), *_tensor_facts(result), *_model_facts(result["model"])]
-        facts(console, rows)
-        counts = Counter(call["name"] for call in result["operators"])
-        _counts(console, f"{plural(counts.total(), 'custom operator')}", dict(counts))
-        return
     facts(console, [*_file_facts(result), *_tensor_facts(result), *_model_facts(result["model"])])
-    total = sum(result["layers"].values())
-    _counts(console, f"{plural(total, 'layer')} by type", result["layers"])
-    _plugins(console, result["plugins"])
+    if result.get("operators"):
+        counts = Counter(call["name"] for call in result["operators"])
+        _counts(console, plural(counts.total(), "custom operator"), counts)
+    if "layers" in result:
+        total = sum(result["layers"].values())
+        _counts(console, f"{plural(total, 'layer')} by type", result["layers"])
+        _plugins(console, result["plugins"])
     if result["kind"] == "engine":
         _details(console, result)
 
 
 def _file_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)")]
-    if result["kind"] == "torchscript":
-        return [*rows, ("format", "TorchScript")]
+    if result["kind"] in BACKENDS:
+        return [*rows, ("format", title_of(result["kind"]))]
     if result["kind"] == "onnx":
         opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
         bodies = plural(result["functions"], "function")

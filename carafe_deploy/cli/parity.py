@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carafe_deploy.backends import BACKENDS, backend_of
 from carafe_deploy.cli.common import (
     AnnotationsOption,
     BatchSizeOption,
@@ -40,100 +41,79 @@ if TYPE_CHECKING:
     from carafe_deploy.parity import ParityReport
     from carafe_deploy.runners.base import Runner
 
-__all__ = ["COMMAND", "open_pair", "parity"]
-
 #: Images used when none are named: large detectors take seconds for one on a CPU.
 _DEFAULTS = 4
 
-ReferenceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="REFERENCE",
-        help="What is right: a .pth checkpoint, a published model's name, .ts, .onnx, .engine.",
-        show_default=False,
-    ),
-]
-CandidateArgument = Annotated[
-    str,
-    typer.Argument(metavar="CANDIDATE", help="What is checked.", show_default=False),
-]
-ImagesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="MORE",
-        help="More candidates, each of which is a row; or images, the same as --images.",
-        show_default=False,
-    ),
-]
-ImagesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--images",
-        metavar="IMAGES",
-        help="File, folder or glob, repeatable; by default the first annotated images, "
-        "else images of the package in which REFERENCE finds something.",
-        show_default=False,
-    ),
-]
-LevelsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B",
-        help="Some of operators, stages, detections, ap; by default all that there is data for "
-        "and both artefacts can be looked into for.",
-        show_default=False,
-    ),
-]
-StagesOption = Annotated[
-    bool,
-    typer.Option(
-        "--stages",
-        help="Walk through the intermediate tensors alone: a histogram of each one's errors, and "
-        "where the difference first grows.",
-    ),
-]
-BisectOption = Annotated[
-    bool,
-    typer.Option(
-        "--bisect",
-        help="Name the first tensor outside its tolerance, and what lies between it and those "
-        "before, in one line.",
-    ),
-]
-CandidateTf32Option = Annotated[
-    bool,
-    typer.Option(
-        "--tf32",
-        help="Let the candidate's fp32 round to 10 bits of mantissa inside convolutions and matrix "
-        "products (GPU), and hold it to the tolerances of that; the reference stays exact.",
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="FILE.json", help="Write the report.", show_default=False
-    ),
-]
-
 
 def parity(
-    reference: ReferenceArgument,
-    candidate: CandidateArgument,
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="What is right: a .pth checkpoint, a published model's name, .ts, .onnx, .engine.",
+        ),
+    ],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="What is checked.")],
     # So that --images photos/*.jpg works when a shell has expanded it.
-    more_images: ImagesArgument = None,
-    images: ImagesOption = None,
+    more_images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MORE",
+            help="More candidates, each of which is a row; or images, the same as --images.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            metavar="IMAGES",
+            help="File, folder or glob, repeatable; by default the first annotated images, "
+            "else images of the package in which REFERENCE finds something.",
+        ),
+    ] = None,
     annotations: AnnotationsOption = None,
     image_dir: ImageDirOption = None,
-    levels: LevelsOption = None,
-    stages: StagesOption = False,
-    bisect: BisectOption = False,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Some of operators, stages, detections, ap; by default all that there is data for "
+            "and both artefacts can be looked into for.",
+        ),
+    ] = None,
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Walk through the intermediate tensors alone: a histogram of each one's errors, "
+            "and where the difference first grows.",
+        ),
+    ] = False,
+    bisect: Annotated[
+        bool,
+        typer.Option(
+            "--bisect",
+            help="Name the first tensor outside its tolerance, and what lies between it and those "
+            "before, in one line.",
+        ),
+    ] = False,
     limit: LimitOption = None,
     batch_size: BatchSizeOption = 1,
     mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
-    tf32: CandidateTf32Option = False,
-    output: OutputOption = None,
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32",
+            help="Let the candidate's fp32 round to 10 bits of mantissa inside convolutions and "
+            "matrix products (GPU), and hold it to the tolerances of that; the reference stays "
+            "exact.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the report.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Compare two artefacts of one model, level by level.
@@ -225,13 +205,7 @@ def parity(
                 progress=lambda done, total: progress("stages", done, total),
             )
         else:
-            found = run_parity(
-                first,
-                second,
-                images=loaded,
-                progress=progress,
-                **settings,
-            )
+            found = run_parity(first, second, images=loaded, progress=progress, **settings)
     text = found.to_json() + "\n"
     if output is not None:
         atomic_write_text(output, text)
@@ -267,10 +241,11 @@ def open_pair(
         UsageError: an option fits neither artefact.
         CarafeDeployError: see :func:`carafe_deploy.artefacts.open_runner`.
     """
-    from carafe_deploy.artefacts import BACKENDS, SUFFIXES, open_runner
+    from carafe_deploy.artefacts import open_runner
 
     paths = artefact_path(reference), artefact_path(candidate)
-    is_checkpoint = [SUFFIXES.get(path.suffix.lower()) == "pytorch" for path in paths]
+    backends = [BACKENDS.get(backend_of(path) or "") for path in paths]
+    is_checkpoint = [backend is not None and backend.is_model for backend in backends]
     runners: list[Runner | None] = [None, None]
     # An exported file first: it says what a checkpoint is to be run with.
     for index in sorted((0, 1), key=is_checkpoint.__getitem__):
@@ -280,8 +255,8 @@ def open_pair(
             from carafe_deploy.graph.options import ExportOptions
 
             options = ExportOptions.like(other.info)
-        backend = BACKENDS.get(SUFFIXES.get(paths[index].suffix.lower(), ""))
-        on_gpu_only = backend is not None and backend.device != "cpu"
+        backend = backends[index]
+        on_gpu_only = backend is not None and backend.needs_gpu
         with options_as_typed():
             opened = open_runner(
                 paths[index],

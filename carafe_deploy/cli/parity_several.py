@@ -12,13 +12,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from carafe_deploy.backends import backend_of
 from carafe_deploy.cli.common import hint, hint_debug, line, print_json, results_console, shell
 
 if TYPE_CHECKING:
     from carafe_deploy.failures import Failure
     from carafe_deploy.parity import ParityReport
-
-__all__ = ["artefacts_among", "compare_several"]
 
 _MARKS = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "skipped": "[dim]–[/dim]"}
 
@@ -58,9 +57,7 @@ class _Row:
 
 def artefacts_among(words: Sequence[str]) -> list[str]:
     """Those of the words that name artefacts by their suffix; the others are images."""
-    from carafe_deploy.artefacts import SUFFIXES
-
-    return [word for word in words if Path(word).suffix.lower() in SUFFIXES]
+    return [word for word in words if backend_of(word)]
 
 
 def compare_several(

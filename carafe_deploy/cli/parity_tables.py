@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from carafe_deploy.parity.table import Line, Row
     from carafe_deploy.parity.walk import StageWalk, WalkStep
 
-__all__ = ["bars", "show_report", "show_walk"]
-
 _BARS = " ▁▂▃▅▇"
 #: Over a histogram: each character is half a decade.
 _SCALE = " 1e-9    1e-5      1"

@@ -19,17 +19,11 @@ from carafe_deploy.cli.common import (
     results_console,
 )
 
-__all__ = ["COMMAND", "report"]
-
 
 def report(
     files: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RESULT.json...",
-            help="What `bench -o` or `parity -o` wrote.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="RESULT.json...", help="What `bench -o` or `parity -o` wrote."),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")
@@ -40,7 +34,6 @@ def report(
             "--markdown",
             metavar="FILE.md",
             help="Write the tables there; by default they go to stdout.",
-            show_default=False,
         ),
     ] = None,
     json_output: JsonOption = False,

@@ -25,8 +25,6 @@ from carafe_deploy.cli.common import (
 if TYPE_CHECKING:
     from carafe_deploy.selfcheck import SelfCheck
 
-__all__ = ["COMMAND", "selfcheck"]
-
 _MARKS = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "skipped": "[dim]–[/dim]"}
 
 

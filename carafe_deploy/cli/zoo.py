@@ -15,8 +15,6 @@ from carafe_deploy.cli.common import (
     shell,
 )
 
-__all__ = ["COMMAND", "models"]
-
 
 def models(json_output: JsonOption = False) -> None:
     """List the published models that can be named instead of a checkpoint."""

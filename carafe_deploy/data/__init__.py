@@ -6,7 +6,13 @@ from pathlib import Path
 
 from carafe_deploy.errors import DataFileError
 
-__all__ = ["data_path"]
+__all__ = ["CHECKPOINTS", "data_path", "validation_images"]
+
+#: The two trained detectors, in the folder ``shapes``.
+CHECKPOINTS = (
+    "shapes_faster_rcnn_carafe-2a9d7f44.pth",
+    "shapes_mask_rcnn_carafe-fbec7e06.pth",
+)
 
 _ROOT = Path(__file__).resolve().parent
 
@@ -25,3 +31,8 @@ def data_path(*parts: str) -> Path:
             f"the package's data has no {'/'.join(parts)!r} ({path}): reinstall carafe-deploy"
         )
     return path
+
+
+def validation_images() -> list[Path]:
+    """The images that ``shapes/val.json`` annotates, in its order."""
+    return sorted(data_path("shapes", "val").iterdir())

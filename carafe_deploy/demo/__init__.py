@@ -9,11 +9,9 @@ from pathlib import Path
 import cv2
 
 from carafe_deploy import __version__
-from carafe_deploy.data import data_path
-from carafe_deploy.demo.job import Job, Progress, Step, validation_images
+from carafe_deploy.data import CHECKPOINTS, data_path, validation_images
+from carafe_deploy.demo.job import Job, Progress, Step
 from carafe_deploy.demo.results import (
-    BACKENDS,
-    CHECKPOINTS,
     MAGNIFICATION,
     PARITY_IMAGES,
     PICTURES,
@@ -23,14 +21,12 @@ from carafe_deploy.demo.results import (
     EngineResult,
     Numbers,
 )
-from carafe_deploy.environment import installed_version
 from carafe_deploy.images import load_image, save_image
 from carafe_deploy.pictures import contact_sheet, enlarge_image
+from carafe_deploy.requirements import installed_version
 from carafe_deploy.runners._torch import torch_threads
 
 __all__ = [
-    "BACKENDS",
-    "CHECKPOINTS",
     "MAGNIFICATION",
     "PARITY_IMAGES",
     "PICTURES",

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.backends import title_of
 from carafe_deploy.bench.record import BenchResult
 from carafe_deploy.bench.run import BenchOptions, run_bench
 from carafe_deploy.coco import from_results, load_annotations
-from carafe_deploy.data import data_path
+from carafe_deploy.data import data_path, validation_images
 from carafe_deploy.demo.results import (
-    BACKENDS,
     MAGNIFICATION,
     PARITY_IMAGES,
     BackendResult,
@@ -34,8 +34,6 @@ from carafe_deploy.runners.base import Runner
 from carafe_deploy.tolerances import tolerance
 from carafe_deploy.types import ARCHITECTURES, Detections
 
-__all__ = ["Job", "Progress", "Step", "validation_images"]
-
 #: Detections with at least this score are drawn.
 DRAWN_SCORE = 0.5
 #: Images a run when artefacts are compared, so that sizes are mixed.
@@ -51,12 +49,6 @@ _NUMBERS = {"mAP": "AP", "mAP50": "AP50", "mAP75": "AP75"}
 
 Step = Callable[[str], None]
 Progress = Callable[[int, int], None]
-
-
-def validation_images() -> list[Path]:
-    """Files of the annotated images, in the order of the annotations."""
-    annotations = load_annotations(data_path("shapes", "val.json"))
-    return [data_path("shapes", "val", entry["file_name"]) for entry in annotations["images"]]
 
 
 class Job:
@@ -97,24 +89,24 @@ class Job:
         runners: dict[str, Runner] = {}
         try:
             for backend, path in self._files.items():
-                with self._attempt(f"open {BACKENDS[backend]}", told=False):
+                with self._attempt(f"open {title_of(backend)}", told=False):
                     runners[backend] = open_runner(path)
             engine = self._build_engine(runners)
             scored: dict[str, BackendResult] = {}
             found: dict[str, list[Detections]] = {}
             for backend, runner in runners.items():
-                with self._attempt(f"AP of {BACKENDS[backend]}"):
+                with self._attempt(f"AP of {title_of(backend)}"):
                     scored[backend], found[backend] = self._score(runner, limit)
             for backend, runner in runners.items():
                 if backend != "pytorch" and "pytorch" in runners:
-                    with self._attempt(f"parity of {BACKENDS[backend]}"):
+                    with self._attempt(f"parity of {title_of(backend)}"):
                         report = self._compare(runners["pytorch"], runner)
                         self._note_failed_levels(backend, report)
                         if backend in scored:
                             scored[backend] = dataclasses.replace(scored[backend], parity=report)
         finally:
             for backend, runner in runners.items():
-                with self._attempt(f"close {BACKENDS[backend]}", told=False):
+                with self._attempt(f"close {title_of(backend)}", told=False):
                     runner.close()
         bench = None
         with self._attempt("measure", told=False):
@@ -145,7 +137,7 @@ class Job:
 
     def _note_failed_levels(self, backend: str, report: ParityReport) -> None:
         for level, failure in report.failed.items():
-            self._failed[f"parity of {BACKENDS[backend]}, {level}"] = failure
+            self._failed[f"parity of {title_of(backend)}, {level}"] = failure
 
     def _export(self) -> None:
         """The TorchScript file and the ONNX file."""

@@ -13,35 +13,14 @@ from carafe_deploy.bench.record import BenchResult
 from carafe_deploy.brief import OneLine
 from carafe_deploy.failures import Failure
 from carafe_deploy.parity import ParityReport
-from carafe_deploy.runners.base import TITLES
 from carafe_deploy.tolerances import tolerance
 
-__all__ = [
-    "BACKENDS",
-    "CHECKPOINTS",
-    "MAGNIFICATION",
-    "PARITY_IMAGES",
-    "PICTURES",
-    "BackendResult",
-    "DemoResult",
-    "DetectorResult",
-    "EngineResult",
-    "Numbers",
-]
-
-#: Of `data/shapes`.
-CHECKPOINTS = (
-    "shapes_faster_rcnn_carafe-2a9d7f44.pth",
-    "shapes_mask_rcnn_carafe-fbec7e06.pth",
-)
 #: The first so many images are drawn.
 PICTURES = 5
 #: They have 0.02 megapixels, too few for names and scores.
 MAGNIFICATION = 3
 #: Images that stages and detections are compared on.
 PARITY_IMAGES = 8
-#: Names of runners for people.
-BACKENDS = TITLES
 #: AP, AP50 and AP75 by "bbox" and "segm".
 Numbers = Mapping[str, Mapping[str, float]]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 
+from carafe_deploy.backends import BACKENDS, packages
 from carafe_deploy.doctor import plugins, tools
 from carafe_deploy.doctor.findings import (
     Diagnosis,
@@ -16,10 +18,10 @@ from carafe_deploy.doctor.findings import (
     wrong,
 )
 from carafe_deploy.doctor.gpu import Cuda, check_driver, check_gpus, read_cuda, read_driver
-from carafe_deploy.doctor.packages import PACKAGES, check_package, check_python
+from carafe_deploy.doctor.packages import check_package, check_python, installed
 from carafe_deploy.doctor.probes import Answer, ask
 from carafe_deploy.engine.flavours import FLAVOURS, PLUGIN_LIBRARY
-from carafe_deploy.environment import installed_version, is_installed
+from carafe_deploy.requirements import installed_version, is_installed
 
 __all__ = ["diagnose"]
 
@@ -40,13 +42,14 @@ class _Machine:
         names = ("carafe_kernels", PLUGIN_LIBRARY, "carafe_tensorrt_register", "carafe_torch")
         found = map(plugins.look_for, names)
         self.kernels, self.plugins, self.register, self.libtorch = found
+        self.packages = packages()
         self.flavours = [flavour for flavour in FLAVOURS if flavour.is_installed]
         self.answers = ask(self._questions())
         self.answers.update(self._ask_flavours_alone())
         self.driver = read_driver(self.answers["driver"])
         self.findings = {
             module: check_package(package, self._answer(module), self._note(module))
-            for module, package in PACKAGES.items()
+            for module, package in self.packages.items()
         }
 
     def _questions(self) -> dict[str, tuple[str, ...]]:
@@ -108,18 +111,25 @@ class _Machine:
         always = [check_python(), found["numpy"]]
         images = [found["cv2"], found["pycocotools"]]
         variable = [checked] if (checked := plugins.check_variable()) else []
-        return Diagnosis(
-            (
-                make_purpose("every command", [*always, *map(optional, variable)]),
-                make_purpose("read images and masks", images, always),
-                self._detect([*always, *images]),
-                self._export([*always, *variable]),
-                self._build(always),
-                self._run([*always, *images]),
-                self._bench(always),
-                self._compile(),
-            )
+        purposes = (
+            make_purpose("every command", [*always, *map(optional, variable)]),
+            make_purpose("read images and masks", images, always),
+            self._detect([*always, *images]),
+            self._export([*always, *variable]),
+            self._build(always),
+            self._run([*always, *images]),
+            self._bench(always),
+            self._compile(),
         )
+        return Diagnosis((*purposes, *self._others(purposes, [*always, *images])))
+
+    def _others(self, told: Sequence[Purpose], also: list[Finding]) -> Iterator[Purpose]:
+        """Backends with packages that no purpose so far has told of."""
+        names = {finding.name for purpose in told for finding in purpose.findings}
+        for backend in BACKENDS.values():
+            findings = [self.findings[package.module] for package in backend.packages]
+            if any(finding.name not in names for finding in findings):
+                yield make_purpose(f"detect with {backend.title}", findings, also)
 
     def _detect(self, also: list[Finding]) -> Purpose:
         findings = [self.findings["onnxruntime"]]
@@ -129,7 +139,7 @@ class _Machine:
 
     def _onnxruntime_on_gpu(self) -> Finding:
         name, answer = "ONNX Runtime on the GPU", self.answers["onnxruntime"]
-        names = PACKAGES["onnxruntime"].installed
+        names = installed(self.packages["onnxruntime"])
         replace = f"pip uninstall -y {' '.join(names)} && pip install 'carafe-deploy[ort-gpu]'"
         if "CUDAExecutionProvider" not in answer.get("providers", ()):
             fact = "this ONNX Runtime has no CUDA provider"
@@ -219,14 +229,14 @@ class _Machine:
         ]
         if foreign:
             fact = f"TensorRT-RTX is for {_RTX_TEXT}, not for {foreign[0]}"
-            return missing(name, fact, PACKAGES["tensorrt"].install)
+            return missing(name, fact, self.packages["tensorrt"].install)
         if self._works("tensorrt_rtx"):
             return ok(name, "TensorRT-RTX")
-        return missing(name, "neither works", PACKAGES["tensorrt_rtx"].install)
+        return missing(name, "neither works", self.packages["tensorrt_rtx"].install)
 
     def _memory(self) -> Finding:
         """How an engine's buffers would be allocated."""
-        name, install = "GPU memory", PACKAGES["cuda.bindings"].install
+        name, install = "GPU memory", self.packages["cuda.bindings"].install
         modules = {"torch": "torch", "pycuda": "pycuda", "cuda-python": "cuda.bindings"}
         usable = [title for title, module in modules.items() if self._works(module)]
         if not usable:

@@ -15,6 +15,7 @@ from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.doctor.gpu import Cuda, Driver, Gpu
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, PACKAGE_FOLDER, check_whole, find_library
+from carafe_deploy.operators import BY_ONNX_NAME
 
 __all__ = [
     "CREATORS",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 #: Plugins that an exported detector can ask for.
-CREATORS = ("Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms")
+CREATORS = tuple(BY_ONNX_NAME)
 
 #: Of ops/_kernels.py, which cannot be imported without torch.
 _KERNELS_VARIABLE = "CARAFE_DEPLOY_KERNELS"

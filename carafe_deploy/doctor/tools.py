@@ -11,7 +11,7 @@ from pathlib import Path
 
 from carafe_deploy.doctor.findings import Finding, missing, ok
 from carafe_deploy.doctor.packages import numbers
-from carafe_deploy.environment import installed_version
+from carafe_deploy.requirements import installed_version
 
 __all__ = ["check_cmake", "check_compiler", "check_nvcc"]
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carafe_deploy.backends import mistaken
 from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, find_flavour
 from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
-from carafe_deploy.suffixes import mistaken
 
 __all__ = ["CheckedEngine", "check_capability", "check_engine", "deserialise", "read_engine"]
 

@@ -12,10 +12,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
+from carafe_deploy.backends import backend_of, mistaken
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import sha256_of
-from carafe_deploy.suffixes import SUFFIXES, mistaken
 from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo
 
 __all__ = ["CustomNode", "SourceModel", "read_model", "read_onnx"]
@@ -86,7 +86,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 
 def _remedy(path: Path) -> str:
-    backend = SUFFIXES[path.suffix.lower()]
+    backend = backend_of(path)
     if backend == "pytorch":
         return f"`carafe-deploy export {path}` first makes an ONNX file of it"
     if backend == "tensorrt":

@@ -15,7 +15,8 @@ import onnx
 from onnx import helper
 
 from carafe_deploy.errors import ExportError
-from carafe_deploy.ops import _bodies
+from carafe_deploy.operators import BY_ONNX_NAME
+from carafe_deploy.operators.specification import Shape
 from carafe_deploy.types import DOMAIN, DOMAIN_VERSION, OperatorCall
 
 __all__ = ["attach_function_bodies"]
@@ -26,19 +27,18 @@ def attach_function_bodies(model: onnx.ModelProto, calls: Sequence[OperatorCall]
 
     Args:
         model: whose nodes of domain ``carafe`` have no bodies yet.
-        calls: the same operators in the same order, where known; tells the number of channels,
-            which decides CARAFE's decomposition, when the exporter left no shapes.
+        calls: the same operators in the same order, where known; tells the inputs' shapes, which
+            may decide how a body computes, when the exporter left none.
 
     Raises:
         ExportError: the model holds a node of the domain that is no known operator.
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-    known: list[int | None] = [call.shapes[0][1] for call in calls]
-    channels = known or _channels(model, nodes)
+    shapes = [call.shapes for call in calls] or _shapes(model, nodes)
     bodies: dict[tuple[str, str], onnx.FunctionProto] = {}
-    for node, count in zip(nodes, channels, strict=True):
-        body = _body(node, count, opset)
+    for node, known in zip(nodes, shapes, strict=True):
+        body = _body(node, known, opset)
         node.overload = body.overload
         bodies.setdefault((body.name, body.overload), body)
     model.functions.extend(bodies.values())
@@ -46,46 +46,26 @@ def attach_function_bodies(model: onnx.ModelProto, calls: Sequence[OperatorCall]
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 
 
-def _channels(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[int | None]:
-    """Size of axis 1 of each node's first input; None where symbolic or unknown."""
+def _shapes(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]
+) -> list[Sequence[Shape | None]]:
+    """Of each node's inputs: None where there is none, or a size is symbolic or unknown."""
     graph = model.graph
-    found: dict[str, int] = {}
+    found: dict[str, Shape] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        dimensions = value.type.tensor_type.shape.dim
-        if len(dimensions) > 1 and dimensions[1].HasField("dim_value"):
-            found[value.name] = dimensions[1].dim_value
-    return [found.get(node.input[0]) for node in nodes]
+        found[value.name] = [
+            dimension.dim_value if dimension.HasField("dim_value") else None
+            for dimension in value.type.tensor_type.shape.dim
+        ]
+    return [[found.get(name) for name in node.input] for node in nodes]
 
 
-def _body(node: onnx.NodeProto, channels: int | None, opset: int) -> onnx.FunctionProto:
+def _body(node: onnx.NodeProto, shapes: Sequence[Shape | None], opset: int) -> onnx.FunctionProto:
+    if node.op_type not in BY_ONNX_NAME:
+        raise ExportError(
+            f"node {node.name!r} is {node.domain}.{node.op_type}, which is no operator here"
+        )
     attributes: dict[str, Any] = {
         attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
     }
-    if node.op_type in ("Carafe", "CarafeEncoded"):
-        variant = _bodies.choose_carafe_variant(channels)
-        k, groups, s = (attributes[n] for n in ("kernel_size", "group_size", "scale_factor"))
-        return _bodies.carafe_body(
-            kernel_size=k,
-            group_size=groups,
-            scale_factor=s,
-            encoded=node.op_type == "CarafeEncoded",
-            opset=opset,
-            overload=f"k{k}_g{groups}_s{s}_{variant}",
-            variant=variant,
-        )
-    if node.op_type == "MultilevelRoiAlign":
-        ratio, strides = attributes["sampling_ratio"], tuple(attributes["strides"])
-        finest = attributes["finest_scale"]
-        return _bodies.multilevel_roi_align_body(
-            num_levels=len(strides),
-            sampling_ratio=ratio,
-            strides=strides,
-            finest_scale=finest,
-            opset=opset,
-            overload=f"r{ratio}_f{finest}_l{'_'.join(map(str, strides))}",
-        )
-    if node.op_type == "BatchedNms":
-        return _bodies.batched_nms_body(opset=opset)
-    raise ExportError(
-        f"node {node.name!r} is {node.domain}.{node.op_type}, which is no operator here"
-    )
+    return BY_ONNX_NAME[node.op_type].implementation.body(attributes, shapes, opset)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carafe_deploy.backends import mistaken
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import CheckpointError, ConfigError
 from carafe_deploy.files import sha256_of
@@ -21,7 +22,6 @@ from carafe_deploy.models.config_text import parse_config, read_config
 from carafe_deploy.models.detector import Detector, build_detector
 from carafe_deploy.models.mmdet_config import detector_config
 from carafe_deploy.models.unpickle import load_weights_only
-from carafe_deploy.suffixes import mistaken
 
 __all__ = ["Checkpoint", "check_state_dict", "load_checkpoint", "load_detector"]
 

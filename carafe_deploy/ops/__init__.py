@@ -1,17 +1,15 @@
-"""The three non-standard operators of CARAFE detectors; importing this registers them with torch.
+"""The operators computed by torch; importing this registers them in its namespace ``carafe``.
 
-Each has its own file: reference, torch operator, ONNX symbolic for both exporters. The matching
-ONNX function bodies are in `_bodies`.
+Each has its own file with reference and torch operator, and beside it the ONNX function body. What
+an operator is called and takes stands in :mod:`carafe_deploy.operators`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from carafe_deploy.ops import carafe as _carafe
-from carafe_deploy.ops import nms as _nms
-from carafe_deploy.ops import roi_align as _roi_align
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.ops._exporters import dynamo_translations, torchscript_symbolics
 from carafe_deploy.ops._kernels import plain_operators
+from carafe_deploy.ops._registry import register
 from carafe_deploy.ops.carafe import carafe, carafe_encoded
 from carafe_deploy.ops.modules import CARAFE, CARAFEPack
 from carafe_deploy.ops.nms import batched_nms
@@ -31,14 +29,5 @@ __all__ = [
     "torchscript_symbolics",
 ]
 
-_FILES = (_carafe, _roi_align, _nms)
-
-
-def dynamo_translations() -> dict[Any, Any]:
-    """All entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
-    return {key: value for file in _FILES for key, value in file.dynamo_translations().items()}
-
-
-def torchscript_symbolics() -> dict[str, Any]:
-    """All symbolic functions for the TorchScript exporter, by qualified torch name."""
-    return {key: value for file in _FILES for key, value in file.torchscript_symbolics().items()}
+for _operator in OPERATORS.values():
+    register(_operator)

@@ -10,7 +10,7 @@ Reassembly is a product of every pixel's own k*k weights with its window of the 
 - ``taps``: all windows side by side, multiplied and summed. For a few channels the weights are
   larger than the map, and rearranging them for a matrix product costs more than it gains.
 
-Figures for these and for what they replaced: benchmarks/function_bodies.py.
+Figures for these and for what they replaced: benchmarks/results/function_bodies.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from carafe_deploy.ops._body_writer import FLOAT, BodyWriter
+from carafe_deploy.operators.carafe import CARAFE, CARAFE_ENCODED
+from carafe_deploy.ops.body_writer import FLOAT, BodyWriter
 
 __all__ = [
     "VARIANTS",
@@ -92,14 +93,8 @@ def carafe_body(
     sizes = body.Mul(height, scale_factor), body.Mul(width, scale_factor)
     result = body.reshape(result, batch, channels, *sizes)
     body.CastLike(result, "features", out="out")
-    return body.function(
-        "CarafeEncoded" if encoded else "Carafe",
-        ["features", weights],
-        ["out"],
-        ["kernel_size", "group_size", "scale_factor"],
-        opset=opset,
-        overload=overload,
-    )
+    operator = CARAFE_ENCODED if encoded else CARAFE
+    return body.function(operator, opset=opset, overload=overload)
 
 
 @dataclass(frozen=True)

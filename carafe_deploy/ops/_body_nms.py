@@ -6,7 +6,8 @@ import math
 
 import onnx
 
-from carafe_deploy.ops._body_writer import INT32, BodyWriter
+from carafe_deploy.operators.nms import BATCHED_NMS
+from carafe_deploy.ops.body_writer import INT32, BodyWriter
 
 __all__ = ["batched_nms_body"]
 
@@ -56,11 +57,4 @@ def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
     valid = body.Greater(best, -math.inf)
     body.ReduceSum(body.Cast(valid, to=INT32), 1, out="num_dets")
     body.Where(valid, index, -1, out="indices")
-    return body.function(
-        "BatchedNms",
-        ["boxes", "scores"],
-        ["num_dets", "indices"],
-        ["iou_threshold", "score_threshold", "max_output"],
-        opset=opset,
-        overload=overload,
-    )
+    return body.function(BATCHED_NMS, opset=opset, overload=overload)

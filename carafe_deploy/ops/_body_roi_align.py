@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from carafe_deploy.ops._body_writer import FLOAT, INT64, BodyWriter, Given
+from carafe_deploy.operators.roi_align import MULTILEVEL_ROI_ALIGN
+from carafe_deploy.ops.body_writer import FLOAT, INT64, BodyWriter, Given
 
 __all__ = ["multilevel_roi_align_body"]
 
@@ -86,12 +87,7 @@ def multilevel_roi_align_body(
     result = body.reshape(result, batch, count, channels, side, side)
     body.CastLike(result, features[0], out="out")
     return body.function(
-        "MultilevelRoiAlign",
-        ["rois", *features],
-        ["out"],
-        ["output_size", "sampling_ratio", "strides", "finest_scale"],
-        opset=opset,
-        overload=overload,
+        MULTILEVEL_ROI_ALIGN, opset=opset, overload=overload, tensors=1 + num_levels
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import check_whole
@@ -30,7 +30,9 @@ __all__ = [
     "Layout",
     "MaskSource",
     "NmsParams",
+    "Params",
     "RoiAlignParams",
+    "Where",
 ]
 
 #: Of the C interface that this file speaks.
@@ -70,7 +72,15 @@ class Device(enum.IntEnum):
     CUDA = 1
 
 
-class _Params(ctypes.Structure):
+class Where(TypedDict, total=False):
+    """Where a call computes, see :class:`KernelLibrary`."""
+
+    device: Device
+    stream: int
+    threads: int
+
+
+class Params(ctypes.Structure):
     """Takes fields by name; ctypes alone would cut off what does not fit into 32 bits."""
 
     def __init__(self, **fields: Any) -> None:
@@ -81,7 +91,7 @@ class _Params(ctypes.Structure):
         super().__init__(**fields)
 
 
-class CarafeParams(_Params):
+class CarafeParams(Params):
     """``carafe::CarafeParams``."""
 
     _fields_ = (
@@ -101,7 +111,7 @@ class CarafeParams(_Params):
     )
 
 
-class RoiAlignParams(_Params):
+class RoiAlignParams(Params):
     """``carafe::RoiAlignParams``; heights, widths and strides are tuples, one entry a level."""
 
     _fields_ = (
@@ -122,7 +132,7 @@ class RoiAlignParams(_Params):
     )
 
 
-class NmsParams(_Params):
+class NmsParams(Params):
     """``carafe::NmsParams``."""
 
     _fields_ = (
@@ -187,24 +197,37 @@ class KernelLibrary:
                 f"version {ABI_VERSION}: build it again with `make plugins`, or install package "
                 "and library from the same wheel"
             )
-        self._declare()
+        for name in ("carafe_build_info", "carafe_last_error"):
+            getattr(self._library, name).restype = ctypes.c_char_p
         self.info = BuildInfo(**json.loads(self._library.carafe_build_info()))
-
-    def _declare(self) -> None:
-        library = self._library
-        library.carafe_build_info.restype = ctypes.c_char_p
-        library.carafe_last_error.restype = ctypes.c_char_p
-        params, device, address, stream, threads = c_void_p, c_int32, c_void_p, c_void_p, c_int32
-        library.carafe_forward.argtypes = [params, device, *[address] * 3, stream, threads]
-        library.carafe_multilevel_roi_align.argtypes = library.carafe_forward.argtypes
-        library.carafe_batched_nms.argtypes = [params, device, *[address] * 5, stream, threads]
-        library.carafe_batched_nms_workspace.argtypes = [params]
-        library.carafe_batched_nms_workspace.restype = c_int64
 
     @property
     def has_cuda(self) -> bool:
         """Whether the library holds CUDA kernels."""
         return bool(self.info.cuda)
+
+    def call(
+        self,
+        function: str,
+        params: Params,
+        *addresses: int,
+        device: Device = Device.CPU,
+        stream: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """Any function that takes its parameters, the device, addresses, stream and threads.
+
+        Raises:
+            ValueError: no call can have these parameters; the message names what is wrong.
+            BackendUnavailableError: ``device`` is CUDA, which this library was built without.
+            RuntimeError: CUDA refused the call.
+        """
+        pointers = map(c_void_p, addresses)
+        self._run(
+            getattr(self._library, function)(
+                ctypes.byref(params), c_int32(device), *pointers, c_void_p(stream), c_int32(threads)
+            )
+        )
 
     def carafe(
         self,
@@ -212,23 +235,10 @@ class KernelLibrary:
         features: int,
         masks: int,
         out: int,
-        *,
-        device: Device = Device.CPU,
-        stream: int = 0,
-        threads: int = 0,
+        **where: Unpack[Where],
     ) -> None:
-        """Carafe or CarafeEncoded, as ``params.source`` says.
-
-        Raises:
-            ValueError: no call can have these parameters; the message names what is wrong.
-            BackendUnavailableError: ``device`` is CUDA, which this library was built without.
-            RuntimeError: CUDA refused the call.
-        """
-        self._run(
-            self._library.carafe_forward(
-                ctypes.byref(params), device, features, masks, out, stream, threads
-            )
-        )
+        """Carafe or CarafeEncoded, as ``params.source`` says. Raises as :meth:`call`."""
+        self.call("carafe_forward", params, features, masks, out, **where)
 
     def multilevel_roi_align(
         self,
@@ -236,24 +246,19 @@ class KernelLibrary:
         rois: int,
         features: Sequence[int],
         out: int,
-        *,
-        device: Device = Device.CPU,
-        stream: int = 0,
-        threads: int = 0,
+        **where: Unpack[Where],
     ) -> None:
-        """MultilevelRoiAlign; one address in ``features`` a level. Raises as :meth:`carafe`."""
+        """MultilevelRoiAlign; one address in ``features`` a level. Raises as :meth:`call`."""
         if len(features) != params.levels:
             raise ValueError(f"{len(features)} feature maps for {params.levels} levels")
         maps = (c_void_p * len(features))(*features)
-        self._run(
-            self._library.carafe_multilevel_roi_align(
-                ctypes.byref(params), device, rois, ctypes.addressof(maps), out, stream, threads
-            )
-        )
+        self.call("carafe_multilevel_roi_align", params, rois, ctypes.addressof(maps), out, **where)
 
     def batched_nms_workspace(self, params: NmsParams) -> int:
         """Bytes of device memory that :meth:`batched_nms` needs on CUDA. Raises ValueError."""
-        size: int = self._library.carafe_batched_nms_workspace(ctypes.byref(params))
+        function = self._library.carafe_batched_nms_workspace
+        function.restype = c_int64
+        size: int = function(ctypes.byref(params))
         if size < 0:
             raise ValueError(self._last_error())
         return size
@@ -267,17 +272,11 @@ class KernelLibrary:
         indices: int,
         *,
         workspace: int = 0,
-        device: Device = Device.CPU,
-        stream: int = 0,
-        threads: int = 0,
+        **where: Unpack[Where],
     ) -> None:
-        """BatchedNms; ``workspace`` is needed on CUDA only. Raises as :meth:`carafe`."""
+        """BatchedNms; ``workspace`` is needed on CUDA only. Raises as :meth:`call`."""
         addresses = boxes, scores, num_dets, indices, workspace
-        self._run(
-            self._library.carafe_batched_nms(
-                ctypes.byref(params), device, *addresses, stream, threads
-            )
-        )
+        self.call("carafe_batched_nms", params, *addresses, **where)
 
     def _run(self, status: int) -> None:
         """Turn a status of c_api.h into an exception."""

@@ -8,14 +8,20 @@ softmax need no pass over memory of their own. Both differentiate once.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
+from carafe_deploy.ops._library import CarafeParams, KernelLibrary, MaskSource
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
 
 __all__ = ["carafe", "carafe_encoded", "carafe_encoded_reference", "carafe_reference"]
 
@@ -190,35 +196,62 @@ def _check(
 # --- torch operators -----------------------------------------------------------------------------
 
 
-def _carafe(
-    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
+def _forward(
+    features: Tensor, weights: Tensor, k: int, groups: int, s: int, *, encoded: bool
 ) -> Tensor:
-    _check(features, masks, kernel_size, group_size, scale_factor, encoded=False)
+    _check(features, weights, k, groups, s, encoded=encoded)
     library = _kernels.library_for(features, float64_on_cpu=True)
     if library is not None:
-        return _kernels.carafe(
-            library, features, masks, kernel_size, group_size, scale_factor, encoded=False
-        )
-    return _in_layout_of(
-        features, _reassemble(features, _taps(masks, kernel_size, group_size, scale_factor))
-    )
-
-
-def _carafe_encoded(
-    features: Tensor, encoded: Tensor, kernel_size: int, group_size: int, scale_factor: int
-) -> Tensor:
-    _check(features, encoded, kernel_size, group_size, scale_factor, encoded=True)
-    library = _kernels.library_for(features, float64_on_cpu=True)
-    if library is not None:
-        return _kernels.carafe(
-            library, features, encoded, kernel_size, group_size, scale_factor, encoded=True
-        )
-    taps = _encoded_taps(encoded, kernel_size, group_size, scale_factor)
-    return _in_layout_of(features, _reassemble(features, taps))
-
-
-def _in_layout_of(features: Tensor, out: Tensor) -> Tensor:
+        return _by_kernels(library, features, weights, k, groups, s, encoded=encoded)
+    taps = (_encoded_taps if encoded else _taps)(weights, k, groups, s)
+    out = _reassemble(features, taps)
     return out.contiguous(memory_format=_kernels.memory_format_of(features))
+
+
+def _by_kernels(
+    library: KernelLibrary,
+    features: Tensor,
+    weights: Tensor,
+    kernel_size: int,
+    groups: int,
+    scale: int,
+    *,
+    encoded: bool,
+) -> Tensor:
+    """Carafe, or CarafeEncoded; channels-last features are read and written as they are.
+
+    A single channel lies in memory alike in either layout, so there the weights have the say and
+    are not copied.
+    """
+    batch, channels, height, width = features.shape
+    out = _kernels.empty_in_layout_of(features, batch, channels, height * scale, width * scale)
+    memory_format = _kernels.memory_format_of(weights if channels == 1 else features)
+    features = features.contiguous(memory_format=memory_format)
+    weights = weights.contiguous(memory_format=memory_format)
+    params = CarafeParams(
+        dtype=_kernels.KERNEL_DTYPES[features.dtype],
+        layout=_kernels.layout_of(memory_format),
+        source=MaskSource.ENCODED if encoded else MaskSource.NORMALIZED,
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        kernel_size=kernel_size,
+        groups=groups,
+        scale=scale,
+        feature_pitch=channels,
+        mask_pitch=weights.shape[1],
+        out_pitch=channels,
+    )
+    with _kernels.launching_on(features) as where:
+        library.carafe(
+            params,
+            features.data_ptr(),
+            weights.data_ptr(),
+            out.data_ptr(),
+            **where,
+        )
+    return out
 
 
 def _carafe_backward(
@@ -249,115 +282,51 @@ def _carafe_encoded_backward(
     return grad_features, grad_encoded.to(encoded.dtype)
 
 
-_carafe_op = define("carafe", _carafe)
-_carafe_encoded_op = define("carafe_encoded", _carafe_encoded)
-_carafe_backward_op = define("carafe_backward", _carafe_backward)
-_carafe_encoded_backward_op = define("carafe_encoded_backward", _carafe_encoded_backward)
-
-
-def _fake(features: Tensor, k: int, weights: Tensor, groups: int, s: int, encoded: bool) -> Tensor:
+def _fake(
+    features: Tensor, weights: Tensor, k: int, groups: int, s: int, *, encoded: bool
+) -> Tensor:
     _check(features, weights, k, groups, s, encoded=encoded)
     n, c, h, w = features.shape
     return _kernels.empty_in_layout_of(features, n, c, h * s, w * s)
 
 
-@_carafe_op.register_fake
-def _(features: Tensor, masks: Tensor, k: int, groups: int, s: int) -> Tensor:
-    return _fake(features, k, masks, groups, s, encoded=False)
-
-
-@_carafe_encoded_op.register_fake
-def _(features: Tensor, encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
-    return _fake(features, k, encoded, groups, s, encoded=True)
-
-
-def _fake_backward(
-    grad: Tensor, features: Tensor, weights: Tensor, k: int, groups: int, s: int
-) -> tuple[Tensor, Tensor]:
-    return features.new_empty(features.shape), weights.new_empty(weights.shape)
-
-
-_carafe_backward_op.register_fake(_fake_backward)
-_carafe_encoded_backward_op.register_fake(_fake_backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, weights, *ctx.geometry = inputs
-    ctx.save_for_backward(features, weights)
-
-
-def _differentiate(operator: Any, backward: Any) -> None:
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = backward(grad, *ctx.saved_tensors, *ctx.geometry)
-        return (*grads, None, None, None)
-
-    operator.register_autograd(gradients, setup_context=_setup_context)
-
-
-_differentiate(_carafe_op, _carafe_backward_op)
-_differentiate(_carafe_encoded_op, _carafe_encoded_backward_op)
-
-
 # --- ONNX ----------------------------------------------------------------------------------------
 
-_ATTRIBUTES = ("kernel_size", "group_size", "scale_factor")
 
+def _body(
+    attributes: Attributes, shapes: Sequence[Shape | None], opset: int, *, encoded: bool
+) -> FunctionProto:
+    """The number of channels decides the decomposition, where it is known."""
+    from carafe_deploy.ops._body_carafe import carafe_body, choose_carafe_variant
 
-def _dynamo(onnx_name: str, weights_name: str) -> Any:
-    operator = onnx_operator(
-        onnx_name,
-        inputs=(("features", "T"), (weights_name, "T")),
-        outputs=(("out", "T"),),
-        attributes=tuple((name, "INT") for name in _ATTRIBUTES),
+    k, groups, s = (attributes[name] for name in ("kernel_size", "group_size", "scale_factor"))
+    variant = choose_carafe_variant(shapes[0][1] if shapes[0] else None)
+    return carafe_body(
+        kernel_size=k,
+        group_size=groups,
+        scale_factor=s,
+        encoded=encoded,
+        opset=opset,
+        overload=f"k{k}_g{groups}_s{s}_{variant}",
+        variant=variant,
     )
 
-    def translate(features: Any, weights: Any, k: int, groups: int, s: int) -> Any:
-        return operator(
-            features,
-            weights,
-            kernel_size=k,
-            group_size=groups,
-            scale_factor=s,
-            **PLUGIN_ATTRIBUTES,
-        )
 
-    return translate
-
-
-def dynamo_translations() -> dict[Any, Any]:
-    """Entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
-    return {
-        torch.ops.carafe.carafe.default: _dynamo("Carafe", "masks"),
-        torch.ops.carafe.carafe_encoded.default: _dynamo("CarafeEncoded", "encoded"),
-    }
-
-
-def torchscript_symbolics() -> dict[str, Any]:
-    """Symbolic functions for the TorchScript exporter, by qualified torch name."""
-    from torch.onnx import symbolic_helper
-
-    def symbolic(onnx_name: str) -> Any:
-        @symbolic_helper.parse_args("v", "v", "i", "i", "i")
-        def build(g: Any, features: Any, weights: Any, k: int, groups: int, s: int) -> Any:
-            plugin = {f"{name}_s": value for name, value in PLUGIN_ATTRIBUTES.items()}
-            out = g.op(
-                f"carafe::{onnx_name}",
-                features,
-                weights,
-                kernel_size_i=k,
-                group_size_i=groups,
-                scale_factor_i=s,
-                **plugin,
-            )
-            sizes = symbolic_helper._get_tensor_sizes(features)
-            if sizes is not None:
-                scaled = [size and size * s for size in sizes[2:]]
-                out.setType(features.type().with_sizes([*sizes[:2], *scaled]))
-            return out
-
-        return build
-
-    return {
-        "carafe::carafe": symbolic("Carafe"),
-        "carafe::carafe_encoded": symbolic("CarafeEncoded"),
-    }
+IMPLEMENTATIONS = {
+    "carafe": Implementation(
+        forward=partial(_forward, encoded=False),
+        fake=partial(_fake, encoded=False),
+        reference=carafe_reference,
+        body=partial(_body, encoded=False),
+        gradients=_carafe_backward,
+        has_kernels=True,
+    ),
+    "carafe_encoded": Implementation(
+        forward=partial(_forward, encoded=True),
+        fake=partial(_fake, encoded=True),
+        reference=carafe_encoded_reference,
+        body=partial(_body, encoded=True),
+        gradients=_carafe_encoded_backward,
+        has_kernels=True,
+    ),
+}

@@ -8,14 +8,20 @@ IoUs are those of the boxes as given.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
+from carafe_deploy.ops._library import KernelLibrary, NmsParams
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
 
 __all__ = ["batched_nms", "batched_nms_reference"]
 
@@ -148,9 +154,7 @@ def _batched_nms(
     _check(boxes, scores, iou_threshold, score_threshold, max_output)
     library = _kernels.library_for(boxes)
     if library is not None:
-        return _kernels.batched_nms(
-            library, boxes, scores, iou_threshold, score_threshold, max_output
-        )
+        return _by_kernels(library, boxes, scores, iou_threshold, score_threshold, max_output)
 
     def keep_label(label_boxes: Tensor, label_scores: Tensor) -> Tensor:
         candidates = (label_scores > score_threshold).nonzero().squeeze(1)
@@ -160,11 +164,51 @@ def _batched_nms(
     return _select(boxes, scores, keep_label, max_output)
 
 
-_op = define("batched_nms", _batched_nms)
+def _by_kernels(
+    library: KernelLibrary,
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """BatchedNms; boxes are float32."""
+    boxes, scores = boxes.contiguous(), scores.contiguous()
+    batch, labels, candidates = scores.shape
+    params = NmsParams(
+        batch=batch,
+        labels=labels,
+        candidates=candidates,
+        max_output=max_output,
+        iou_threshold=_float_at_most(iou_threshold),
+        score_threshold=score_threshold,
+    )
+    num_dets = boxes.new_empty((batch, 1), dtype=torch.int32)
+    indices = boxes.new_empty((batch, max_output), dtype=torch.int64)
+    on_cuda = boxes.device.type == "cuda"
+    size = library.batched_nms_workspace(params) if on_cuda else 0
+    workspace = boxes.new_empty(size, dtype=torch.uint8)
+    with _kernels.launching_on(boxes) as where:
+        library.batched_nms(
+            params,
+            boxes.data_ptr(),
+            scores.data_ptr(),
+            num_dets.data_ptr(),
+            indices.data_ptr(),
+            workspace=workspace.data_ptr(),
+            **where,
+        )
+    return num_dets, indices
 
 
-@_op.register_fake
-def _(
+def _float_at_most(value: float) -> float:
+    """The largest float32 that is not above ``value``: a float32 exceeds both or neither."""
+    rounded = np.float32(value)
+    below = np.nextafter(rounded, np.float32(-np.inf))
+    return float(rounded if float(rounded) <= value else below)
+
+
+def _fake(
     boxes: Tensor,
     scores: Tensor,
     iou_threshold: float,
@@ -182,64 +226,18 @@ def _(
 # --- ONNX ----------------------------------------------------------------------------------------
 
 
-def dynamo_translations() -> dict[Any, Any]:
-    """Entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
-    operator = onnx_operator(
-        "BatchedNms",
-        inputs=(("boxes", "tensor(float)"), ("scores", "tensor(float)")),
-        outputs=(("num_dets", "tensor(int32)"), ("indices", "tensor(int64)")),
-        attributes=(
-            ("iou_threshold", "FLOAT"),
-            ("score_threshold", "FLOAT"),
-            ("max_output", "INT"),
-        ),
+def _body(attributes: Attributes, shapes: Sequence[Shape | None], opset: int) -> FunctionProto:
+    from carafe_deploy.ops._body_nms import batched_nms_body
+
+    return batched_nms_body(opset=opset)
+
+
+IMPLEMENTATIONS = {
+    "batched_nms": Implementation(
+        forward=_batched_nms,
+        fake=_fake,
+        reference=batched_nms_reference,
+        body=_body,
+        has_kernels=True,
     )
-
-    def translate(
-        boxes: Any, scores: Any, iou_threshold: float, score_threshold: float, max_output: int
-    ) -> Any:
-        return operator(
-            boxes,
-            scores,
-            iou_threshold=iou_threshold,
-            score_threshold=score_threshold,
-            max_output=max_output,
-            **PLUGIN_ATTRIBUTES,
-        )
-
-    return {torch.ops.carafe.batched_nms.default: translate}
-
-
-def torchscript_symbolics() -> dict[str, Any]:
-    """Symbolic functions for the TorchScript exporter, by qualified torch name."""
-    from torch.onnx import symbolic_helper
-
-    @symbolic_helper.parse_args("v", "v", "f", "f", "i")
-    def build(
-        g: Any,
-        boxes: Any,
-        scores: Any,
-        iou_threshold: float,
-        score_threshold: float,
-        max_output: int,
-    ) -> Any:
-        plugin = {f"{name}_s": value for name, value in PLUGIN_ATTRIBUTES.items()}
-        num_dets, indices = g.op(
-            "carafe::BatchedNms",
-            boxes,
-            scores,
-            iou_threshold_f=iou_threshold,
-            score_threshold_f=score_threshold,
-            max_output_i=max_output,
-            outputs=2,
-            **plugin,
-        )
-        sizes = symbolic_helper._get_tensor_sizes(boxes)
-        batch = None if sizes is None else sizes[0]
-        int32 = boxes.type().with_dtype(torch.int32)
-        int64 = boxes.type().with_dtype(torch.int64)
-        num_dets.setType(int32.with_sizes([batch, 1]))
-        indices.setType(int64.with_sizes([batch, max_output]))
-        return num_dets, indices
-
-    return {"carafe::batched_nms": build}
+}

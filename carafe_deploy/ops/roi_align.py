@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._library import MAX_LEVELS
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES, define, onnx_operator
+from carafe_deploy.ops._library import MAX_LEVELS, KernelLibrary, RoiAlignParams
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
 
 __all__ = ["assign_levels", "multilevel_roi_align", "multilevel_roi_align_reference"]
 
@@ -197,12 +200,55 @@ def _multilevel_roi_align(
     batch, count, _ = rois.shape
     library = _kernels.library_for(features[0])
     if library is not None and rois.dtype == torch.float32 and len(features) <= MAX_LEVELS:
-        out = _kernels.multilevel_roi_align(
+        out = _by_kernels(
             library, rois, features, output_size, sampling_ratio, strides, finest_scale
         )
     else:
         out = _by_torchvision(rois, features, output_size, sampling_ratio, strides, finest_scale)
     return out.view(batch, count, out.shape[1], output_size, output_size)
+
+
+def _by_kernels(
+    library: KernelLibrary,
+    rois: Tensor,
+    features: Sequence[Tensor],
+    output_size: int,
+    sampling_ratio: int,
+    strides: Sequence[int],
+    finest_scale: int,
+) -> Tensor:
+    """MultilevelRoiAlign in the layout of the finest map: [B*K, C, S, S]."""
+    memory_format = _kernels.memory_format_of(features[0])
+    maps = [feature.contiguous(memory_format=memory_format) for feature in features]
+    rois = rois.contiguous()
+    batch, count, _ = rois.shape
+    channels = maps[0].shape[1]
+    out = _kernels.empty_in_layout_of(maps[0], batch * count, channels, output_size, output_size)
+    params = RoiAlignParams(
+        dtype=_kernels.KERNEL_DTYPES[maps[0].dtype],
+        layout=_kernels.layout_of(memory_format),
+        batch=batch,
+        rois=count,
+        channels=channels,
+        levels=len(maps),
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        finest_scale=finest_scale,
+        heights=tuple(feature.shape[2] for feature in maps),
+        widths=tuple(feature.shape[3] for feature in maps),
+        strides=tuple(strides),
+        feature_pitch=channels,
+        out_pitch=channels,
+    )
+    with _kernels.launching_on(rois) as where:
+        library.multilevel_roi_align(
+            params,
+            rois.data_ptr(),
+            [feature.data_ptr() for feature in maps],
+            out.data_ptr(),
+            **where,
+        )
+    return out
 
 
 def _by_torchvision(
@@ -241,11 +287,7 @@ def _by_torchvision(
     return out
 
 
-_op = define("multilevel_roi_align", _multilevel_roi_align)
-
-
-@_op.register_fake
-def _(
+def _fake(
     rois: Tensor,
     features: Sequence[Tensor],
     output_size: int,
@@ -263,63 +305,27 @@ def _(
 # --- ONNX ----------------------------------------------------------------------------------------
 
 
-def dynamo_translations() -> dict[Any, Any]:
-    """Entries for ``torch.onnx.export(dynamo=True, custom_translation_table=...)``."""
+def _body(attributes: Attributes, shapes: Sequence[Shape | None], opset: int) -> FunctionProto:
+    from carafe_deploy.ops._body_roi_align import multilevel_roi_align_body
 
-    def translate(
-        rois: Any, features: Any, size: int, ratio: int, strides: Any, finest_scale: int
-    ) -> Any:
-        operator = onnx_operator(
-            "MultilevelRoiAlign",
-            inputs=(
-                ("rois", "tensor(float)"),
-                *((f"features{level}", "T") for level in range(len(features))),
-            ),
-            outputs=(("out", "T"),),
-            attributes=(
-                ("output_size", "INT"),
-                ("sampling_ratio", "INT"),
-                ("strides", "INTS"),
-                ("finest_scale", "INT"),
-            ),
-        )
-        return operator(
-            rois,
-            *features,
-            output_size=size,
-            sampling_ratio=ratio,
-            strides=list(strides),
-            finest_scale=finest_scale,
-            **PLUGIN_ATTRIBUTES,
-        )
-
-    return {torch.ops.carafe.multilevel_roi_align.default: translate}
+    ratio, finest = attributes["sampling_ratio"], attributes["finest_scale"]
+    strides = tuple(attributes["strides"])
+    return multilevel_roi_align_body(
+        num_levels=len(strides),
+        sampling_ratio=ratio,
+        strides=strides,
+        finest_scale=finest,
+        opset=opset,
+        overload=f"r{ratio}_f{finest}_l{'_'.join(map(str, strides))}",
+    )
 
 
-def torchscript_symbolics() -> dict[str, Any]:
-    """Symbolic functions for the TorchScript exporter, by qualified torch name."""
-    from torch.onnx import symbolic_helper
-
-    @symbolic_helper.parse_args("v", "v", "i", "i", "is", "i")
-    def build(
-        g: Any, rois: Any, features: Any, size: int, ratio: int, strides: Any, finest_scale: int
-    ) -> Any:
-        maps = symbolic_helper._unpack_list(features)
-        plugin = {f"{name}_s": value for name, value in PLUGIN_ATTRIBUTES.items()}
-        out = g.op(
-            "carafe::MultilevelRoiAlign",
-            rois,
-            *maps,
-            output_size_i=size,
-            sampling_ratio_i=ratio,
-            strides_i=strides,
-            finest_scale_i=finest_scale,
-            **plugin,
-        )
-        rois_sizes = symbolic_helper._get_tensor_sizes(rois)
-        map_sizes = symbolic_helper._get_tensor_sizes(maps[0])
-        if rois_sizes is not None and map_sizes is not None:
-            out.setType(maps[0].type().with_sizes([*rois_sizes[:2], map_sizes[1], size, size]))
-        return out
-
-    return {"carafe::multilevel_roi_align": build}
+IMPLEMENTATIONS = {
+    "multilevel_roi_align": Implementation(
+        forward=_multilevel_roi_align,
+        fake=_fake,
+        reference=multilevel_roi_align_reference,
+        body=_body,
+        has_kernels=True,
+    )
+}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
-from carafe_deploy.runners.base import Array, Runner, RunTimes
+from carafe_deploy.operators import channels_of, is_feature_map
+from carafe_deploy.runners.base import Runner, Wrapper
 from carafe_deploy.stages import Stage, describe_stages
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
 
@@ -18,7 +17,6 @@ __all__ = [
     "check_same_model",
     "common_stages",
     "describe",
-    "is_feature_map",
 ]
 
 #: Whatever of ModelInfo decides what is detected; precision, layout and sizes may differ.
@@ -82,16 +80,9 @@ def _signature(call: OperatorCall) -> tuple[Any, ...]:
         call.name,
         dict(call.attributes),
         tuple(
-            shape[1:2] if is_feature_map(call, index) else shape[1:]
+            channels_of(call, index) if is_feature_map(call, index) else shape[1:]
             for index, shape in enumerate(call.shapes)
         ),
-    )
-
-
-def is_feature_map(call: OperatorCall, index: int) -> bool:
-    """Tensor argument ``index`` is [N, C, H, W], and not boxes or scores."""
-    return call.name in ("carafe", "carafe_encoded") or (
-        call.name == "multilevel_roi_align" and index > 0
     )
 
 
@@ -145,7 +136,7 @@ def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-class BoundedRunner:
+class BoundedRunner(Wrapper):
     """Another runner that says it accepts fewer sizes.
 
     Args:
@@ -162,10 +153,7 @@ class BoundedRunner:
         height: tuple[int, int],
         width: tuple[int, int],
     ) -> None:
-        self._runner = runner
-        self.backend = runner.backend
-        self.device = runner.device
-        self.pastes_on_device = runner.pastes_on_device
+        super().__init__(runner)
         self.info = dataclasses.replace(
             runner.info, input=InputFormat(runner.info.input.layout, batch, height, width)
         )
@@ -176,34 +164,3 @@ class BoundedRunner:
         accepted = self.info.input
         sizes = f"batch {accepted.batch}, height {accepted.height}, width {accepted.width}"
         return f"<BoundedRunner {sizes} of {self._runner!r}>"
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :class:`~carafe_deploy.runners.base.Runner`."""
-        return self._runner.run(inputs)
-
-    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
-        """See :class:`~carafe_deploy.runners.base.Runner`."""
-        return self._runner.run_timed(inputs)
-
-    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :class:`~carafe_deploy.runners.base.Runner`."""
-        return self._runner.run_stages(inputs)
-
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        """See :class:`~carafe_deploy.runners.base.Runner`."""
-        return self._runner.run_operator(call, inputs)
-
-    def close(self) -> None:
-        """Close the other runner."""
-        self._runner.close()
-
-    def __enter__(self) -> BoundedRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

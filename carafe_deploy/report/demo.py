@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from carafe_deploy.backends import title_of
 from carafe_deploy.demo import (
-    BACKENDS,
     PARITY_IMAGES,
     DemoResult,
     EngineResult,
@@ -46,7 +46,7 @@ def demo_report(result: DemoResult, folder: Path) -> str:
         folder: that file links are relative to.
     """
     verdict = "Everything agrees." if result.passed else "**Something deviates: see ✗ below.**"
-    drawn = dict.fromkeys(BACKENDS[d.drawn] for d in result.detectors if d.drawn)
+    drawn = dict.fromkeys(title_of(d.drawn) for d in result.detectors if d.drawn)
     lines = [
         "# carafe-deploy demo",
         "",
@@ -119,7 +119,7 @@ def _ap_table(result: DemoResult) -> list[str]:
         rows.append([f"**{detector.title}**, mmdetection", *_numbers(recorded), "", "", ""])
         rows += [
             [
-                f"{detector.title}, {BACKENDS[backend.backend]}",
+                f"{detector.title}, {title_of(backend.backend)}",
                 *_numbers(backend.numbers),
                 f"{backend.matched} of {backend.recorded}",
                 f"{backend.seconds * 1e3:.0f} ms",
@@ -147,7 +147,7 @@ def _parity_table(result: DemoResult) -> list[str]:
             if backend.parity is None:
                 continue
             report = backend.parity
-            name = f"{detector.title}, {BACKENDS[backend.backend]}"
+            name = f"{detector.title}, {title_of(backend.backend)}"
             levels = [level_summary(report, level) for level in LEVELS if level != "ap"]
             rows.append([name, *levels, _change(backend.numbers, plain), _mark(report.passed)])
     return markdown_table(["", "operators", "stages", "detections", "AP", ""], rows)
@@ -183,7 +183,7 @@ def engine_summary(engine: EngineResult) -> str:
     if engine.file is None:
         return f"not built: {engine.reason}"
     built = (
-        f"{BACKENDS[engine.backend]}, built in {engine.seconds:.1f} s, {engine.plugin_layers} "
+        f"{title_of(engine.backend)}, built in {engine.seconds:.1f} s, {engine.plugin_layers} "
         f"plugin layers for {engine.custom_nodes} custom nodes"
     )
     return f"{built}; not run: {engine.reason}" if engine.reason else built

@@ -6,10 +6,10 @@ import json
 import os
 from pathlib import Path
 
+from carafe_deploy.backends import mistaken
 from carafe_deploy.bench.record import BenchResult, OperatorsResult, from_dict
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.parity import ParityReport
-from carafe_deploy.suffixes import mistaken
 
 __all__ = ["Reportable", "read"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from carafe_deploy.bench.record import BenchResult, Layer, Layers
+from carafe_deploy.operators import FAMILIES, TITLES
 from carafe_deploy.report.document import Block, Fold, Heading, Items, Table
 from carafe_deploy.report.numbers import share, significant
 
@@ -10,12 +11,12 @@ __all__ = ["layer_blocks"]
 
 #: Rows shown of a profile.
 SHOWN = 10
-#: Group of ``carafe`` operators -> their names in a profile.
-OPERATORS = {
-    "CARAFE": ("Carafe", "CarafeEncoded"),
-    "RoIAlign": ("MultilevelRoiAlign",),
-    "NMS": ("BatchedNms",),
+#: Operators of a family, by its title, as profiles call them.
+_FAMILIES = {
+    TITLES[family]: tuple(operator.onnx_name for operator in operators)
+    for family, operators in FAMILIES.items()
 }
+_CARAFE = _FAMILIES[TITLES["carafe"]]
 
 
 def layer_blocks(result: BenchResult) -> list[Block]:
@@ -29,7 +30,7 @@ def layer_blocks(result: BenchResult) -> list[Block]:
         blocks.append(_shares(found))
     blocks += [
         Fold(
-            f"{name}: CARAFE takes {share(layers.share(*OPERATORS['CARAFE']))} of "
+            f"{name}: CARAFE takes {share(layers.share(*_CARAFE))} of "
             f"{significant(layers.total_ms)} ms; the {min(SHOWN, len(layers.rows))} most expensive "
             f"of {len(layers.rows)} layers",
             (_top(layers),),
@@ -45,20 +46,20 @@ def layer_blocks(result: BenchResult) -> list[Block]:
 def _shares(profiles: list[tuple[str, Layers]]) -> Table:
     rows = []
     for name, layers in profiles:
-        shares = [layers.share(*operators) for operators in OPERATORS.values()]
+        shares = [layers.share(*operators) for operators in _FAMILIES.values()]
         cells = [share(part) for part in (*shares, 1 - sum(shares))]
         rows.append((name, f"{significant(layers.total_ms)}", *cells, layers.source))
     return Table(
-        header=("share of the time", "ms a run", *OPERATORS, "other layers", "measured by"),
+        header=("share of the time", "ms a run", *_FAMILIES, "other layers", "measured by"),
         rows=tuple(rows),
-        align="l" + "r" * (len(OPERATORS) + 2) + "l",
+        align="l" + "r" * (len(_FAMILIES) + 2) + "l",
         note="Profiling costs time itself: shares mean more than milliseconds.",
     )
 
 
 def _top(layers: Layers) -> Table:
     rows = layers.rows[:SHOWN]
-    ours = frozenset(i for i, row in enumerate(rows) if row.operator in OPERATORS["CARAFE"])
+    ours = frozenset(i for i, row in enumerate(rows) if row.operator in _CARAFE)
     return Table(
         header=("layer", "type", "ms", "share"),
         rows=tuple(

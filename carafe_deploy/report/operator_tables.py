@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.statistics import summary
+from carafe_deploy.operators import TITLES
 from carafe_deploy.report.document import (
     Block,
     Figure,
@@ -26,10 +27,7 @@ from carafe_deploy.report.timings import machine
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["OPERATORS", "operators_markdown", "operators_section", "pivot_table"]
-
-#: Names of operators for people.
-OPERATORS = {"carafe": "CARAFE", "roi_align": "RoIAlign", "nms": "NMS"}
+__all__ = ["operators_markdown", "operators_section", "pivot_table"]
 
 #: What has to be equal for two implementations to be compared.
 Case = tuple[str, str, str, str, str]
@@ -50,7 +48,7 @@ def operators_section(result: OperatorsResult) -> Section:
         # One explanation is enough.
         explained = any(isinstance(block, Table) for block in blocks)
         blocks += [
-            Heading(OPERATORS.get(operator, operator)),
+            Heading(TITLES.get(operator, operator)),
             *_tables(result, rows, explain=not explained),
             *_missing(rows),
         ]
@@ -162,7 +160,7 @@ def _verdict(result: OperatorsResult) -> tuple[Text, ...]:
         ]
         if plain:
             parts.append(f"{_range(plain)} times as fast as {_PLAIN}")
-        texts.append(Text(f"{OPERATORS.get(operator, operator)}: {', '.join(parts)}."))
+        texts.append(Text(f"{TITLES.get(operator, operator)}: {', '.join(parts)}."))
     return tuple(texts) or (Text("No operator was measured.", "bad"),)
 
 
@@ -255,7 +253,7 @@ def pivot_table(result: OperatorsResult, corner: str = "") -> Table:
         case = _name(of_case[0], with_entry=len(entries) > 1, with_kind=False)
         cells.append(
             (
-                f"{OPERATORS.get(operator, operator)}, {case}",
+                f"{TITLES.get(operator, operator)}, {case}",
                 *(_milliseconds(by_name[name]) if name in by_name else NONE for name in names),
                 NONE if floor is None else significant(floor, 2),
             )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from carafe_deploy.backends import BACKENDS
 from carafe_deploy.bench.record import (
     PARTS,
     BenchResult,
@@ -333,4 +334,5 @@ def _shapes(markers: Mapping[str, str]) -> list[Line2D]:
 
 
 def _colour(subject: Subject) -> str:
-    return style.BACKENDS.get(subject.backend, style.GRID)
+    backend = BACKENDS.get(subject.backend)
+    return style.GRID if backend is None else backend.colour

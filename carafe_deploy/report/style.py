@@ -22,7 +22,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from carafe_deploy.files import atomic_path
 
 __all__ = [
-    "BACKENDS",
     "GRID",
     "INK",
     "PALETTE",
@@ -37,14 +36,6 @@ __all__ = [
 #: Of text and axes; nothing else has this colour.
 INK = "#010203"
 GRID = "#8c929c"
-#: By backend.
-BACKENDS = {
-    "pytorch": "#e0663f",
-    "torchscript": "#d99a2b",
-    "onnxruntime": "#4a8fd0",
-    "tensorrt": "#5fa32f",
-    "tensorrt_rtx": "#2fa184",
-}
 #: By part of an image's way.
 PARTS = {
     "preprocess": "#9aa4b2",

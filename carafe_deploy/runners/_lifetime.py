@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import ClassVar, TypeVar
+import time
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
-from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.errors import CarafeDeployError, UnsupportedLevelError
+from carafe_deploy.runners.base import Array, RunTimes
+from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
 __all__ = ["Lifetime"]
 
-_Self = TypeVar("_Self", bound="Lifetime")
-
 
 class Lifetime:
-    """Base of the runners. A constructor calls :meth:`_begin` as soon as there is what to free.
+    """Base of the runners, each of which adds ``run`` and ``_free``.
+
+    A constructor sets ``info`` and ``device`` and calls :meth:`_begin` as soon as there is what to
+    free.
 
     Threads and GPU contexts do not survive a fork: a runner of the parent would wait for ever, or
     worse, so in another process it only says how to do without, and frees nothing when closed.
@@ -24,6 +27,9 @@ class Lifetime:
     backend: str
     info: ModelInfo
     device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    pastes_on_device = False  # which takes torch
 
     #: What a closed runner, and one in another process, raises.
     _error: ClassVar[type[CarafeDeployError]] = CarafeDeployError
@@ -33,7 +39,30 @@ class Lifetime:
 
     def _begin(self, label: str) -> None:
         """Open from now on; ``label`` names it in messages."""
+        self.inputs, self.outputs = self.info.input_specs, self.info.output_specs
         self._label, self._process, self._closed = label, os.getpid(), False
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        raise NotImplementedError
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`~carafe_deploy.runners.base.Runner`; all of it is computing."""
+        begun = time.perf_counter()
+        results = self.run(inputs)
+        return results, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Refuse: it cannot be looked into."""
+        self._check_usable()
+        raise UnsupportedLevelError(f"{self._label} has no intermediate tensors")
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """Refuse: it has no operators of its own."""
+        self._check_usable()
+        raise UnsupportedLevelError(
+            f"{self._label} runs as a whole, so {call.name} cannot be run alone: compare its stages"
+        )
 
     def _check_usable(self) -> None:
         """Refuse what cannot be: every public method begins with this.
@@ -74,14 +103,9 @@ class Lifetime:
             words.append("closed")
         return f"<{type(self).__name__} {self._label}: {', '.join(words)}>"
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         self._check_usable()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

@@ -15,6 +15,7 @@ from torch import Tensor
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
 from carafe_deploy.arrays import writable
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.operators import OPERATORS, is_feature_map
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
@@ -121,8 +122,6 @@ class TorchRunner(Lifetime):
         if device.type == "cpu":
             keep_freed_memory()
         self.info = with_tf32(info) if tf32 else info
-        self.inputs = info.input_specs
-        self.outputs = info.output_specs
         self.device = str(device)
         self.pastes_on_device = device.type == "cuda"
         self._device = device
@@ -196,14 +195,13 @@ class TorchRunner(Lifetime):
         self._check_usable()
         operator = getattr(torch.ops.carafe, call.name)
         dtype = getattr(torch, DTYPES[self.info.precision])
-        tensors = [_tensor(array).to(self._device) for array in inputs]
-        if call.name in ("carafe", "carafe_encoded"):
-            tensors = [tensor.to(dtype) for tensor in tensors]
-        elif call.name == "multilevel_roi_align":
-            maps = [tensor.to(dtype) for tensor in tensors[1:]]
-            tensors = [tensors[0], maps]  # type: ignore[list-item]
+        tensors = [
+            _tensor(array).to(self._device, dtype if is_feature_map(call, index) else None)
+            for index, array in enumerate(inputs)
+        ]
         with self._computing():
-            results = operator(*tensors, **call.attributes)
+            grouped = OPERATORS[call.name].grouped(tensors)
+            results = operator(*grouped, **call.attributes)
         return tuple(map(_array, results if isinstance(results, tuple) else (results,)))
 
     @contextmanager

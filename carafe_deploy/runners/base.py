@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +15,7 @@ import numpy.typing as npt
 from carafe_deploy.errors import CarafeDeployError, InputShapeError
 from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
-__all__ = ["TITLES", "Array", "RunTimes", "Runner", "check_inputs", "with_tf32"]
-
-#: Name of a backend -> for people.
-TITLES = {
-    "pytorch": "PyTorch",
-    "torchscript": "TorchScript",
-    "onnxruntime": "ONNX Runtime",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT-RTX",
-}
+__all__ = ["Array", "RunTimes", "Runner", "Wrapper", "check_inputs", "with_tf32"]
 
 Array = npt.NDArray[Any]
 
@@ -56,7 +48,7 @@ class Runner(Protocol):
     float32 probabilities. Rows from ``num_dets`` on are padding.
     """
 
-    #: For tables: ``"pytorch"``, ``"torchscript"``, ``"onnxruntime"``, ``"tensorrt_rtx"``, ...
+    #: A name in :data:`carafe_deploy.backends.BACKENDS`, e.g. ``"onnxruntime"``.
     backend: str
     #: Its precision is what this runner computes in, ``"tf32"`` included.
     info: ModelInfo
@@ -101,6 +93,50 @@ class Runner(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class Wrapper:
+    """Another runner, for what changes one thing about it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.backend, self.info = runner.backend, runner.info
+        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+
+    def _around(self) -> AbstractContextManager[None]:
+        """What every run is inside."""
+        return nullcontext()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`Runner`."""
+        with self._around():
+            return self._runner.run(inputs)
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
+        """See :class:`Runner`."""
+        with self._around():
+            return self._runner.run_timed(inputs)
+
+    def run_stages(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`Runner`."""
+        with self._around():
+            return self._runner.run_stages(inputs)
+
+    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """See :class:`Runner`."""
+        with self._around():
+            return self._runner.run_operator(call, inputs)
+
+    def close(self) -> None:
+        """Close the other runner."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def with_tf32(info: ModelInfo) -> ModelInfo:

@@ -19,6 +19,7 @@ from carafe_deploy.errors import (
     BackendUnavailableError,
     UnsupportedLevelError,
 )
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo, OperatorCall
@@ -39,13 +40,6 @@ PROVIDERS = {
 _ALWAYS_TF32 = ("tensorrt", "tensorrt-rtx")
 #: Set to 0, no library of NVIDIA's does.
 _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-#: torch operator -> ONNX operator
-_OPERATORS = {
-    "carafe": "Carafe",
-    "carafe_encoded": "CarafeEncoded",
-    "multilevel_roi_align": "MultilevelRoiAlign",
-    "batched_nms": "BatchedNms",
-}
 
 
 class OnnxRuntimeRunner(Lifetime):
@@ -84,7 +78,6 @@ class OnnxRuntimeRunner(Lifetime):
         available = onnxruntime.get_available_providers()
         kind, index = _device(device)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{index}"
-        self.pastes_on_device = False  # which takes torch
         self.provider = provider or kind
         if self.provider not in PROVIDERS or (self.provider == "cpu") != (kind == "cpu"):
             fitting = [name for name in PROVIDERS if (name == "cpu") == (kind == "cpu")]
@@ -112,8 +105,6 @@ class OnnxRuntimeRunner(Lifetime):
         info = ModelInfo.from_json(properties[METADATA_KEY])
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
-        self.inputs = self.info.input_specs
-        self.outputs = self.info.output_specs
         self._begin(str(self._path))
 
     def _check_float32(self) -> None:
@@ -227,7 +218,7 @@ class OnnxRuntimeRunner(Lifetime):
         model = self._model()
         nodes = [node for node in model.graph.node if node.domain == DOMAIN]
         node = nodes[self.info.operators.index(call)]
-        if node.op_type != _OPERATORS[call.name]:
+        if node.op_type != OPERATORS[call.name].onnx_name:
             raise ArtefactError(
                 f"{self._path} has {node.op_type} where its metadata says {call.name}: "
                 "export it again"

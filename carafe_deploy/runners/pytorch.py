@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carafe_deploy.backends import MODES
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.ops._kernels import ENVIRONMENT_VARIABLE, kernel_library
 from carafe_deploy.runners._torch import TorchRunner
@@ -17,9 +18,6 @@ __all__ = ["MODES", "PyTorchRunner"]
 
 #: Input shapes that models of a process are compiled for.
 SHAPES = 64
-
-#: How a model can be run.
-MODES = ("eager", "compile", "cuda-graph")
 
 _Forward = Callable[[Tensor, Tensor], Sequence[Tensor]]
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from carafe_deploy.backends import BACKENDS
 from carafe_deploy.engine.device import Device, choose_backend
 from carafe_deploy.engine.load import (
     CheckedEngine,
@@ -27,12 +28,11 @@ from carafe_deploy.errors import (
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._tensorrt_profile import EngineProfile, layer_information, make_profiler
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
-from carafe_deploy.types import OperatorCall
 
 __all__ = ["MODES", "TensorRTRunner"]
 
 #: How an engine can be run.
-MODES = ("eager", "cuda-graph")
+MODES: tuple[str, ...] = BACKENDS["tensorrt"].options["mode"]
 
 _T = TypeVar("_T")
 
@@ -104,8 +104,6 @@ class TensorRTRunner(Lifetime):
         checked = check_engine(path)
         self.backend = checked.flavour.name
         self.info = checked.sidecar.computed
-        self.inputs = self.info.input_specs
-        self.outputs = self.info.output_specs
         self._path = checked.path
         self._stages = checked.sidecar.stages
         self._plugin = checked.sidecar.plugin
@@ -125,7 +123,6 @@ class TensorRTRunner(Lifetime):
                 "(pip install 'carafe-deploy[cuda-python]')"
             )
         self.device = f"cuda:{index}"
-        self.pastes_on_device = False  # which takes torch
         self._device: Device | None = kind(index)
         self._begin(str(self._path))
         try:
@@ -190,17 +187,6 @@ class TensorRTRunner(Lifetime):
                 f"{self._path} has no intermediate tensors: build it with --stages"
             )
         return self._run(inputs, (*self.info.output_names, *self.info.stages))
-
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        """See :class:`~carafe_deploy.runners.base.Runner`.
-
-        Raises:
-            UnsupportedLevelError: always; TensorRT runs an engine as a whole.
-        """
-        self._check_usable()
-        raise UnsupportedLevelError(
-            f"{self._path} runs as a whole, so {call.name} cannot be run alone: compare its stages"
-        )
 
     def _run(
         self,

@@ -6,19 +6,14 @@
 // maps then come from the L2. Bytes are those that must move: features, masks and result once.
 // Exit status: 0 when all results agree with the CPU, 1 otherwise, 2 for wrong usage, 77 without a
 // GPU.
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "carafe_designs.h"
+#include "gpu_program.h"
 #include "half.h"
 
 namespace {
@@ -29,37 +24,12 @@ using carafe::CarafeParams;
 using carafe::DType;
 using carafe::Half;
 using carafe::Layout;
+using carafe::program::check;
+using carafe::program::DeviceMemory;
+using carafe::program::kRepetitions;
+using carafe::program::kWarmUps;
 
-constexpr int kWarmUps = 3;
-constexpr int kRepetitions = 20;
-constexpr int kNoGpu = 77;
 constexpr std::size_t kCopyBytes = std::size_t{256} << 20;
-
-void check(cudaError_t error, char const* what) {
-    if (error == cudaSuccess) return;
-    std::fprintf(stderr, "carafe_designs: %s: %s\n", what, cudaGetErrorString(error));
-    std::exit(1);
-}
-
-class DeviceMemory {
-  public:
-    explicit DeviceMemory(std::size_t bytes) : bytes_(bytes) {
-        check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
-    }
-    explicit DeviceMemory(std::vector<std::byte> const& host) : DeviceMemory(host.size()) {
-        check(cudaMemcpy(data_, host.data(), bytes_, cudaMemcpyHostToDevice), "cudaMemcpy");
-    }
-    DeviceMemory(DeviceMemory const&) = delete;
-    DeviceMemory& operator=(DeviceMemory const&) = delete;
-    ~DeviceMemory() { cudaFree(data_); }
-
-    void* get() const { return data_; }
-    std::size_t bytes() const { return bytes_; }
-
-  private:
-    void* data_ = nullptr;
-    std::size_t bytes_;
-};
 
 /// One stream, two events, and a buffer that fills the L2.
 class Clock {
@@ -282,36 +252,11 @@ bool run_all(std::FILE* file, bool small) {
 }  // namespace
 
 int main(int count, char** arguments) {
-    char const* output = nullptr;
-    bool small = false;
-    for (int i = 1; i < count; ++i) {
-        std::string const argument = arguments[i];
-        if (argument == "--small") {
-            small = true;
-        } else if (argument == "--output" && i + 1 < count) {
-            output = arguments[++i];
-        } else {
-            std::fprintf(stderr, "usage: carafe_designs [--output FILE.json] [--small]\n");
-            return 2;
-        }
+    carafe::program::name = "carafe_designs";
+    carafe::program::Options options;
+    if (!carafe::program::parse(count, arguments, options)) {
+        std::fprintf(stderr, "usage: carafe_designs [--output FILE.json] [--small]\n");
+        return 2;
     }
-    int devices = 0;
-    cudaError_t const error = cudaGetDeviceCount(&devices);
-    if (error != cudaSuccess || devices == 0) {
-        std::fprintf(
-            stderr, "carafe_designs: no GPU to run on: %s\n",
-            error == cudaSuccess ? "there is no device" : cudaGetErrorString(error));
-        return kNoGpu;
-    }
-    std::FILE* const file = output == nullptr ? stdout : std::fopen(output, "w");
-    if (file == nullptr) {
-        std::fprintf(stderr, "carafe_designs: cannot write %s\n", output);
-        return 1;
-    }
-    bool const agree = run_all(file, small);
-    if (output != nullptr) std::fclose(file);
-    std::fprintf(
-        stderr, "carafe_designs: %s\n",
-        agree ? "all results agree with the CPU" : "some results differ from the CPU");
-    return agree ? 0 : 1;
+    return carafe::program::run_on_gpu(options, run_all);
 }

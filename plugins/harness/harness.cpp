@@ -4,19 +4,25 @@
 //   carafe_harness [--library FILE] [--output FILE.json] [--small]
 //
 // Exit status: 0 when all results agree, 1 otherwise, 2 for wrong usage, 77 without a GPU.
-#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
-#include <cstdio>
 #include <functional>
+#include <initializer_list>
+#include <set>
 
 #include "../tests/plugin_maps.h"
 #include "carafe.h"
+#include "gpu_program.h"
 #include "nms.h"
+#include "operators.h"
 #include "roi_align.h"
 
 namespace {
 
+using carafe::program::check;
+using carafe::program::DeviceMemory;
+using carafe::program::kRepetitions;
+using carafe::program::kWarmUps;
 using carafe::testing::Fields;
 using carafe::testing::Format;
 using carafe::testing::kFormats;
@@ -27,21 +33,11 @@ using carafe::testing::tensor;
 using nvinfer1::DataType;
 using nvinfer1::PluginTensorDesc;
 
-constexpr int kWarmUps = 3;
-constexpr int kRepetitions = 20;
-constexpr int kNoGpu = 77;
-
 using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(std::int32_t&);
 
 GetCreators& library_entry() {
     static GetCreators entry = nullptr;
     return entry;
-}
-
-void check(cudaError_t error, char const* what) {
-    if (error == cudaSuccess) return;
-    std::fprintf(stderr, "carafe_harness: %s: %s\n", what, cudaGetErrorString(error));
-    std::exit(1);
 }
 
 /// A tensor on the host, with its bytes on the device while a case runs.
@@ -60,21 +56,6 @@ struct Case {
     std::function<void()> run_twin;
     std::function<float()> difference;  ///< from the twin's result
     float tolerance;
-};
-
-class DeviceMemory {
-  public:
-    explicit DeviceMemory(std::size_t bytes) {
-        check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)), "cudaMalloc");
-    }
-    DeviceMemory(DeviceMemory const&) = delete;
-    DeviceMemory& operator=(DeviceMemory const&) = delete;
-    ~DeviceMemory() { cudaFree(data_); }
-
-    void* get() const { return data_; }
-
-  private:
-    void* data_ = nullptr;
 };
 
 using Memories = std::vector<std::unique_ptr<DeviceMemory>>;
@@ -105,11 +86,15 @@ class Report {
         }
         std::fprintf(file_, "}");
         first_ = false;
+        tested_.insert(tested.plugin);
     }
+
+    bool has(char const* plugin) const { return tested_.count(plugin) != 0; }
 
   private:
     std::FILE* file_;
     bool first_ = true;
+    std::set<std::string> tested_;
 };
 
 /// Microseconds of each repetition of `enqueue`, by device events.
@@ -304,7 +289,7 @@ bool run_nms(carafe::NmsParams const& p, bool timed, Report& report) {
         timed, report);
 }
 
-bool run_all(bool small, Report& report) {
+bool run_all(std::FILE* file, bool small) {
     using carafe::MaskSource;
     struct Size {
         int height, width;
@@ -312,6 +297,7 @@ bool run_all(bool small, Report& report) {
     std::vector<Size> const sizes =
         small ? std::vector<Size>{{5, 7}}
               : std::vector<Size>{{13, 21}, {26, 42}, {52, 84}, {104, 168}};
+    Report report(file);
     bool agree = true;
     for (Format const& format : kFormats) {
         for (auto const& [height, width] : sizes) {
@@ -325,6 +311,13 @@ bool run_all(bool small, Report& report) {
     float const iou = 0.5f, score = 0.1f;  // as nms_fields() has them
     agree &= run_nms({1, 5, small ? 60 : 1000, small ? 20 : 1000, iou, score}, !small, report);
     agree &= run_nms({1, small ? 4 : 80, small ? 60 : 1000, 100, iou, score}, !small, report);
+#define CARAFE_PLUGIN_NAME(name, plugin, stem) #plugin,
+    for (char const* plugin : {CARAFE_OPERATORS(CARAFE_PLUGIN_NAME)}) {
+        if (report.has(plugin)) continue;
+        std::fprintf(stderr, "carafe_harness: no case runs %s\n", plugin);
+        agree = false;
+    }
+#undef CARAFE_PLUGIN_NAME
     return agree;
 }
 
@@ -346,45 +339,14 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
 }
 
 int main(int count, char** arguments) {
-    char const* library = "libcarafe_tensorrt.so";  // found beside by the run path
-    char const* output = nullptr;
-    bool small = false;
-    for (int i = 1; i < count; ++i) {
-        std::string const argument = arguments[i];
-        if (argument == "--small") {
-            small = true;
-        } else if (argument == "--library" && i + 1 < count) {
-            library = arguments[++i];
-        } else if (argument == "--output" && i + 1 < count) {
-            output = arguments[++i];
-        } else {
-            std::fprintf(
-                stderr, "usage: carafe_harness [--library FILE] [--output FILE.json] [--small]\n");
-            return 2;
-        }
-    }
-    if (!load(library)) return 1;
-    int devices = 0;
-    cudaError_t const error = cudaGetDeviceCount(&devices);
-    if (error != cudaSuccess || devices == 0) {
+    carafe::program::name = "carafe_harness";
+    carafe::program::Options options;
+    options.library = "libcarafe_tensorrt.so";  // found beside by the run path
+    if (!carafe::program::parse(count, arguments, options)) {
         std::fprintf(
-            stderr, "carafe_harness: no GPU to run on: %s\n",
-            error == cudaSuccess ? "there is no device" : cudaGetErrorString(error));
-        return kNoGpu;
+            stderr, "usage: carafe_harness [--library FILE] [--output FILE.json] [--small]\n");
+        return 2;
     }
-    std::FILE* const file = output == nullptr ? stdout : std::fopen(output, "w");
-    if (file == nullptr) {
-        std::fprintf(stderr, "carafe_harness: cannot write %s\n", output);
-        return 1;
-    }
-    bool agree = false;
-    {
-        Report report(file);
-        agree = run_all(small, report);
-    }
-    if (output != nullptr) std::fclose(file);
-    std::fprintf(
-        stderr, "carafe_harness: %s\n",
-        agree ? "all results agree with the CPU" : "some results differ from the CPU");
-    return agree ? 0 : 1;
+    if (!load(options.library)) return 1;
+    return carafe::program::run_on_gpu(options, run_all);
 }

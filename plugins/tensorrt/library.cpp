@@ -4,13 +4,13 @@
 #define CARAFE_ENTRY extern "C" __attribute__((visibility("default")))
 
 CARAFE_ENTRY nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
-    static carafe::Creator carafe(carafe::carafe_prototype());
-    static carafe::Creator carafe_encoded(carafe::carafe_encoded_prototype());
-    static carafe::Creator roi_align(carafe::multilevel_roi_align_prototype());
-    static carafe::Creator nms(carafe::batched_nms_prototype());
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {
-        &carafe, &carafe_encoded, &roi_align, &nms};
-    count = 4;
+#define CARAFE_CREATOR(name, plugin, stem) static carafe::Creator name(carafe::name##_prototype());
+#define CARAFE_ADDRESS(name, plugin, stem) &name,
+    CARAFE_OPERATORS(CARAFE_CREATOR)
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {CARAFE_OPERATORS(CARAFE_ADDRESS)};
+#undef CARAFE_CREATOR
+#undef CARAFE_ADDRESS
+    count = sizeof creators / sizeof *creators;
     return creators;
 }
 

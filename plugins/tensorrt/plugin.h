@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "fields.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace carafe {
@@ -126,9 +127,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 };
 
 /// The plugins without attributes yet, one of each kind.
-Plugin& carafe_prototype();
-Plugin& carafe_encoded_prototype();
-Plugin& multilevel_roi_align_prototype();
-Plugin& batched_nms_prototype();
+#define CARAFE_PROTOTYPE(name, plugin, stem) Plugin& name##_prototype();
+CARAFE_OPERATORS(CARAFE_PROTOTYPE)
+#undef CARAFE_PROTOTYPE
 
 }  // namespace carafe

@@ -1,5 +1,5 @@
 # The plugins' own sources; the library and the tests compile them.
-set(CARAFE_TENSORRT_SOURCES
-  fields.cpp tensors.cpp plugin.cpp carafe_plugin.cpp roi_align_plugin.cpp nms_plugin.cpp
-  library.cpp)
-list(TRANSFORM CARAFE_TENSORRT_SOURCES PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
+carafe_sources(CARAFE_TENSORRT_SOURCES "${CMAKE_CURRENT_LIST_DIR}" _plugin.cpp)
+foreach(source fields.cpp tensors.cpp plugin.cpp library.cpp)
+  list(APPEND CARAFE_TENSORRT_SOURCES "${CMAKE_CURRENT_LIST_DIR}/${source}")
+endforeach()

@@ -1,13 +1,15 @@
 // Creators: what they announce, which fields they take and refuse, serialisation and clones.
 #include <gtest/gtest.h>
 
+#include "operators.h"
 #include "plugin_testing.h"
 
 namespace carafe::testing {
 namespace {
 
-std::vector<std::string> const kPlugins = {
-    "Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms"};
+#define CARAFE_PLUGIN_NAME(name, plugin, stem) #plugin,
+std::vector<std::string> const kPlugins = {CARAFE_OPERATORS(CARAFE_PLUGIN_NAME)};
+#undef CARAFE_PLUGIN_NAME
 
 /// What createPlugin writes to stderr as it refuses these fields.
 std::string refusal(std::string const& plugin, Fields const& fields) {

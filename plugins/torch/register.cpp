@@ -8,33 +8,23 @@
 
 #include <cstdio>
 #include <optional>
+#include <string>
 
+#include "adapters.h"
 #include "operators.h"
 
 namespace carafe::torch_adapter {
 namespace {
-
-// What torch.library.custom_op infers from the functions in carafe_deploy/ops.
-constexpr char const* kSchemas[] = {
-    "carafe(Tensor features, Tensor masks, SymInt kernel_size, SymInt group_size, "
-    "SymInt scale_factor) -> Tensor",
-    "carafe_encoded(Tensor features, Tensor encoded, SymInt kernel_size, SymInt group_size, "
-    "SymInt scale_factor) -> Tensor",
-    "multilevel_roi_align(Tensor rois, Tensor[] features, SymInt output_size, "
-    "SymInt sampling_ratio, SymInt[] strides, SymInt finest_scale) -> Tensor",
-    "batched_nms(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold, "
-    "SymInt max_output) -> (Tensor, Tensor)",
-};
 
 bool is_registered(char const* name) {
     return c10::Dispatcher::singleton().findSchema({name, ""}).has_value();
 }
 
 void implement(torch::Library& library, c10::DispatchKey key) {
-    library.impl("carafe", torch::dispatch(key, TORCH_FN(carafe)));
-    library.impl("carafe_encoded", torch::dispatch(key, TORCH_FN(carafe_encoded)));
-    library.impl("multilevel_roi_align", torch::dispatch(key, TORCH_FN(multilevel_roi_align)));
-    library.impl("batched_nms", torch::dispatch(key, TORCH_FN(batched_nms)));
+#define CARAFE_IMPLEMENT(name, plugin, stem) \
+    library.impl(#name, torch::dispatch(key, TORCH_FN(name)));
+    CARAFE_OPERATORS(CARAFE_IMPLEMENT)
+#undef CARAFE_IMPLEMENT
 }
 
 /// Torch forgets the operators when the handle dies, at the end of the process.
@@ -52,7 +42,10 @@ class Registration {
         library_.emplace(
             torch::Library::FRAGMENT, "carafe", std::nullopt, __FILE__,
             static_cast<std::uint32_t>(__LINE__));
-        for (char const* schema : kSchemas) library_->def(schema);
+#define CARAFE_DEFINE(name, plugin, stem) \
+    library_->def(std::string(#name).append(schemas::name).c_str());
+        CARAFE_OPERATORS(CARAFE_DEFINE)
+#undef CARAFE_DEFINE
         implement(*library_, c10::DispatchKey::CPU);
 #if defined(CARAFE_TORCH_CUDA)
         implement(*library_, c10::DispatchKey::CUDA);

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,7 @@ from carafe_deploy.errors import (
     InputShapeError,
     UnsupportedLevelError,
 )
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.graph.torchscript_export import export_torchscript
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.runners._tensorrt_profile import EngineProfile
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
@@ -45,23 +43,13 @@ def _options(precision: str = "fp32") -> ExportOptions:
 
 
 @pytest.fixture(scope="module")
-def files(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("artefacts")
-    checkpoint = shapes_dir / MASK
-    detector, _ = load_detector(checkpoint)
-    found = {"pytorch": checkpoint, "torchscript": folder / "mask.ts"}
-    export_torchscript(detector, found["torchscript"], _options(), name="mask", source={})
-    for name, precision in (("onnxruntime", "fp32"), ("onnxruntime_fp16", "fp16")):
-        found[name] = folder / f"{precision}.onnx"
-        export_onnx(
-            detector,
-            found[name],
-            _options(precision),
-            name="mask",
-            source={},
-            exporter="torchscript",
-        )
-    return found
+def files(shapes_dir: Path, export: Callable[..., Path]) -> dict[str, Path]:
+    return {
+        "pytorch": shapes_dir / MASK,
+        "torchscript": export("mask", ".ts", _options()),
+        "onnxruntime": export("mask", ".onnx", _options(), exporter="torchscript"),
+        "onnxruntime_fp16": export("mask", ".onnx", _options("fp16"), exporter="torchscript"),
+    }
 
 
 def _inputs(batch: int = 1, height: int = 64, width: int = 128) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,24 +13,22 @@ from typing import Any
 import pytest
 import torch
 
+from carafe_deploy import environment
 from carafe_deploy.bench import clock, implementations, operator_bench
 from carafe_deploy.bench.implementations import Candidate, candidates, jobs_of
 from carafe_deploy.bench.operator_bench import OperatorOptions, is_failure, measure_operators
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult, read_result, write_result
-from carafe_deploy.bench.workloads import (
-    WORKLOADS,
-    CarafeCall,
-    NmsCall,
-    RoiAlignCall,
-    Variant,
-    Workload,
-)
+from carafe_deploy.bench.workloads import WORKLOADS, Workload
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators import carafe as carafe_operators
+from carafe_deploy.operators.carafe import CarafeCall
+from carafe_deploy.operators.nms import NmsCall
+from carafe_deploy.operators.roi_align import RoiAlignCall
 from carafe_deploy.ops import _kernels
 from carafe_deploy.tolerances import TOLERANCES
 
 CPU = torch.device("cpu")
-FLOAT32 = Variant("float32", "nchw")
 CARAFE = Workload("carafe", "two", (CarafeCall(1, 8, 4, 5), CarafeCall(1, 8, 2, 3)), True)
 MORE_CARAFE = Workload("carafe", "one", (CarafeCall(2, 4, 3, 4, 3, 2),))
 ROI_ALIGN = Workload("roi_align", "roi", (RoiAlignCall(20, 3, 4, ((52, 84), (26, 42))),), True)
@@ -44,7 +44,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator_bench, "TURN", 60.0)
     monkeypatch.setattr(clock, "COPIED", 2**16)
     monkeypatch.setattr(clock, "SIDE", {"cpu": 16, "cuda": 16})
-    monkeypatch.setattr(implementations, "_mmcv_missing", lambda: "mmcv is not installed")
+    monkeypatch.setattr(carafe_operators, "_mmcv_missing", lambda: "mmcv is not installed")
 
 
 def measure(operator: str, **changes: Any) -> OperatorsResult:
@@ -418,12 +418,15 @@ def test_mmcv_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.ops.carafe.carafe(features, masks, kernel_size, group_size, scale_factor)
 
     module = types.SimpleNamespace(carafe=mmcv_carafe)
-    monkeypatch.setattr(implementations.importlib, "import_module", lambda name: module)
-    monkeypatch.setattr(implementations, "_mmcv_missing", lambda: "")
-    assert "no CARAFE for the CPU" in implementations._mmcv_refuses(
-        jobs_of(CARAFE, CARAFE.inputs(), FLOAT32, CPU)["carafe"]
-    )
-    monkeypatch.setattr(implementations, "_mmcv_refuses", lambda job: "")
+    monkeypatch.setitem(sys.modules, "mmcv.ops", module)
+    monkeypatch.setattr(carafe_operators, "_mmcv_missing", lambda: "")
+    [peer] = OPERATORS["carafe"].peers
+    assert peer.lacks("cpu", "float32") == "mmcv has no CARAFE for the CPU"
+    assert peer.lacks("cuda", "bfloat16") == "mmcv's CARAFE has no bfloat16"
+    assert peer.lacks("cuda", "float16") == ""
+    anywhere = dataclasses.replace(peer, lacks=lambda device, dtype: "")
+    carafe = dataclasses.replace(OPERATORS["carafe"], peers=(anywhere,))
+    monkeypatch.setitem(OPERATORS, "carafe", carafe)
     result = measure("carafe")
     found = keys(result, "two")
     for variant in CARAFE.variants():
@@ -436,9 +439,9 @@ def test_mmcv_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("undefined symbol")
 
     monkeypatch.undo()  # the fixture's
-    monkeypatch.setattr(implementations, "is_installed", lambda name: True)
-    monkeypatch.setattr(implementations.importlib, "import_module", import_module)
-    reason = implementations._mmcv_missing.__wrapped__()
+    monkeypatch.setattr(environment, "is_installed", lambda name: True)
+    monkeypatch.setattr(carafe_operators.importlib, "import_module", import_module)
+    reason = carafe_operators._mmcv_missing.__wrapped__()
     assert reason == "mmcv.ops cannot be imported (ImportError: undefined symbol)"
 
 

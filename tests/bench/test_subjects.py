@@ -79,7 +79,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 def test_what_computes_in_fp32_is_measured_with_tf32_as_well(
     monkeypatch: pytest.MonkeyPatch, made_up: list[Path]
 ) -> None:
-    monkeypatch.setattr(subjects, "_sidecar_facts", lambda path: {})
+    monkeypatch.setattr(subjects, "sidecar_facts", lambda path: {})
     variants = Variants(modes=("eager",), providers=("cuda",), tf32=True)
     entries = open_all(expand(made_up, "cuda", variants))
     opened = [(name, settings.get("tf32")) for name, settings in install.opened]
@@ -95,7 +95,7 @@ def test_what_computes_in_fp32_is_measured_with_tf32_as_well(
 
 
 def test_tf32_for_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, made_up: list[Path]) -> None:
-    monkeypatch.setattr(subjects, "_sidecar_facts", lambda path: {})
+    monkeypatch.setattr(subjects, "sidecar_facts", lambda path: {})
     variants = Variants(providers=("cuda",), tf32=True)
     with pytest.raises(BackendUnavailableError, match="tf32 needs a GPU, device is cpu"):
         expand(made_up[:1], "cpu", Variants(tf32=True))

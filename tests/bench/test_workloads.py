@@ -9,18 +9,14 @@ import torch
 from torch import Tensor
 
 from carafe_deploy import ops
-from carafe_deploy.bench.workloads import (
-    IMAGE,
-    OPERATORS,
-    STRIDES,
-    WORKLOADS,
-    CarafeCall,
-    NmsCall,
-    RoiAlignCall,
-    Variant,
-    Workload,
-)
+from carafe_deploy.bench.workloads import WORKLOADS, ShapedCall, Variant, Workload
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators.carafe import CarafeCall
+from carafe_deploy.operators.nms import NmsCall
+from carafe_deploy.operators.roi_align import RoiAlignCall
+from carafe_deploy.operators.specification import IMAGE, STRIDES
 from carafe_deploy.ops.roi_align import assign_levels
+from carafe_deploy.types import OperatorCall
 
 ALL = [workload for workloads in WORKLOADS.values() for workload in workloads]
 FLOAT32 = Variant("float32", "nchw")
@@ -87,8 +83,23 @@ def test_rois_are_float32_in_every_variant() -> None:
     assert call.num_bytes(4) - call.num_bytes(2) == 2 * 3 * (24 + 6 + 10 * 4)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [CarafeCall(2, 8, 3, 4, 3, 2), RoiAlignCall(5, 3), NmsCall(3, 40, 20, 0.5, 0.05, objects=6)],
+    ids=lambda call: call.entry,
+)
+def test_a_call_known_by_its_shapes_costs_the_same(call: Any) -> None:
+    shapes = tuple(tuple(t.shape) for t in flat(call.inputs(torch.Generator())))
+    shaped = ShapedCall(OperatorCall(call.entry, shapes, call.attributes))
+    assert [shaped.num_bytes(size) for size in (4, 2)] == [call.num_bytes(size) for size in (4, 2)]
+    inputs = shaped.inputs(torch.Generator())
+    assert tuple(tuple(t.shape) for t in flat(inputs)) == shapes
+    getattr(torch.ops.carafe, call.entry)(*inputs, **call.attributes)
+    assert shaped.entry in OPERATORS
+
+
 def test_names_are_unique_and_all_is_there() -> None:
-    assert OPERATORS == ("carafe", "roi_align", "nms")
+    assert list(WORKLOADS) == ["carafe", "roi_align", "nms"]
     assert len({workload.name for workload in ALL}) == len(ALL) == 13 + 2 + 4
     kernels = {
         (call.kernel_size, call.group_size)

@@ -16,8 +16,6 @@ import pytest
 
 from carafe_deploy.cli import main
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.graph.torchscript_export import export_torchscript
-from carafe_deploy.models.checkpoint import load_detector
 
 FASTER = "shapes_faster_rcnn_carafe-2a9d7f44.pth"
 MASK = "shapes_mask_rcnn_carafe-fbec7e06.pth"
@@ -35,6 +33,12 @@ class Outcome:
     def json(self) -> Any:
         """The whole of stdout; fails if anything but JSON is there."""
         return json.loads(self.out)
+
+    def assert_refused(self, message: str) -> None:
+        """Bad input: status 2, an error with this message, and nothing on stdout."""
+        assert (self.status, self.out) == (2, ""), self.err
+        assert message in " ".join(self.err.split()) or message in self.err
+        assert "Traceback" not in self.err
 
 
 Run = Callable[..., Outcome]
@@ -115,22 +119,15 @@ def onnx_file(onnx_export: tuple[Path, Outcome]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ts_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ts_file(export: Callable[..., Path]) -> Path:
     """The small Mask R-CNN as TorchScript."""
-    return _torchscript(checkpoint, tmp_path_factory.mktemp("ts") / "mask.ts", ExportOptions())
+    return export("mask", ".ts")
 
 
 @pytest.fixture(scope="session")
-def blind_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blind_file(export: Callable[..., Path]) -> Path:
     """A TorchScript file that finds nothing: no score is higher than 1."""
-    options = ExportOptions(score_threshold=1.0)
-    return _torchscript(checkpoint, tmp_path_factory.mktemp("ts") / "blind.ts", options)
-
-
-def _torchscript(checkpoint: Path, path: Path, options: ExportOptions) -> Path:
-    detector, loaded = load_detector(checkpoint)
-    export_torchscript(detector, path, options, name=loaded.name, source=loaded.source)
-    return path
+    return export("mask", ".ts", ExportOptions(score_threshold=1.0))
 
 
 @pytest.fixture

@@ -78,9 +78,7 @@ def test_without_arguments_help_is_shown(run: Run, arguments: list[str]) -> None
     ],
 )
 def test_wrong_usage_is_bad_input(run: Run, arguments: list[str]) -> None:
-    outcome = run(*arguments)
-    assert (outcome.status, outcome.out) == (2, "")
-    assert "Usage: carafe-deploy" in outcome.err
+    run(*arguments).assert_refused("Usage: carafe-deploy")
 
 
 def test_an_error_is_one_line_without_traceback(process: Run) -> None:
@@ -98,8 +96,7 @@ def test_debugging_shows_the_traceback(
     process: Run, arguments: list[str], env: dict[str, str]
 ) -> None:
     outcome = process(*arguments, "detect", "missing.onnx", "x.png", env=env)
-    assert outcome.status == 2
-    assert "Traceback" in outcome.err
+    outcome.assert_refused("Traceback")
     assert outcome.err.splitlines()[-1].startswith("error: x.png does not exist")
 
 

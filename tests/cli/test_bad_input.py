@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from carafe_deploy.images import load_image
+from tests.engine.tiny import tiny_model
 
 Run = Callable[..., Any]
 
@@ -28,6 +30,106 @@ def assert_error(outcome: Any, message: str) -> None:
     assert re.search(message, "\n".join(errors)), outcome.err
     assert "Traceback" not in outcome.err
     assert list(Path().rglob("*")) == []
+
+
+# --- options and names ---------------------------------------------------------------------------
+
+#: Command line, with fixtures in braces, and what is said.
+REFUSED = """
+export missing.pth -o x.bin | --output is x.bin: let its name end in .onnx or .ts or .torchscript
+export missing.pth -o x.ts --format onnx | --output is x.ts: let its name end in .onnx
+export missing.pth -o x.ts --exporter dynamo | --exporter chooses between ONNX exporters
+export missing.pth --size 64 | --size is '64': give height x width in pixels
+export missing.pth --size 64x64 --min-size 64x64 | --size makes the size static
+export missing.pth --batch many | --batch is 'many'
+export work_dirs/epoch_12.pth | cannot read checkpoint work_dirs/epoch
+export mask_rcnn_r50_fpn_karafe_1x_coco | neither a file nor a published model called \
+    'mask_rcnn_r50_fpn_karafe_1x_coco'. Did you mean mask_rcnn_r50_fpn_carafe_1x_coco?
+export {checkpoint} --size 100x128 | height 100 is not a multiple of 64: use 128
+export {checkpoint} --min-size 128x128 --max-size 64x64 | height bounds are 128 to 64
+export {checkpoint} --batch 0 | batch bounds are 0 to 0
+export {checkpoint} --score-threshold 2 | score threshold is 2.0: give a number from 0 to 1
+export {checkpoint} --max-detections 0 | maximum number of detections is 0
+export {checkpoint} --exporter torchscript | offered for static shapes only
+export {checkpoint} -o x.onnx --layout nchw | --layout nchw is of TorchScript, ONNX is NCHW
+build missing.onnx --min 64x64 | --min is '64x64': give batch x height x width in pixels
+build missing.onnx --max many | --max is 'many'
+build missing.onnx --compute-capability sm_89 | --compute-capability is 'sm_89': give numbers
+build missing.onnx -o x.onnx | --output is x.onnx: let its name end in .engine or .plan
+build missing.onnx | missing.onnx does not exist: export it first
+build {tiny} --opt 1x64x65 | width 65 of the profile is not a multiple of 64: use 128
+build {tiny} --max 64x64x64 | batch 64 of the profile lies outside the model
+build {tiny} --flavour tensorrt --compute-capability 8.6 | builds for the GPU of this
+inspect x.tflite | x.tflite has the suffix '.tflite': give one of .pth
+inspect x.pth | cannot read checkpoint x.pth
+inspect x.ts | x.ts does not exist: export it first
+inspect x.onnx | x.onnx does not exist: export it first
+inspect x.engine | x.engine does not exist: build it with
+detect {ts_file} none.jpg | none.jpg does not exist: name an image
+detect {ts_file} none/*.jpg | none/*.jpg matches no image
+detect {checkpoint} {image} --mode cuda-graph | mode cuda-graph needs a GPU, device is cpu: give \
+    --device cuda
+parity {ts_file} {ts_file} --levels boxes | there is no level 'boxes' of parity: choose from
+parity {ts_file} {ts_file} --levels ap | parity of AP needs annotations
+parity {ts_file} {ts_file} --config config.py | --config config.py does not fit:
+parity {ts_file} {ts_file} --images none.png | none.png does not exist
+parity {ts_file} {ts_file} --stages --levels detections | --stages looks at intermediate tensors \
+    alone, so --levels detections
+parity {ts_file} {ts_file} --bisect --levels detections | --bisect looks at intermediate tensors \
+    alone, so --levels detections
+parity {ts_file} {faster_checkpoint} | these are different models
+eval {ts_file} --annotations none.json --images {val} | annotation file none.json does not exist
+eval {ts_file} {annotated} --images none | 5 of 5 annotated images are missing, none/000001.png
+eval {ts_file} {annotated} --images {val} --config config.py | --config config.py does not fit:
+bench -o r | nothing to measure: name artefacts, or operators with --op
+bench none.onnx -o r | none.onnx does not exist
+bench {checkpoint} --rounds 0 -o r | greater than or equal to 1
+bench {checkpoint} --rounds -4 -o r | greater than or equal to 1
+bench {checkpoint} --batch-sizes 1,x -o r | --batch-sizes is '1,x': give numbers
+bench {checkpoint} --batch-sizes '' -o r | --batch-sizes is '': give numbers
+bench {checkpoint} --batch-sizes 0,1 -o r | batch sizes is 0: give at least 1
+bench {checkpoint} --mode fast -o r | modes holds 'fast': choose from eager
+bench {checkpoint} --random 640 -o r | --random is '640': give HEIGHTxWIDTH
+bench {checkpoint} --random 6x4 --images x.png -o r | exclude each other
+bench {checkpoint} --images none.png -o r | none.png
+bench {checkpoint} --full -o r | --full belongs to --op
+bench {checkpoint} --op nms -o r | --op measures operators alone: drop 1 artefact
+bench --op conv -o r | conv
+bench {checkpoint} {faster_checkpoint} --rounds 1 | different models or settings: architecture is \
+    mask_rcnn and faster_rcnn
+"""
+
+
+def _words(request: pytest.FixtureRequest, line: str) -> list[str]:
+    """Of a command line of :data:`REFUSED`."""
+    val = request.getfixturevalue("shapes_dir") / "val"
+    here = {
+        "val": str(val),
+        "image": str(val / "000001.png"),
+        "annotated": f"--annotations {val}.json --limit 5",
+        "tiny": str(request.getfixturevalue("tmp_path") / "tiny.onnx"),
+    }
+    if "{tiny}" in line:
+        tiny_model(Path(here["tiny"]))
+    names = set(re.findall(r"{(\w+)}", line)) - set(here)
+    return shlex.split(line.format(**here, **{n: request.getfixturevalue(n) for n in names}))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [case.split(" | ") for case in re.sub(" +", " ", REFUSED).strip().split("\n")],
+)
+def test_refused_before_anything_is_written(
+    run: Run,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    message: str,
+) -> None:
+    if "{tiny}" in line:  # whatever is installed
+        monkeypatch.setattr("carafe_deploy.engine.flavours.Flavour.load", lambda self: None)
+    run(*_words(request, line)).assert_refused(message)
+    assert list(Path().iterdir()) == []
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -66,9 +168,9 @@ def test_checkpoint_of_another_architecture(run: Run, tmp_path: Path) -> None:
 
 
 def test_wrong_number_of_classes(
-    run: Run, checkpoint: Path, data_dir: Path, tmp_path: Path
+    run: Run, checkpoint: Path, shapes_configs: dict[str, str], tmp_path: Path
 ) -> None:
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    text = shapes_configs["shapes_mask_rcnn_carafe"]
     (tmp_path / "config.py").write_text(text.replace("num_classes=3", "num_classes=5"))
     assert_error(
         run("export", checkpoint, "--config", tmp_path / "config.py"),
@@ -77,26 +179,14 @@ def test_wrong_number_of_classes(
 
 
 def test_config_with_unsupported_settings(
-    run: Run, checkpoint: Path, data_dir: Path, tmp_path: Path
+    run: Run, checkpoint: Path, shapes_configs: dict[str, str], tmp_path: Path
 ) -> None:
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
+    text = shapes_configs["shapes_mask_rcnn_carafe"]
     (tmp_path / "config.py").write_text(text.replace("type='ResNet'", "type='ResNeXt'"))
     assert_error(
         run("export", checkpoint, "--config", tmp_path / "config.py"),
         r"model\.backbone\.type='ResNeXt' is not supported; supported: ResNet",
     )
-
-
-def test_unknown_model_name(run: Run) -> None:
-    assert_error(
-        run("export", "mask_rcnn_r50_fpn_karafe_1x_coco"),
-        "neither a file nor a published model called 'mask_rcnn_r50_fpn_karafe_1x_coco'"
-        r"\. Did you mean mask_rcnn_r50_fpn_carafe_1x_coco\?",
-    )
-
-
-def test_missing_checkpoint(run: Run) -> None:
-    assert_error(run("export", "work_dirs/epoch_12.pth"), "cannot read checkpoint work_dirs/epoch")
 
 
 # --- truncated files -----------------------------------------------------------------------------
@@ -220,14 +310,6 @@ def test_a_failing_export_keeps_the_file_that_was_there(
 
 
 # --- images: errors ------------------------------------------------------------------------------
-
-
-def test_missing_image(run: Run, ts_file: Path) -> None:
-    assert_error(run("detect", ts_file, "none.jpg"), r"none\.jpg does not exist: name an image")
-
-
-def test_glob_without_match(run: Run, ts_file: Path) -> None:
-    assert_error(run("detect", ts_file, "none/*.jpg"), r"none/\*\.jpg matches no image")
 
 
 def test_empty_folder(run: Run, ts_file: Path, tmp_path: Path) -> None:

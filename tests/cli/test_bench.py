@@ -93,39 +93,3 @@ def test_noise_of_a_given_size(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pa
     paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner())
     done = run("bench", *paths, *QUICK, "--random", "50x90", "--json")
     assert done.json["settings"]["images"] == "1 (50x90 pixels, height x width)"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "nothing to measure: name artefacts, or operators with --op"),
-        (("none.onnx",), "none.onnx does not exist"),
-        (("CHECKPOINT", "--rounds", "0"), "greater than or equal to 1"),
-        (("CHECKPOINT", "--rounds", "-4"), "greater than or equal to 1"),
-        (("CHECKPOINT", "--batch-sizes", "1,x"), "--batch-sizes is '1,x': give numbers"),
-        (("CHECKPOINT", "--batch-sizes", ""), "--batch-sizes is '': give numbers"),
-        (("CHECKPOINT", "--batch-sizes", "0,1"), "batch sizes is 0: give at least 1"),
-        (("CHECKPOINT", "--mode", "fast"), "modes holds 'fast': choose from eager"),
-        (("CHECKPOINT", "--random", "640"), "--random is '640': give HEIGHTxWIDTH"),
-        (("CHECKPOINT", "--random", "6x4", "--images", "x.png"), "exclude each other"),
-        (("CHECKPOINT", "--images", "none.png"), "none.png"),
-        (("CHECKPOINT", "--full"), "--full belongs to --op"),
-        (("CHECKPOINT", "--op", "nms"), "--op measures operators alone: drop 1 artefact"),
-        (("--op", "conv"), "conv"),
-    ],
-)
-def test_bad_input(run: Run, checkpoint: Path, arguments: tuple[str, ...], message: str) -> None:
-    given = [checkpoint if text == "CHECKPOINT" else text for text in arguments]
-    done = run("bench", *given, *(() if "--rounds" in arguments else ("--rounds", "1")), "-o", "r")
-    assert done.status == 2
-    assert message in done.err
-    assert "Traceback" not in done.err
-    assert not Path("r").exists()
-
-
-def test_artefacts_of_different_models_are_refused(
-    run: Run, checkpoint: Path, faster_checkpoint: Path
-) -> None:
-    done = run("bench", checkpoint, faster_checkpoint, *QUICK)
-    assert done.status == 2
-    assert "different models or settings: architecture is mask_rcnn and faster_rcnn" in done.err

@@ -96,43 +96,6 @@ def test_a_folder_as_output(run: Run, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--min", "64x64"], "--min is '64x64': give batch x height x width in pixels"),
-        (["--max", "many"], "--max is 'many'"),
-        (["--compute-capability", "sm_89"], "--compute-capability is 'sm_89': give numbers"),
-        (["-o", "x.onnx"], "--output is x.onnx: let its name end in .engine or .plan"),
-        ([], "missing.onnx does not exist: export it first"),
-    ],
-)
-def test_bad_options_are_found_before_anything_is_read(
-    run: Run, arguments: list[str], message: str
-) -> None:
-    outcome = run("build", "missing.onnx", *arguments)
-    assert (outcome.status, outcome.out) == (2, "")
-    assert message in outcome.err
-    assert list(Path().iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--opt", "1x64x65"], "width 65 of the profile is not a multiple of 64: use 128"),
-        (["--max", "64x64x64"], "batch 64 of the profile lies outside the model"),
-        (["--flavour", "tensorrt", "--compute-capability", "8.6"], "builds for the GPU of this"),
-    ],
-)
-def test_values_that_the_model_or_flavour_does_not_take(
-    run: Run, model: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("carafe_deploy.engine.flavours.Flavour.load", lambda self: None)
-    outcome = run("build", model, *arguments)
-    assert (outcome.status, outcome.out) == (2, "")
-    assert message in outcome.err
-    assert list(Path().iterdir()) == []
-
-
-@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("model.json", "model.json is truncated, damaged or no ONNX file"),
@@ -147,9 +110,7 @@ def test_values_that_the_model_or_flavour_does_not_take(
 )
 def test_a_model_that_is_none(run: Run, name: str, message: str) -> None:
     Path("model.json").write_text("{}")  # a suffix that the onnx package would read as text
-    outcome = run("build", name)
-    assert (outcome.status, outcome.out) == (2, "")
-    assert f"error: {message}" in outcome.err
+    run("build", name).assert_refused(f"error: {message}")
 
 
 def test_without_the_onnx_package_its_extra_is_named(process: Run, model: Path) -> None:

@@ -75,9 +75,7 @@ def test_json_is_the_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unwritable_output(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    outcome = run("demo", "--out", tmp_path / "file")
-    assert outcome.status == 2
-    assert "error: cannot write" in outcome.err
+    run("demo", "--out", tmp_path / "file").assert_refused("error: cannot write")
     assert (tmp_path / "file").read_text() == "in the way"
 
 

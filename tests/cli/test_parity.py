@@ -137,13 +137,6 @@ def test_a_walk_as_json(run: Run, checkpoint: Path, changed: Path, images: Path)
     assert StageWalk.from_json(outcome.out).reference == "pytorch fp32 shapes_mask_rcnn_carafe"
 
 
-@pytest.mark.parametrize("option", ["--stages", "--bisect"])
-def test_a_walk_has_no_levels(run: Run, ts_file: Path, option: str) -> None:
-    outcome = run("parity", ts_file, ts_file, option, "--levels", "detections")
-    assert (outcome.status, outcome.out) == (2, "")
-    assert f"{option} looks at intermediate tensors alone, so --levels detections" in outcome.err
-
-
 def test_artefacts_that_cannot_be_looked_into_have_no_walk(
     run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,9 +144,9 @@ def test_artefacts_that_cannot_be_looked_into_have_no_walk(
         raise UnsupportedLevelError("x.engine has no intermediate tensors: build it with --stages")
 
     monkeypatch.setattr("carafe_deploy.runners.torchscript.TorchScriptRunner.run_stages", refuse)
-    outcome = run("parity", ts_file, ts_file, images / "000001.png", "--bisect")
-    assert (outcome.status, outcome.out) == (2, "")
-    assert "build it with --stages" in outcome.err
+    run("parity", ts_file, ts_file, images / "000001.png", "--bisect").assert_refused(
+        "build it with --stages"
+    )
 
 
 def test_bars_are_logarithms() -> None:
@@ -233,29 +226,6 @@ def test_a_checkpoint_takes_the_settings_of_the_other_artefact(run: Run, checkpo
         first, second = open_pair(str(checkpoint), "x.ts", "cpu", None, stack)
         assert (first.backend, second.backend) == ("pytorch", "torchscript")
         assert first.info == second.info
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--levels", "boxes"], "there is no level 'boxes' of parity: choose from operators"),
-        (["--levels", "ap"], "parity of AP needs annotations"),
-        (["--config", "config.py"], "--config config.py does not fit: "),
-        (["--images", "none.png"], "none.png does not exist"),
-    ],
-)
-def test_bad_requests(run: Run, ts_file: Path, arguments: list[str], message: str) -> None:
-    outcome = run("parity", ts_file, ts_file, *arguments)
-    assert (outcome.status, outcome.out) == (2, "")
-    assert message in outcome.err
-
-
-def test_different_models_are_not_compared(
-    run: Run, ts_file: Path, faster_checkpoint: Path
-) -> None:
-    outcome = run("parity", ts_file, faster_checkpoint)
-    assert outcome.status == 2
-    assert "these are different models" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from carafe_deploy import selfcheck
+from carafe_deploy.data import CHECKPOINTS
 from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.selfcheck import CHECKPOINTS, Check, SelfCheck
+from carafe_deploy.selfcheck import Check, SelfCheck
 
 Run = Callable[..., Any]
 PASSED = Check(CHECKPOINTS[0], "PyTorch, cpu", "passed", "", 1.25)
@@ -100,6 +101,4 @@ def test_a_wrong_plugin_folder_is_no_lack_of_the_machine(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CARAFE_DEPLOY_PLUGIN", "/nonexistent")
-    done = run("selfcheck")
-    assert done.status == 2
-    assert "CARAFE_DEPLOY_PLUGIN is '/nonexistent', which does not exist" in done.err
+    run("selfcheck").assert_refused("CARAFE_DEPLOY_PLUGIN is '/nonexistent', which does not exist")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy import environment, libraries
+from carafe_deploy import backends, environment, libraries, requirements
 from carafe_deploy.doctor import (
     Diagnosis,
     Finding,
@@ -87,7 +87,7 @@ class Simulated:
         return self
 
     def is_installed(self, module: str) -> bool:
-        package = packages.PACKAGES[module]
+        package = backends.packages()[module]
         return any(name in self.versions for name in package.distributions)
 
     def ask(self, questions: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
@@ -402,10 +402,11 @@ def find_spec(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Hide modules, and forget the distributions that bring them."""
 
     def hide(*modules: str) -> None:
-        real, version = environment.importlib.util.find_spec, environment.installed_version
-        hidden = {d for module in modules for d in packages.PACKAGES[module].distributions}
+        real = requirements.importlib.util.find_spec
+        version = requirements.installed_version
+        hidden = {d for module in modules for d in backends.packages()[module].distributions}
         monkeypatch.setattr(
-            environment.importlib.util,
+            requirements.importlib.util,
             "find_spec",
             lambda name, package=None: None if name in modules else real(name, package),
         )

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from carafe_deploy import backends
 from carafe_deploy.doctor import packages
 from carafe_deploy.doctor.findings import missing, ok, wrong
-from carafe_deploy.doctor.packages import PACKAGES, Package, check_package, check_python, numbers
+from carafe_deploy.doctor.packages import check_package, check_python, numbers
+from carafe_deploy.requirements import Package
+
+PACKAGES = backends.packages()
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 ORT = PACKAGES["onnxruntime"]

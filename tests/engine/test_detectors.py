@@ -18,10 +18,8 @@ from carafe_deploy.engine.device import choose_backend
 from carafe_deploy.engine.model import read_model
 from carafe_deploy.engine.sidecar import Sidecar, sidecar_path
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import run_parity, walk_stages
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 
@@ -36,31 +34,20 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Export a detector once: (model, precision, dynamic) -> ONNX file."""
-    folder = tmp_path_factory.mktemp("onnx")
+def exported(export: Make) -> Make:
+    """(model, precision, dynamic) -> ONNX file."""
 
     def make(model: str = "mask", precision: str = "fp32", dynamic: bool = False) -> Path:
-        path = folder / f"{model}_{precision}_{'dynamic' if dynamic else 'static'}.onnx"
-        if not path.exists():
-            detector, loaded = load_detector(shapes_dir / CHECKPOINTS[model])
-            bounds = DYNAMIC if dynamic else STATIC
-            export_onnx(
-                detector,
-                path,
-                ExportOptions(*bounds, precision=precision),
-                name=loaded.name,
-                source=loaded.source,
-                exporter="dynamo" if dynamic else "torchscript",
-            )
-        return path
+        options = ExportOptions(*(DYNAMIC if dynamic else STATIC), precision=precision)
+        exporter = "dynamo" if dynamic else "torchscript"
+        return export(model, ".onnx", options, exporter=exporter)
 
     return make
 
 
 @pytest.fixture(scope="module")
 def engine(
-    export: Make, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory
+    exported: Make, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, Sidecar]]:
     """Build once: (model, precision, dynamic, stages) -> engine and sidecar."""
     folder = tmp_path_factory.mktemp("engine")
@@ -69,7 +56,7 @@ def engine(
     def make(
         model: str = "mask", precision: str = "fp32", dynamic: bool = False, stages: bool = False
     ) -> tuple[Path, Sidecar]:
-        source = export(model, precision, dynamic)
+        source = exported(model, precision, dynamic)
         path = folder / f"{source.stem}{'_stages' if stages else ''}.engine"
         if path.name not in built:
             options = BuildOptions("tensorrt_rtx", stages=stages)
@@ -101,10 +88,10 @@ def _check(path: Path, sidecar: Sidecar, source: Path) -> None:
     ],
 )
 def test_every_custom_node_becomes_a_plugin(
-    export: Make, engine: Callable, model: str, precision: str
+    exported: Make, engine: Callable, model: str, precision: str
 ) -> None:
     path, sidecar = engine(model, precision)
-    _check(path, sidecar, export(model, precision))
+    _check(path, sidecar, exported(model, precision))
     assert sidecar.model.input.batch == (2, 2)
     assert sidecar.model.precision == precision
     assert sidecar.model.classes == ("circle", "square", "triangle")
@@ -115,7 +102,7 @@ def test_every_custom_node_becomes_a_plugin(
     [("mask", "fp32"), pytest.param("faster", "fp16", marks=pytest.mark.slow)],
 )
 def test_every_stage_becomes_an_output(
-    export: Make,
+    exported: Make,
     plugin_library: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,8 +118,8 @@ def test_every_stage_becomes_an_output(
 
     monkeypatch.setattr(_Build, "_mark_stages", spy)
     options = BuildOptions("tensorrt_rtx", stages=True)
-    sidecar = build_engine(export(model, precision), tmp_path / "x.engine", options)
-    with open_runner(export(model, precision)) as runner:
+    sidecar = build_engine(exported(model, precision), tmp_path / "x.engine", options)
+    with open_runner(exported(model, precision)) as runner:
         assert outputs == [*runner.info.output_names, *runner.info.stages]
         assert sidecar.model.stages == runner.info.stages
     assert sidecar.stages
@@ -140,19 +127,19 @@ def test_every_stage_becomes_an_output(
 
 
 @pytest.mark.slow
-def test_a_dynamic_engine(export: Make, engine: Callable) -> None:
+def test_a_dynamic_engine(exported: Make, engine: Callable) -> None:
     path, sidecar = engine(dynamic=True)
-    _check(path, sidecar, export(dynamic=True))
+    _check(path, sidecar, exported(dynamic=True))
     (profile,) = sidecar.profiles
     assert (profile.min, profile.opt, profile.max) == ((1, 64, 64), (1, 128, 192), (4, 192, 192))
-    with open_runner(export(dynamic=True)) as runner:  # the same file, without plugins
+    with open_runner(exported(dynamic=True)) as runner:  # the same file, without plugins
         assert runner.info == sidecar.model
 
 
 def test_a_model_exported_without_plugin_attributes_is_refused(
-    export: Make, tmp_path: Path, plugin_library: Path
+    exported: Make, tmp_path: Path, plugin_library: Path
 ) -> None:
-    model = onnx.load(export())
+    model = onnx.load(exported())
     for node in model.graph.node:
         kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
         del node.attribute[:]
@@ -253,10 +240,10 @@ def test_stages_are_those_of_pytorch(
 
 @pytest.mark.gpu
 def test_a_walk_finds_an_error_planted_before_an_engine(
-    export: Make, engine: Callable, shapes_dir: Path, images: list[np.ndarray], tmp_path: Path
+    exported: Make, engine: Callable, shapes_dir: Path, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     path, sidecar = engine(stages=True)
-    with open_runner(export()) as reference, _open(path) as candidate:
+    with open_runner(exported()) as reference, _open(path) as candidate:
         walk = walk_stages(reference, candidate, images, batch_size=2)
         assert walk.passed, walk.verdict()
     content = torch.load(shapes_dir / CHECKPOINTS["mask"], weights_only=True)

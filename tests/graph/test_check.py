@@ -11,19 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from carafe_deploy.errors import ExportError
-from carafe_deploy.graph.onnx_export import _check, _without_weights, export_onnx
+from carafe_deploy.graph.onnx_export import _check, _without_weights
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.models.checkpoint import load_detector
 
 SMALL = ExportOptions((1, 1), (128, 128), (128, 128))
 
 
 @pytest.fixture(scope="module")
-def exported(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    detector, _ = load_detector(shapes_dir / "shapes_mask_rcnn_carafe-fbec7e06.pth")
-    path = tmp_path_factory.mktemp("check") / "x.onnx"
-    export_onnx(detector, path, SMALL, name="x", source={})
-    return onnx.load(path)
+def exported(export: Callable[..., Path]) -> onnx.ModelProto:
+    return onnx.load(export("mask", ".onnx", SMALL, exporter="dynamo"))
 
 
 def types(model: onnx.ModelProto) -> dict[str, bytes]:

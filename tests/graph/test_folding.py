@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
-from carafe_deploy.graph.onnx_export import EXPORTERS, export_onnx
+from carafe_deploy.graph.onnx_export import EXPORTERS
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import Detector
 
@@ -32,18 +32,16 @@ def convolutions(detector: Detector) -> int:
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_onnx(detector: Detector, tmp_path: Path, exporter: str) -> None:
-    path = tmp_path / "x.onnx"
-    export_onnx(detector, path, STATIC, name="x", source={}, exporter=exporter)
+def test_onnx(detector: Detector, export: Callable[..., Path], exporter: str) -> None:
+    path = export("mask", ".onnx", STATIC, exporter=exporter)
     kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert kinds["BatchNormalization"] == 0
     assert kinds["Conv"] == convolutions(detector)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_torchscript(detector: Detector, tmp_path: Path, channels_last: bool) -> None:
-    path = tmp_path / "x.ts"
-    export_torchscript(detector, path, STATIC, name="x", source={}, channels_last=channels_last)
+def test_torchscript(detector: Detector, export: Callable[..., Path], channels_last: bool) -> None:
+    path = export("mask", ".ts", STATIC, channels_last=channels_last)
     module = torch.jit.load(str(path))
     for method in ("forward", "stages"):
         text = str(getattr(module, method).inlined_graph)

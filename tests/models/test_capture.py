@@ -20,10 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import Detector, ImageNormalization
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops.carafe import _carafe_encoded
-from carafe_deploy.ops.nms import _batched_nms
-from carafe_deploy.ops.roi_align import _multilevel_roi_align
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.types import InputFormat, ModelInfo
 
@@ -51,11 +49,7 @@ WAITING = {
 CONSTANTS = {"lift", "lift_fresh", "lift_fresh_copy"}
 
 #: The operators' own code, to look into them: to a dispatch mode they are one call.
-INSIDE = {
-    "carafe_encoded": _carafe_encoded,
-    "multilevel_roi_align": _multilevel_roi_align,
-    "batched_nms": _batched_nms,
-}
+INSIDE = {name: operator.implementation.forward for name, operator in OPERATORS.items()}
 
 
 def tensors(values: Any) -> list[Tensor]:

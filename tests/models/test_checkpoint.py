@@ -167,15 +167,14 @@ def test_names_without_config(content: Content, save: Callable[..., Path]) -> No
 
 @pytest.mark.parametrize("beside", [True, False], ids=["config beside", "config inside"])
 def test_a_file_of_names_is_looked_for_from_where_mmdetection_ran(
-    content: Content, data_dir: Path, tmp_path: Path, beside: bool
+    content: Content, tmp_path: Path, beside: bool
 ) -> None:
     folder = tmp_path / "root" / "work_dirs" / "mine"
     folder.mkdir(parents=True)
     file = tmp_path / "root" / "data" / "names.txt"
     file.parent.mkdir()
     file.write_text("ant\nbee\ncat\n")
-    text = (data_dir / "shapes_mask_rcnn_carafe.py").read_text()
-    text, count = re.subn(r"classes=\([^)]*\)", "classes='data/names.txt'", text)
+    text, count = re.subn(r"classes=\([^)]*\)", "classes='data/names.txt'", content["meta"]["cfg"])
     assert count == 4
     (folder / "config.py").write_text(text)
     content["meta"] = {} if beside else {"config": text}

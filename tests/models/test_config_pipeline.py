@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from carafe_deploy.errors import CheckpointError, ConfigError
-from carafe_deploy.models.config_text import read_config
+from carafe_deploy.models.config_text import parse_config
 from carafe_deploy.models.mmdet_config import detector_config
 from carafe_deploy.types import Preprocessing
 
@@ -129,12 +128,12 @@ WHERE_NAMES_ARE: list[tuple[dict[str, Any], tuple[str, ...] | None]] = [
 
 @pytest.mark.parametrize(("where", "stored"), WHERE_NAMES_ARE)
 def test_class_names(
-    data_dir: Path,
+    shapes_configs: dict[str, str],
     key_shapes: KeyShapes,
     where: dict[str, Any],
     stored: tuple[str, ...] | None,
 ) -> None:
-    cfg = read_config(data_dir / "shapes_mask_rcnn_carafe.py")
+    cfg = parse_config(shapes_configs["shapes_mask_rcnn_carafe"])
     bare = {"model": cfg["model"], "test_pipeline": cfg["test_pipeline"], **where}
     config, notes = detector_config(bare, key_shapes("shapes_mask_rcnn_carafe"), stored)
     assert config.classes == NAMES

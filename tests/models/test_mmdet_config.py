@@ -65,9 +65,9 @@ def test_without_config_shapes_and_defaults_serve(key_shapes: KeyShapes, kind: s
     assert any("no config: anchors" in note for note in notes)
 
 
-def test_small_detector(data_dir: Path, key_shapes: KeyShapes) -> None:
+def test_small_detector(shapes_configs: dict[str, str], key_shapes: KeyShapes) -> None:
     name = "shapes_mask_rcnn_carafe"
-    config, notes = detector_config(read_config(data_dir / f"{name}.py"), key_shapes(name))
+    config, notes = detector_config(parse_config(shapes_configs[name]), key_shapes(name))
     upsample = UpsampleConfig(compressed_channels=16)
     assert config.backbone == BackboneConfig(depth=18, base_channels=16)
     assert config.neck == NeckConfig(32, upsample)
@@ -78,9 +78,11 @@ def test_small_detector(data_dir: Path, key_shapes: KeyShapes) -> None:
     assert notes == ()
 
 
-def test_shapes_alone_give_the_same_architecture(data_dir: Path, key_shapes: KeyShapes) -> None:
+def test_shapes_alone_give_the_same_architecture(
+    shapes_configs: dict[str, str], key_shapes: KeyShapes
+) -> None:
     name = "shapes_faster_rcnn_carafe"
-    config, _ = detector_config(read_config(data_dir / f"{name}.py"), key_shapes(name))
+    config, _ = detector_config(parse_config(shapes_configs[name]), key_shapes(name))
     inferred = infer_detector(key_shapes(name)).config
     same = dataclasses.replace(inferred, classes=config.classes, preprocessing=config.preprocessing)
     assert same == config
@@ -321,7 +323,7 @@ def test_unusual_anchors_need_a_config(r50_shapes: Shapes) -> None:
 
 
 def test_config_and_weights_disagree_about_masks(
-    data_dir: Path, key_shapes: KeyShapes, config_3x: dict[str, Any]
+    key_shapes: KeyShapes, config_3x: dict[str, Any]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"'MaskRCNN', but the checkpoint has no mask head"):
         detector_config(config_3x, key_shapes(R50["faster"]))

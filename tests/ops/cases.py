@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CARAFE_CASES", "NMS_CASES", "ROI_ALIGN_CASES", "Case"]
+__all__ = ["CARAFE_CASES", "CASES", "NMS_CASES", "ROI_ALIGN_CASES", "Case", "named"]
 
 Attributes = Mapping[str, Any]
 
@@ -344,3 +344,29 @@ NMS_CASES: Sequence[Case] = (
         "coordinates in the thousands", _crowd(1, 3, 40)[0] + 4000.0, _crowd(1, 3, 40)[1], keep=120
     ),
 )
+
+
+# --- all -----------------------------------------------------------------------------------------
+
+
+def _given_masks(case: Case) -> Case:
+    """What the definition of CarafeEncoded hands to Carafe: softmax over k*k after the shuffle."""
+    features, encoded = case.inputs
+    k, groups, s = case.attributes.values()
+    masks = torch.nn.functional.pixel_shuffle(encoded, s)
+    masks = masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
+    return Case(case.reason, (features, masks), case.attributes, case.layout)
+
+
+#: By torch name. The first case of an operator is what the detectors give it.
+CASES: Mapping[str, Sequence[Case]] = {
+    "carafe": tuple(map(_given_masks, CARAFE_CASES)),
+    "carafe_encoded": CARAFE_CASES,
+    "multilevel_roi_align": ROI_ALIGN_CASES,
+    "batched_nms": NMS_CASES,
+}
+
+
+def named(name: str, reason: str) -> Case:
+    """One of an operator's cases."""
+    return next(case for case in CASES[name] if case.reason == reason)

@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, inliner, shape_inference
 
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.operators import BY_ONNX_NAME
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
 
 Array = npt.NDArray[Any]
 
@@ -27,9 +28,7 @@ def one_node_model(
         body.name, body.input, body.output, domain="carafe", **attributes, **PLUGIN_ATTRIBUTES
     )
     node.overload = body.overload
-    types = {"num_dets": TensorProto.INT32, "indices": TensorProto.INT64}
-    ranks = {"Carafe": 4, "CarafeEncoded": 4, "MultilevelRoiAlign": 5, "BatchedNms": 2}
-    rank = ranks[body.name]
+    outputs = {each.name: each for each in BY_ONNX_NAME[body.name].outputs}
     graph = helper.make_graph(
         [node],
         "one node",
@@ -39,9 +38,13 @@ def one_node_model(
         ],
         [
             helper.make_tensor_value_info(
-                name, types.get(name, TensorProto.FLOAT), [f"{name}_{i}" for i in range(rank)]
+                name,
+                TensorProto.FLOAT
+                if each.is_feature_map
+                else helper.np_dtype_to_tensor_dtype(np.dtype(each.type)),
+                [f"{name}_{axis}" for axis in range(len(each.axes))],
             )
-            for name in body.output
+            for name, each in outputs.items()
         ],
     )
     opset = body.opset_import[0].version
@@ -114,11 +117,3 @@ def normal(*shape: int, seed: int = 0) -> Array:
 def set_input_shapes(model: onnx.ModelProto, *shapes: Sequence[int]) -> None:
     for value, shape in zip(model.graph.input, shapes, strict=True):
         value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
-
-
-def assert_attributes_declared(model: onnx.ModelProto) -> None:
-    """The function declares all attributes that the node carries, the plugin's among them."""
-    node, body = model.graph.node[0], model.functions[0]
-    assert sorted(body.attribute) == sorted(attribute.name for attribute in node.attribute)
-    assert {"plugin_version", "plugin_namespace"} < set(body.attribute)
-    assert (body.domain, body.overload) == ("carafe", node.overload)

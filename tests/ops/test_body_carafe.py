@@ -20,7 +20,6 @@ from carafe_deploy.ops.carafe import carafe_encoded_reference, carafe_reference
 from tests.ops.one_node import (
     OPSETS,
     Array,
-    assert_attributes_declared,
     infer_checked,
     intermediates,
     normal,
@@ -181,8 +180,3 @@ def test_variant_follows_the_channels() -> None:
 def test_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="variant is 'fast', expected one of tiles, taps"):
         _carafe(5, 1, 2, encoded=False, variant="fast")
-
-
-@pytest.mark.parametrize("encoded", [False, True], ids=["masks", "encoded"])
-def test_attributes_are_declared(encoded: bool) -> None:
-    assert_attributes_declared(_carafe(5, 1, 2, encoded=encoded, variant="tiles"))

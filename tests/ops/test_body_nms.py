@@ -14,7 +14,6 @@ from carafe_deploy.ops.nms import batched_nms_reference
 from tests.ops.one_node import (
     OPSETS,
     Array,
-    assert_attributes_declared,
     infer_checked,
     one_node_model,
     run,
@@ -101,7 +100,3 @@ def test_ranks_are_inferred() -> None:
     set_input_shapes(model, (2, 3, 50, 4), (2, 3, 50))
     (_, one), (_, _) = infer_checked(model)
     assert one == 1
-
-
-def test_attributes_are_declared() -> None:
-    assert_attributes_declared(_nms(0.5, 0.05, 100))

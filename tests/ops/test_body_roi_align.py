@@ -16,7 +16,6 @@ from carafe_deploy.ops._body_roi_align import multilevel_roi_align_body
 from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
 from tests.ops.one_node import (
     Array,
-    assert_attributes_declared,
     infer_checked,
     intermediates,
     normal,
@@ -136,7 +135,3 @@ def test_static_shape_is_inferred() -> None:
     model = _roi_align(7, 0)
     set_input_shapes(model, (2, 9, 4), *(array.shape for array in _pyramid(2)))
     assert infer_checked(model) == [[2, 9, 3, 7, 7]]
-
-
-def test_attributes_are_declared() -> None:
-    assert_attributes_declared(_roi_align(7, 0))

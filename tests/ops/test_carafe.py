@@ -1,8 +1,7 @@
-"""Carafe and CarafeEncoded: every case on every face, against the reference in float64."""
+"""Carafe and CarafeEncoded: dynamic sizes, gradients, an example by hand, NaN and errors."""
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,130 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from carafe_deploy.graph.onnx_export import EXPORTERS, export_operator_network
+from carafe_deploy.graph.onnx_export import export_operator_network
+from carafe_deploy.operators import OPERATORS as SPECIFICATIONS
 from carafe_deploy.ops import carafe, carafe_encoded
-from carafe_deploy.ops.carafe import carafe_encoded_reference, carafe_reference
 from tests.ops import faces
-from tests.ops.cases import CARAFE_CASES, Case
+from tests.ops.cases import named
 
-ENTRIES = ("Carafe", "CarafeEncoded")
-OPERATORS = {"Carafe": carafe, "CarafeEncoded": carafe_encoded}
-REFERENCES = {"Carafe": carafe_reference, "CarafeEncoded": carafe_encoded_reference}
-
-#: (relative, absolute). Half types: the result is rounded once (2**-11, 2**-8), sums are float32.
-TOLERANCES = {
-    torch.float64: (1e-13, 1e-13),
-    torch.float32: (1e-5, 1e-5),
-    torch.float16: (2.0**-11, 1e-5),
-    torch.bfloat16: (2.0**-8, 1e-5),
-}
-
-
-def masks_from(encoded: Tensor, k: int, groups: int, s: int) -> Tensor:
-    """What the definition of CarafeEncoded hands to Carafe: softmax over k*k after the shuffle."""
-    masks = torch.nn.functional.pixel_shuffle(encoded, s)
-    return masks.unflatten(1, (groups, k * k)).softmax(dim=2).flatten(1, 2)
-
-
-def given_masks(case: Case) -> Case:
-    features, encoded = case.inputs
-    k, groups, s = case.attributes.values()
-    return Case(
-        case.reason, (features, masks_from(encoded, k, groups, s)), case.attributes, case.layout
-    )
-
-
-CASES = {"Carafe": tuple(map(given_masks, CARAFE_CASES)), "CarafeEncoded": CARAFE_CASES}
-
-
-@functools.cache
-def truth(entry: str, case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """float64 result on inputs rounded to a dtype."""
-    wide = (tensor.double() for tensor in case.arranged(dtype))
-    return REFERENCES[entry](*wide, *case.attributes.values()).numpy()
-
-
-def assert_close(actual: Any, expected: np.ndarray, dtype: torch.dtype = torch.float32) -> None:
-    relative, absolute = TOLERANCES[dtype]
-    values = actual.detach().double().numpy() if isinstance(actual, Tensor) else actual
-    assert values.shape == expected.shape
-    np.testing.assert_allclose(values, expected, rtol=relative, atol=absolute)
-
-
-each_case = pytest.mark.parametrize(
-    ("entry", "case"),
-    [pytest.param(entry, case, id=f"{entry}-{case}") for entry in ENTRIES for case in CASES[entry]],
-)
+ENTRIES = ("carafe", "carafe_encoded")
+OPERATORS = {"carafe": carafe, "carafe_encoded": carafe_encoded}
 each_entry = pytest.mark.parametrize("entry", ENTRIES)
-
-
-# --- every face ----------------------------------------------------------------------------------
-
-
-@each_case
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_torch_operator(entry: str, case: Case, dtype: torch.dtype) -> None:
-    inputs = case.arranged(dtype)
-    out = OPERATORS[entry](*inputs, **case.attributes)
-    assert out.dtype == dtype
-    assert_close(out, truth(entry, case, dtype), dtype)
-
-
-@each_case
-def test_reference_in_float32(entry: str, case: Case) -> None:
-    inputs = case.arranged(torch.float32)
-    out = REFERENCES[entry](*inputs, *case.attributes.values())
-    assert_close(out, truth(entry, case))
-
-
-@each_case
-def test_torchscript(entry: str, case: Case) -> None:
-    inputs = case.arranged(torch.float32)
-    (out,) = faces.run_traced(OPERATORS[entry], case, inputs)
-    assert_close(out, truth(entry, case))
-
-
-@each_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_function_body(entry: str, case: Case, dtype: torch.dtype) -> None:
-    inputs = case.arranged(dtype)
-    expected = truth(entry, case, dtype)
-    arrays = [tensor.numpy() for tensor in inputs]
-    (out,) = faces.run_body(entry, case.attributes, arrays, [expected.astype(arrays[0].dtype)])
-    assert out.dtype == arrays[0].dtype
-    assert_close(out, expected, dtype)
-
-
-@pytest.fixture(scope="module", params=EXPORTERS)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, faces.Outputs]]:
-    """Results of every case in files of one exporter."""
-    path = tmp_path_factory.mktemp(request.param)
-    return {
-        entry: faces.run_exported(
-            OPERATORS[entry], CASES[entry], request.param, path / f"{entry}.onnx"
-        )
-        for entry in ENTRIES
-    }
-
-
-@each_case
-def test_exported_file(
-    exported: dict[str, dict[str, faces.Outputs]], entry: str, case: Case
-) -> None:
-    (out,) = exported[entry][case.reason]
-    assert_close(out, truth(entry, case))
 
 
 @each_entry
 def test_dynamic_export_takes_other_sizes(entry: str, tmp_path: Path) -> None:
     attributes = {"kernel_size": 5, "group_size": 2, "scale_factor": 2}
-    traced = next(case for case in CASES[entry] if case.reason == "four groups")
+    traced = named(entry, "four groups")
     features = traced.inputs[0]
     sizes = (torch.export.Dim("batch"), torch.export.Dim("height"), torch.export.Dim("width"))
-    scale = 1 if entry == "CarafeEncoded" else 2
-    channels = 25 * 2 * (4 if entry == "CarafeEncoded" else 1)
+    scale = 1 if entry == "carafe_encoded" else 2
+    channels = 25 * 2 * (4 if entry == "carafe_encoded" else 1)
     path = tmp_path / "dynamic.onnx"
     export_operator_network(
         faces.Call(OPERATORS[entry], attributes),
@@ -152,41 +46,8 @@ def test_dynamic_export_takes_other_sizes(entry: str, tmp_path: Path) -> None:
         x = torch.randn(n, 8, h, w, generator=generator)
         weights = torch.randn(n, channels, h * scale, w * scale, generator=generator)
         (out,) = faces.run_file(path, [x.numpy(), weights.numpy()])
-        expected = REFERENCES[entry](x.double(), weights.double(), *attributes.values())
+        expected = faces.reference(entry, [x.double(), weights.double()], attributes)
         np.testing.assert_allclose(out, expected.numpy(), rtol=1e-5, atol=1e-4)
-
-
-@each_entry
-def test_opcheck(entry: str) -> None:
-    name = {"Carafe": "carafe", "CarafeEncoded": "carafe_encoded"}[entry]
-    operator = getattr(torch.ops.carafe, name)
-    backward = getattr(torch.ops.carafe, f"{name}_backward")
-    for case in CASES[entry]:
-        if case.reason in ("odd sizes", "odd ratio", "channels last", "strided columns"):
-            inputs = tuple(tensor.requires_grad_() for tensor in case.arranged(torch.float32))
-            torch.library.opcheck(operator, (*inputs, *case.attributes.values()))
-            out = OPERATORS[entry](*inputs, **case.attributes)
-            torch.library.opcheck(
-                backward,
-                (torch.randn_like(out), *(x.detach() for x in inputs), *case.attributes.values()),
-            )
-
-
-@each_entry
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_as_one_graph(entry: str, backend: str) -> None:
-    case = next(case for case in CASES[entry] if case.reason == "odd ratio")
-    inputs = tuple(tensor.requires_grad_() for tensor in case.arranged(torch.float32))
-    compiled = torch.compile(
-        faces.Call(OPERATORS[entry], case.attributes), fullgraph=True, backend=backend
-    )
-    out = compiled(*inputs)
-    expected = OPERATORS[entry](*inputs, **case.attributes)
-    torch.testing.assert_close(out, expected)
-    out.square().sum().backward()
-    gradients = [tensor.grad for tensor in inputs]
-    expected_gradients = torch.autograd.grad(expected.square().sum(), inputs)
-    torch.testing.assert_close(gradients, list(expected_gradients))
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -210,7 +71,7 @@ def test_gradcheck(
     masks = (n, groups * k * k, h * s, w * s)
     inputs = [
         torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
-        for size in (shape, encoded if entry == "CarafeEncoded" else masks)
+        for size in (shape, encoded if entry == "carafe_encoded" else masks)
     ]
     attributes = {"kernel_size": k, "group_size": groups, "scale_factor": s}
     assert torch.autograd.gradcheck(lambda *x: OPERATORS[entry](*x, **attributes), inputs)
@@ -219,7 +80,7 @@ def test_gradcheck(
 @each_entry
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_half_types_are_summed_in_float32(entry: str, dtype: torch.dtype) -> None:
-    case = next(case for case in CASES[entry] if case.reason == "four groups")
+    case = named(entry, "four groups")
     inputs = tuple(tensor.requires_grad_() for tensor in case.arranged(dtype))
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
     upstream = torch.randn(1, 8, 10, 12, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -229,7 +90,7 @@ def test_gradients_of_half_types_are_summed_in_float32(entry: str, dtype: torch.
         assert narrow.grad is not None
         assert narrow.grad.dtype == dtype
         assert exact.grad is not None
-        assert_close(narrow.grad, exact.grad.numpy(), dtype)
+        faces.assert_right(entry, narrow.grad, (exact.grad.numpy(),), dtype)
 
 
 # --- an example by hand --------------------------------------------------------------------------
@@ -268,7 +129,7 @@ def hand_masks() -> Tensor:
 HAND_ATTRIBUTES = {"kernel_size": 3, "group_size": 1, "scale_factor": 2}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", faces.dtypes("carafe"))
 def test_hand_computed_example_is_exact(dtype: torch.dtype) -> None:
     features = torch.tensor(HAND_FEATURES, dtype=dtype).view(1, 1, 3, 3)
     out = carafe(features, hand_masks().to(dtype), **HAND_ATTRIBUTES)
@@ -287,10 +148,10 @@ def test_hand_computed_example_encoded() -> None:
 def test_hand_computed_example_function_body(entry: str) -> None:
     features = np.array([[HAND_FEATURES]], np.float32)
     weights = hand_masks()
-    if entry == "CarafeEncoded":
+    if entry == "carafe_encoded":
         weights = torch.nn.functional.pixel_unshuffle(weights.clamp(min=1e-30).log(), 2)
     expected = np.array([[HAND_EIGHTHS]], np.float32) / 8
-    (out,) = faces.run_body(entry, HAND_ATTRIBUTES, [features, weights.numpy()], [expected])
+    (out,) = faces.run_body(entry, HAND_ATTRIBUTES, [features, weights.numpy()])
     np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
@@ -318,7 +179,7 @@ def test_a_weight_of_zero_does_not_mask_a_nan_feature() -> None:
 @each_entry
 def test_a_nan_weight_spoils_its_own_pixel_only(entry: str) -> None:
     features = torch.ones(1, 2, 3, 3)
-    if entry == "Carafe":
+    if entry == "carafe":
         weights = torch.zeros(1, 9, 6, 6)
         weights[0, 4, 3, 2] = torch.nan
     else:
@@ -393,15 +254,15 @@ ENCODED_ERRORS = [
 
 @pytest.mark.parametrize(
     ("entry", "arguments", "message"),
-    [("Carafe", *error) for error in CARAFE_ERRORS]
-    + [("CarafeEncoded", *error) for error in ENCODED_ERRORS],
+    [("carafe", *error) for error in CARAFE_ERRORS]
+    + [("carafe_encoded", *error) for error in ENCODED_ERRORS],
 )
 def test_errors(entry: str, arguments: tuple[Any, ...], message: str) -> None:
     features, weights, k, groups, s = arguments
     with pytest.raises(ValueError, match=message):
         OPERATORS[entry](features, weights, kernel_size=k, group_size=groups, scale_factor=s)
     with pytest.raises(ValueError, match=message):
-        REFERENCES[entry](features, weights, k, groups, s)
+        SPECIFICATIONS[entry].implementation.reference(features, weights, k, groups, s)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [CARAFE_ERRORS[0], CARAFE_ERRORS[10]])

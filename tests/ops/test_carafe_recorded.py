@@ -67,9 +67,7 @@ def test_mmcv_vectors_reference_differentiates_to_the_same(mmcv: dict[str, np.nd
 
 
 def test_mmcv_vectors_function_body(mmcv: dict[str, np.ndarray]) -> None:
-    (out,) = faces.run_body(
-        "Carafe", mmcv_attributes(mmcv), [mmcv["feat"], mmcv["mask"]], [mmcv["output"]]
-    )
+    (out,) = faces.run_body("carafe", mmcv_attributes(mmcv), [mmcv["feat"], mmcv["mask"]])
     assert_close(out, mmcv["output"])
 
 
@@ -133,13 +131,7 @@ def test_recorded_kernels_are_the_normalised_encoder_output(data_dir: Path) -> N
 def test_recorded_carafepack_function_body(pack: dict[str, np.ndarray]) -> None:
     _, s, k, groups, *_ = pack["cfg"].tolist()
     attributes = {"kernel_size": k, "group_size": groups, "scale_factor": s}
-    n, c, h, w = pack["x"].shape
-    (out,) = faces.run_body(
-        "CarafeEncoded",
-        attributes,
-        [pack["x"], pack["encoder_out"]],
-        [np.empty((n, c, h * s, w * s), np.float32)],
-    )
+    (out,) = faces.run_body("carafe_encoded", attributes, [pack["x"], pack["encoder_out"]])
     assert_close(recorded_channels(out, pack), pack["out"])
 
 

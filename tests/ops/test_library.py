@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from carafe_deploy import libraries
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.ops import (
     _kernels,
     _library,
@@ -38,9 +39,10 @@ from carafe_deploy.ops._library import (
     NmsParams,
     RoiAlignParams,
 )
-from tests.ops import faces, test_carafe, test_nms, test_roi_align
-from tests.ops.cases import NMS_CASES, ROI_ALIGN_CASES, Case
+from tests.ops import faces, test_carafe
+from tests.ops.cases import CASES, Attributes, Case, named
 from tests.ops.layouts import LAYOUTS, has_layout_of
+from tests.ops.test_operators import each_case
 
 PATHS = {"kernels": nullcontext, "PyTorch": plain_operators}
 each_path = pytest.mark.parametrize("path", PATHS)
@@ -71,18 +73,10 @@ def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 # --- both paths, every case, every layout --------------------------------------------------------
 
 
-def fake(operator: Any, arguments: tuple[Any, ...]) -> Tensor:
+def fake(operator: Any, tensors: Sequence[Tensor], attributes: Attributes) -> Tensor:
     """The result that a graph is traced with."""
     with FakeTensorMode() as mode:
-        faked = [
-            [mode.from_tensor(tensor) for tensor in argument]
-            if isinstance(argument, list) and argument and isinstance(argument[0], Tensor)
-            else mode.from_tensor(argument)
-            if isinstance(argument, Tensor)
-            else argument
-            for argument in arguments
-        ]
-        out: Tensor = operator(*faked)
+        out: Tensor = operator(*map(mode.from_tensor, tensors), **attributes)
         return out
 
 
@@ -92,58 +86,34 @@ def strides(tensor: Tensor) -> list[int]:
     return [stride for size, stride in pairs if size > 1]
 
 
-@each_path
-@pytest.mark.parametrize("layout", LAYOUTS)
-@test_carafe.each_case
-def test_carafe_on_both_paths(
-    called: list[str], path: str, layout: str, entry: str, case: Case
-) -> None:
-    operator = {"Carafe": torch.ops.carafe.carafe, "CarafeEncoded": torch.ops.carafe.carafe_encoded}
-    for dtype in test_carafe.TOLERANCES:
-        inputs = LAYOUTS[layout](case, [tensor.to(dtype) for tensor in case.inputs])
-        arguments = (*inputs, *case.attributes.values())
-        with PATHS[path]():
-            out = operator[entry](*arguments)
-        test_carafe.assert_close(out, test_carafe.truth(entry, case, dtype), dtype)
-        assert out.dtype == dtype
-        assert has_layout_of(out, inputs[0])
-        assert strides(out) == strides(fake(operator[entry], arguments))
-    assert len(called) == (len(test_carafe.TOLERANCES) if path == "kernels" else 0)
+#: Types that the kernels compute in; others are PyTorch's.
+IN_KERNELS = {"multilevel_roi_align": 3, "batched_nms": 1}
 
 
 @each_path
 @pytest.mark.parametrize("layout", LAYOUTS)
-@test_roi_align.each_case
-def test_multilevel_roi_align_on_both_paths(
-    called: list[str], path: str, layout: str, case: Case
-) -> None:
-    operator = torch.ops.carafe.multilevel_roi_align
-    for dtype in test_roi_align.TOLERANCES:
-        rois, *maps = case.inputs
-        rois, *maps = LAYOUTS[layout](
-            case, [rois.float(), *(feature.to(dtype) for feature in maps)]
-        )
-        arguments = (rois, maps, *case.attributes.values())
+@each_case
+def test_both_paths(called: list[str], path: str, layout: str, name: str, case: Case) -> None:
+    spec, dtypes = OPERATORS[name], faces.dtypes(name)
+    for dtype in dtypes:
+        inputs = LAYOUTS[layout](case, faces.typed(name, case, dtype))
         with PATHS[path]():
-            out = operator(*arguments)
-        test_roi_align.assert_close(out, test_roi_align.truth(case, dtype), dtype)
-        assert out.dtype == dtype
-        assert has_layout_of(out.flatten(0, 1), maps[0])
-        assert strides(out) == strides(fake(operator, arguments))
-    # float64 is PyTorch's on either path.
-    assert len(called) == (len(test_roi_align.TOLERANCES) - 1 if path == "kernels" else 0)
+            out = faces.operator(name)(*inputs, **case.attributes)
+        faces.assert_right(name, out, faces.truth(name, case, dtype), dtype)
+        if spec.has_feature_maps:
+            features = next(x for i, x in enumerate(inputs) if spec.input_at(i).is_feature_map)
+            assert has_layout_of(out.reshape(-1, *out.shape[-3:]), features)
+            assert strides(out) == strides(fake(faces.operator(name), inputs, case.attributes))
+    assert len(called) == (IN_KERNELS.get(name, len(dtypes)) if path == "kernels" else 0)
 
 
 @each_path
-@test_nms.each_case
-def test_batched_nms_on_both_paths(called: list[str], path: str, case: Case) -> None:
-    boxes, scores = case.inputs
-    strided = torch.stack((boxes, boxes), dim=-1)[..., 0], torch.stack((scores, scores), -1)[..., 0]
-    for inputs in (case.inputs, strided):
-        with PATHS[path]():
-            out = batched_nms(*inputs, **case.attributes)
-        test_nms.assert_same(faces.as_outputs(out), test_nms.truth(case))
-    assert len(called) == (2 if path == "kernels" else 0)
+@pytest.mark.parametrize("case", CASES["batched_nms"], ids=str)
+def test_strided_scores(path: str, case: Case) -> None:
+    strided = [torch.stack((tensor, tensor), dim=-1)[..., 0] for tensor in case.inputs]
+    with PATHS[path]():
+        out = faces.operator("batched_nms")(*strided, **case.attributes)
+    faces.assert_right("batched_nms", out, faces.truth("batched_nms", case))
 
 
 @each_path
@@ -160,25 +130,18 @@ def test_an_iou_threshold_between_two_float32(path: str, width: float, kept: int
 
 
 @each_path
-def test_opcheck(path: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(path: str, name: str) -> None:
+    cases = [case for case in CASES[name] if case.reason == "channels last"] or CASES[name]
+    inputs = OPERATORS[name].grouped(cases[0].arranged(torch.float32))
     with PATHS[path]():
-        for entry, name in (("Carafe", "carafe"), ("CarafeEncoded", "carafe_encoded")):
-            case = next(c for c in test_carafe.CASES[entry] if c.reason == "channels last")
-            arguments = (*case.arranged(torch.float32), *case.attributes.values())
-            torch.library.opcheck(getattr(torch.ops.carafe, name), arguments)
-        case = next(case for case in ROI_ALIGN_CASES if case.reason == "channels last")
-        rois, *maps = case.arranged(torch.float32)
-        torch.library.opcheck(
-            torch.ops.carafe.multilevel_roi_align, (rois, maps, *case.attributes.values())
-        )
-        torch.library.opcheck(
-            torch.ops.carafe.batched_nms, (*NMS_CASES[0].inputs, *NMS_CASES[0].attributes.values())
-        )
+        operator = getattr(torch.ops.carafe, name)
+        torch.library.opcheck(operator, (*inputs, *cases[0].attributes.values()))
 
 
 @each_path
 def test_channels_last_compiles_as_one_graph(path: str) -> None:
-    case = next(c for c in test_carafe.CASES["CarafeEncoded"] if c.reason == "channels last")
+    case = named("carafe_encoded", "channels last")
     inputs = case.arranged(torch.float32)
 
     def doubled(features: Tensor, encoded: Tensor) -> Tensor:
@@ -188,8 +151,8 @@ def test_channels_last_compiles_as_one_graph(path: str) -> None:
     compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
     with PATHS[path]():
         out = compiled(*inputs)
-    expected = 2 * test_carafe.truth("CarafeEncoded", case)
-    test_carafe.assert_close(out, expected)
+    (expected,) = faces.truth("carafe_encoded", case)
+    faces.assert_right("carafe_encoded", out, (2 * expected,))
 
 
 # --- values that are not finite, on both paths ---------------------------------------------------

@@ -12,73 +12,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from carafe_deploy.graph.onnx_export import EXPORTERS, export_operator_network
+from carafe_deploy.graph.onnx_export import export_operator_network
 from carafe_deploy.ops import batched_nms
 from carafe_deploy.ops.nms import batched_nms_reference
 from tests.ops import faces
-from tests.ops.cases import NMS_CASES, Attributes, Case
-
-each_case = pytest.mark.parametrize("case", NMS_CASES, ids=str)
-
-
-def truth(case: Case) -> faces.Outputs:
-    boxes, scores = (tensor.double() for tensor in case.inputs)
-    return faces.as_outputs(batched_nms_reference(boxes, scores, *case.attributes.values()))
-
-
-def assert_same(actual: Any, expected: faces.Outputs) -> None:
-    """Counts and indices are integers: equal or wrong."""
-    num_dets, indices = actual
-    np.testing.assert_array_equal(num_dets, expected[0])
-    np.testing.assert_array_equal(indices, expected[1])
-    assert (num_dets.dtype, indices.dtype) == (np.int32, np.int64)
-
-
-# --- every face ----------------------------------------------------------------------------------
-
-
-@each_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torch_operator(case: Case, dtype: torch.dtype) -> None:
-    out = batched_nms(*case.arranged(dtype), **case.attributes)
-    assert_same(faces.as_outputs(out), truth(case))
-
-
-@each_case
-def test_reference_in_float32(case: Case) -> None:
-    out = batched_nms_reference(*case.inputs, *case.attributes.values())
-    assert_same(faces.as_outputs(out), truth(case))
-
-
-@each_case
-def test_torchscript(case: Case) -> None:
-    assert_same(faces.run_traced(batched_nms, case, case.arranged(torch.float32)), truth(case))
-
-
-@each_case
-def test_function_body(case: Case) -> None:
-    expected = truth(case)
-    arrays = [tensor.numpy() for tensor in case.inputs]
-    assert_same(faces.run_body("BatchedNms", case.attributes, arrays, expected), expected)
-
-
-@pytest.fixture(scope="module", params=EXPORTERS)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, faces.Outputs]:
-    """Results of every case in one exporter's file."""
-    path = tmp_path_factory.mktemp(request.param) / "nms.onnx"
-    return faces.run_exported(batched_nms, NMS_CASES, request.param, path, num_outputs=2)
-
-
-@each_case
-def test_exported_file(exported: dict[str, faces.Outputs], case: Case) -> None:
-    assert_same(exported[case.reason], truth(case))
+from tests.ops.cases import Attributes, Case, named
 
 
 def test_dynamic_export_takes_other_sizes(tmp_path: Path) -> None:
-    cases = {case.reason: case for case in NMS_CASES}
-    traced = cases["box head: many classes, two images"]
+    traced = named("batched_nms", "box head: many classes, two images")
     names = ("batch", "labels", "candidates")
     sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(names)}
     path = tmp_path / "dynamic.onnx"
@@ -89,24 +31,9 @@ def test_dynamic_export_takes_other_sizes(tmp_path: Path) -> None:
         dynamic_shapes=((sizes, sizes),),
     )
     for reason in ("two images differ", "labels do not suppress each other", "one box"):
-        case = Case(reason, cases[reason].inputs, traced.attributes)
+        case = Case(reason, named("batched_nms", reason).inputs, traced.attributes)
         out = faces.run_file(path, [tensor.numpy() for tensor in case.inputs])
-        assert_same(out, truth(case))
-
-
-@pytest.mark.parametrize("reason", ["one box", "two images differ", "NaN scores never pass"])
-def test_opcheck(reason: str) -> None:
-    case = next(case for case in NMS_CASES if case.reason == reason)
-    torch.library.opcheck(torch.ops.carafe.batched_nms, (*case.inputs, *case.attributes.values()))
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_as_one_graph(backend: str) -> None:
-    case = next(case for case in NMS_CASES if case.reason == "two images differ")
-    compiled = torch.compile(
-        faces.Call(batched_nms, case.attributes), fullgraph=True, backend=backend
-    )
-    assert_same(faces.as_outputs(compiled(*case.inputs)), truth(case))
+        faces.assert_right("batched_nms", out, faces.truth("batched_nms", case))
 
 
 # --- an example by hand --------------------------------------------------------------------------
@@ -148,7 +75,7 @@ def by_label(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     )
 
 
-@pytest.mark.parametrize("face", ["operator", "torchscript", "body", *EXPORTERS])
+@pytest.mark.parametrize("face", [face for face in faces.FACES if face != "reference"])
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_recorded_vectors(data_dir: Path, tmp_path: Path, size: str, face: str) -> None:
     """mmcv keeps the same of 2,000 and 12,000 boxes, in spite of its offsets.
@@ -164,18 +91,7 @@ def test_recorded_vectors(data_dir: Path, tmp_path: Path, size: str, face: str) 
     laid_out, laid_out_scores, number = by_label(boxes, scores, labels)
     attributes = {"iou_threshold": 0.5, "score_threshold": -1.0, "max_output": len(boxes)}
     case = Case("recorded", (laid_out, laid_out_scores), attributes)
-    expected = (np.zeros((1, 1), np.int32), np.zeros((1, len(boxes)), np.int64))
-    if face == "operator":
-        out = faces.as_outputs(batched_nms(*case.inputs, **attributes))
-    elif face == "torchscript":
-        out = faces.run_traced(batched_nms, case, case.inputs)
-    elif face == "body":
-        arrays = [tensor.numpy() for tensor in case.inputs]
-        out = faces.run_body("BatchedNms", attributes, arrays, expected)
-    else:
-        path = tmp_path / "nms.onnx"
-        out = faces.run_exported(batched_nms, [case], face, path, num_outputs=2)["recorded"]
-    num_dets, indices = out
+    num_dets, indices = faces.FACES[face]("batched_nms", case, tmp_path)
     assert num_dets.item() == len(keep)
     ours = number[indices[0, : len(keep)]]
     assert torch.equal(ours.sort().values, keep.sort().values)
@@ -280,14 +196,9 @@ def test_boxes_with_nan_neither_suppress_nor_are_suppressed(face: str) -> None:
 
 
 def run(face: str, boxes: Tensor, scores: Tensor, attributes: Attributes) -> tuple[int, list[int]]:
-    if face == "operator":
-        out: Any = batched_nms(boxes, scores, **attributes)
-    elif face == "reference":
-        out = batched_nms_reference(boxes, scores, *attributes.values())
-    else:
-        expected = (np.zeros((1, 1), np.int32), np.zeros((1, attributes["max_output"]), np.int64))
-        out = faces.run_body("BatchedNms", attributes, [boxes.numpy(), scores.numpy()], expected)
-    return out[0].item(), out[1][0].tolist()
+    case = Case("not finite", (boxes, scores), attributes)
+    num_dets, indices = faces.FACES[face]("batched_nms", case, Path())
+    return num_dets.item(), indices[0].tolist()
 
 
 # --- errors --------------------------------------------------------------------------------------

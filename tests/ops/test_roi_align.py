@@ -1,4 +1,4 @@
-"""MultilevelRoiAlign: every case on every face, against the reference in float64."""
+"""MultilevelRoiAlign: dynamic sizes, recorded vectors, an example by hand, NaN and errors."""
 
 from __future__ import annotations
 
@@ -13,107 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from carafe_deploy.graph.onnx_export import EXPORTERS, export_operator_network
+from carafe_deploy.graph.onnx_export import export_operator_network
 from carafe_deploy.ops import multilevel_roi_align
 from carafe_deploy.ops.roi_align import assign_levels, multilevel_roi_align_reference
 from tests.ops import faces
-from tests.ops.cases import ROI_ALIGN_CASES, Case
+from tests.ops.cases import Case, named
 
-#: (relative, absolute). float32: a coordinate of 300 is off by 1.5e-5 and features change by about
-#: 4 a pixel. Half types: the features are exact, the result is rounded once (2**-11, 2**-8).
-TOLERANCES = {
-    torch.float64: (1e-9, 1e-9),
-    torch.float32: (1e-5, 1e-4),
-    torch.float16: (2.0**-11, 1e-4),
-    torch.bfloat16: (2.0**-8, 1e-4),
-}
-
-
-def operator(rois: Tensor, *features: Tensor, **attributes: Any) -> Tensor:
-    return multilevel_roi_align(rois, features, **attributes)
-
-
-@functools.cache
-def truth(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """float64 result on features rounded to a dtype."""
-    rois, *features = (tensor.double() for tensor in case.arranged(torch.float32, dtype))
-    return multilevel_roi_align_reference(rois, features, *case.attributes.values()).numpy()
-
-
-def assert_close(actual: Any, expected: np.ndarray, dtype: torch.dtype = torch.float32) -> None:
-    relative, absolute = TOLERANCES[dtype]
-    values = actual.double().numpy() if isinstance(actual, Tensor) else actual
-    assert values.shape == expected.shape
-    np.testing.assert_allclose(values, expected, rtol=relative, atol=absolute)
-
-
-each_case = pytest.mark.parametrize("case", ROI_ALIGN_CASES, ids=str)
-
-
-# --- every face ----------------------------------------------------------------------------------
-
-
-@each_case
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_torch_operator(case: Case, dtype: torch.dtype) -> None:
-    inputs = case.arranged(torch.float32, dtype)
-    out = operator(*inputs, **case.attributes)
-    assert out.dtype == dtype
-    assert_close(out, truth(case, dtype), dtype)
-
-
-@each_case
-def test_reference_in_float32(case: Case) -> None:
-    rois, *features = case.arranged(torch.float32)
-    out = multilevel_roi_align_reference(rois, features, *case.attributes.values())
-    assert_close(out, truth(case))
-
-
-@each_case
-def test_torchscript(case: Case) -> None:
-    inputs = case.arranged(torch.float32)
-    (out,) = faces.run_traced(operator, case, inputs)
-    assert_close(out, truth(case))
-
-
-@each_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_function_body(case: Case, dtype: torch.dtype) -> None:
-    inputs = case.arranged(torch.float32, dtype)
-    expected = truth(case, dtype)
-    arrays = [tensor.numpy() for tensor in inputs]
-    (out,) = faces.run_body(
-        "MultilevelRoiAlign", case.attributes, arrays, [expected.astype(arrays[1].dtype)]
-    )
-    assert out.dtype == arrays[1].dtype
-    assert_close(out, expected, dtype)
-
-
-@pytest.fixture(scope="module", params=EXPORTERS)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, faces.Outputs]:
-    """Results of every case in one exporter's file."""
-    path = tmp_path_factory.mktemp(request.param) / "roi_align.onnx"
-    return faces.run_exported(operator, ROI_ALIGN_CASES, request.param, path)
-
-
-@each_case
-def test_exported_file(exported: dict[str, faces.Outputs], case: Case) -> None:
-    (out,) = exported[case.reason]
-    assert_close(out, truth(case))
+assert_right = functools.partial(faces.assert_right, "multilevel_roi_align")
 
 
 def test_dynamic_export_takes_other_sizes(tmp_path: Path) -> None:
-    by_reason = {case.reason: case for case in ROI_ALIGN_CASES}
-    case = by_reason["box head: all levels, two images"]
+    case = named("multilevel_roi_align", "box head: all levels, two images")
     batch, rows, height, width = (
         torch.export.Dim(name) for name in ("batch", "rows", "height", "width")
     )
     maps = tuple({0: batch, 2: scale * height, 3: scale * width} for scale in (8, 4, 2, 1))
     path = tmp_path / "dynamic.onnx"
     export_operator_network(
-        faces.Call(operator, case.attributes),
+        faces.Call(faces.operator("multilevel_roi_align"), case.attributes),
         case.arranged(torch.float32),
         path,
         dynamic_shapes=(({0: batch, 1: rows}, *maps),),
@@ -125,28 +42,9 @@ def test_dynamic_export_takes_other_sizes(tmp_path: Path) -> None:
         features = [
             torch.randn(n, 2, scale * h, scale * w, generator=generator) for scale in (8, 4, 2, 1)
         ]
-        (out,) = faces.run_file(path, [tensor.numpy() for tensor in (rois, *features)])
-        assert_close(out, truth(Case(case.reason, (rois, *features), case.attributes)))
-
-
-@pytest.mark.parametrize(
-    "reason",
-    ["box head: all levels, two images", "no RoI", "fixed sampling ratio", "channels last"],
-)
-def test_opcheck(reason: str) -> None:
-    case = next(case for case in ROI_ALIGN_CASES if case.reason == reason)
-    rois, *features = case.arranged(torch.float32)
-    torch.library.opcheck(
-        torch.ops.carafe.multilevel_roi_align, (rois, features, *case.attributes.values())
-    )
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_as_one_graph(backend: str) -> None:
-    case = ROI_ALIGN_CASES[0]
-    inputs = case.arranged(torch.float32)
-    compiled = torch.compile(faces.Call(operator, case.attributes), fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(*inputs), operator(*inputs, **case.attributes))
+        out = faces.run_file(path, [tensor.numpy() for tensor in (rois, *features)])
+        other = Case(case.reason, (rois, *features), case.attributes)
+        assert_right(out, faces.truth("multilevel_roi_align", other))
 
 
 # --- an example by hand --------------------------------------------------------------------------
@@ -172,9 +70,8 @@ def test_hand_computed_example() -> None:
     assert out[0, :, 0].tolist() == expected
     reference = multilevel_roi_align_reference(rois, [features], *attributes.values())
     assert reference[0, :, 0].tolist() == expected
-    (body,) = faces.run_body(
-        "MultilevelRoiAlign", attributes, [rois.numpy(), features.numpy()], [out.numpy()]
-    )
+    arrays = [rois.numpy(), features.numpy()]
+    (body,) = faces.run_body("multilevel_roi_align", attributes, arrays)
     assert body[0, :, 0].tolist() == expected
 
 
@@ -215,24 +112,13 @@ def recorded_case(recorded: dict[str, np.ndarray], size: int) -> tuple[Case, np.
 
 
 @pytest.mark.parametrize("size", [7, 14])
-@pytest.mark.parametrize("face", ["reference", "operator", "torchscript", "body", *EXPORTERS])
+@pytest.mark.parametrize("face", faces.FACES)
 def test_recorded_vectors(
     recorded: dict[str, np.ndarray], face: str, size: int, tmp_path: Path
 ) -> None:
     case, expected = recorded_case(recorded, size)
-    inputs = case.arranged(torch.float32)
-    if face == "reference":
-        out: Any = truth(case)
-    elif face == "operator":
-        out = operator(*inputs, **case.attributes)
-    elif face == "torchscript":
-        (out,) = faces.run_traced(operator, case, inputs)
-    elif face == "body":
-        arrays = [tensor.numpy() for tensor in inputs]
-        (out,) = faces.run_body("MultilevelRoiAlign", case.attributes, arrays, [expected])
-    else:
-        (out,) = faces.run_exported(operator, [case], face, tmp_path / "m.onnx")["recorded"]
-    assert_close(out, expected)
+    out = faces.FACES[face]("multilevel_roi_align", case, tmp_path)
+    assert_right(out, (expected,))
 
 
 def test_recorded_levels(recorded: dict[str, np.ndarray]) -> None:
@@ -265,10 +151,9 @@ def test_rois_that_are_not_finite_pool_to_zeros(roi: Sequence[float], ratio: int
     reference = multilevel_roi_align_reference(rois, features, 2, ratio, [4], 56)
     assert reference.view(2, 4).tolist() == expected
     (body,) = faces.run_body(
-        "MultilevelRoiAlign",
+        "multilevel_roi_align",
         {"output_size": 2, "sampling_ratio": ratio, "strides": [4], "finest_scale": 56},
         [rois.numpy(), features[0].numpy()],
-        [out.numpy()],
     )
     assert body.reshape(2, 4).tolist() == expected
 

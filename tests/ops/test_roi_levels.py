@@ -84,8 +84,7 @@ def by_kernels(
 
 def by_body(rois: Tensor) -> Tensor:
     inputs = [rois.numpy(), *(level.numpy() for level in maps())]
-    room = np.zeros((*rois.shape[:2], 1, 1, 1), np.float32)
-    (out,) = faces.run_body("MultilevelRoiAlign", ATTRIBUTES, inputs, [room])
+    (out,) = faces.run_body("multilevel_roi_align", ATTRIBUTES, inputs)
     return torch.from_numpy(out)
 
 

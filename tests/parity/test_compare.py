@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from carafe_deploy.errors import (
     ImageError,
     UnsupportedLevelError,
 )
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
@@ -464,17 +464,14 @@ def test_levels_follow_from_the_data_given(reference: Runner, images: list[Image
 
 
 def test_onnxruntime_agrees_with_pytorch(
-    reference: Runner, checkpoint: Path, images: list[Image], tmp_path: Path
+    reference: Runner, images: list[Image], export: Callable[..., Path]
 ) -> None:
-    detector, _ = load_detector(checkpoint)
-    path = tmp_path / "mask.onnx"
     static = ExportOptions((1, 1), (128, 128), (192, 192))
-    export_onnx(detector, path, static, name="mask", source={}, exporter="torchscript")
-    with open_runner(path) as candidate:
+    with open_runner(export("mask", ".onnx", static, exporter="torchscript")) as candidate:
         report = run_parity(reference, candidate, images=images)
     assert report.passed, report.failures
     assert report.reference == "pytorch fp32 shapes_mask_rcnn_carafe"
-    assert report.candidate == "onnxruntime fp32 mask"
+    assert report.candidate == "onnxruntime fp32 shapes_mask_rcnn_carafe"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -15,10 +15,8 @@ import torch
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.errors import ArtefactError, ImageError, UnsupportedLevelError
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity.walk import GROWTH, StageWalk, WalkStep, walk_stages
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.base import Runner
@@ -31,17 +29,12 @@ Open = Callable[[str], Runner]
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
+def exported(export: Callable[..., Path]) -> Open:
     """The small Mask R-CNN in ONNX Runtime, by precision."""
-    folder = tmp_path_factory.mktemp("onnx")
 
     def make(precision: str) -> Runner:
-        path = folder / f"{precision}.onnx"
-        if not path.exists():
-            detector, _ = load_detector(checkpoint)
-            options = ExportOptions(*STATIC, precision=precision)
-            export_onnx(detector, path, options, name="mask", source={}, exporter="torchscript")
-        return open_runner(path)
+        options = ExportOptions(*STATIC, precision=precision)
+        return open_runner(export("mask", ".onnx", options, exporter="torchscript"))
 
     return make
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.images import load_image
-from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.torchscript import TorchScriptRunner
 from tests.ops import faces
@@ -249,16 +247,12 @@ def test_errors_are_exceptions_that_name_the_value(library: Path) -> None:
 # --- the example ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["faster_rcnn_carafe-2a9d7f44", "mask_rcnn_carafe-fbec7e06"])
-def detector_file(
-    request: pytest.FixtureRequest, shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    detector, _ = load_detector(shapes_dir / f"shapes_{request.param}.pth")
-    path = tmp_path_factory.mktemp("libtorch") / "shapes.ts"
-    export_torchscript(
-        detector, path, ExportOptions(uint8_input=True), name="shapes", source={"file": "x.pth"}
-    )
-    return path
+UINT8 = ExportOptions(uint8_input=True)
+
+
+@pytest.fixture(scope="module", params=["faster", "mask"])
+def detector_file(request: pytest.FixtureRequest, export: Callable[..., Path]) -> Path:
+    return export(request.param, ".ts", UINT8)
 
 
 def run_example(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -319,11 +313,8 @@ def test_a_resized_image_gives_nearly_the_same(
     np.testing.assert_allclose(found[: len(sure), 2:], sure[:, 2:], rtol=0, atol=1.0)
 
 
-def test_bad_input_of_the_example(shapes_dir: Path, tmp_path: Path) -> None:
-    detector, _ = load_detector(shapes_dir / "shapes_faster_rcnn_carafe-2a9d7f44.pth")
-    good, normalised = tmp_path / "good.ts", tmp_path / "float.ts"
-    export_torchscript(detector, good, ExportOptions(uint8_input=True), name="", source={})
-    export_torchscript(detector, normalised, ExportOptions(), name="", source={})
+def test_bad_input_of_the_example(export: Callable[..., Path], tmp_path: Path) -> None:
+    good, normalised = export("faster", ".ts", UINT8), export("faster", ".ts")
     image = tmp_path / "image.ppm"
     cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
     truncated = tmp_path / "truncated.ppm"

@@ -6,13 +6,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
-from carafe_deploy.models.checkpoint import load_detector
 from tests.plugins.built import built
 
 PACKAGES = ("polygraphy", "tensorrt_rtx", "tensorrt_rtx_libs")
@@ -53,12 +52,8 @@ def convert(
 
 
 @pytest.fixture(scope="module")
-def model(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    detector, _ = load_detector(shapes_dir / "shapes_faster_rcnn_carafe-2a9d7f44.pth")
-    path = tmp_path_factory.mktemp("polygraphy") / "detector.onnx"
-    options = ExportOptions((1, 1), (128, 128), (128, 128))
-    export_onnx(detector, path, options, name="toy", source={"file": "toy.pth"})
-    return path
+def model(export: Callable[..., Path]) -> Path:
+    return export("faster", ".onnx", ExportOptions((1, 1), (128, 128), (128, 128)))
 
 
 def test_engine_of_a_detector_holds_the_plugins(model: Path, tmp_path: Path) -> None:

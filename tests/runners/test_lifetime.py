@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ import numpy as np
 import pytest
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.parity.compatible import BoundedRunner
 from carafe_deploy.runners import _torch
 from tests.engine import fake_tensorrt
 from tests.engine.fake_tensorrt import write_engine
-
-BACKENDS = ("pytorch", "torchscript", "onnxruntime", "tensorrt")
 
 
 @pytest.fixture
@@ -39,70 +35,12 @@ def opened(
     return open_
 
 
-def _inputs(width: int = 128) -> dict[str, np.ndarray]:
-    images = np.random.default_rng(0).normal(size=(1, 3, 64, width)).astype(np.float32)
-    return {"images": images, "image_sizes": np.array([[64, width]], np.float32)}
-
-
-#: Whatever there is to call.
-CALLS: dict[str, Callable[[Any], object]] = {
-    "run": lambda runner: runner.run(_inputs()),
-    "run_timed": lambda runner: runner.run_timed(_inputs()),
-    "run_stages": lambda runner: runner.run_stages(_inputs()),
-    "run_operator": lambda runner: runner.run_operator(runner.info.operators, []),
-    "profile": lambda runner: runner.profile(_inputs(), 1),
-    "custom_nodes": lambda runner: runner.custom_nodes(),
-    "prepared": lambda runner: runner.prepared(_inputs()),
-    "module": lambda runner: runner.module,
-    "__enter__": lambda runner: runner.__enter__(),
-}
-
-
-def _refused(runner: Any, message: str) -> list[str]:
-    called = [name for name in CALLS if hasattr(type(runner), name)]
-    for name in called:
-        with pytest.raises(CarafeDeployError, match=message):
-            CALLS[name](runner)
-    return called
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_method_of_a_closed_runner_says_so(
-    opened: Callable[[str], Any], backend: str
-) -> None:
-    runner = opened(backend)
-    prepared = runner.prepared(_inputs()) if hasattr(runner, "prepared") else None
-    runner.close()
-    runner.close()
-    label = rf"{'faster' if backend == 'pytorch' else 'toy'}.* is closed: open it again"
-    assert len(_refused(runner, label)) >= 5
-    if prepared is not None:
-        with pytest.raises(CarafeDeployError, match=label):
-            prepared()
-    assert repr(runner).endswith(", closed>")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_runner_in_another_process_says_how_to_do_without(
-    opened: Callable[[str], Any], backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = opened(backend)
-    freed = []
-    monkeypatch.setattr(runner, "_free", lambda: freed.append(runner))
-    here = os.getpid()
-    with monkeypatch.context() as fork:
-        fork.setattr(os, "getpid", lambda: here + 1)
-        _refused(runner, f"opened in process {here} and is used in its fork {here + 1}.*spawn")
-        runner.close()
-        assert freed == []  # what is not there cannot be freed
-
-
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [
         ("pytorch", r"<PyTorchRunner .*\.pth: faster_rcnn fp32, on cpu, channels-last>"),
-        ("torchscript", r"<TorchScriptRunner .*toy\.ts: faster_rcnn fp32, on cpu>"),
-        ("onnxruntime", r"<OnnxRuntimeRunner .*toy\.onnx: faster_rcnn fp32, on cpu>"),
+        ("torchscript", r"<TorchScriptRunner .*faster_\w+\.ts: faster_rcnn fp32, on cpu>"),
+        ("onnxruntime", r"<OnnxRuntimeRunner .*faster_\w+\.onnx: faster_rcnn fp32, on cpu>"),
         ("tensorrt", r"<TensorRTRunner .*toy\.engine: faster_rcnn fp32, on cuda:0>"),
     ],
 )
@@ -113,21 +51,6 @@ def test_one_line_when_printed(opened: Callable[[str], Any], backend: str, expec
         assert repr(bounded).startswith("<BoundedRunner batch (1, 1), height (64, 64), width (128")
         assert "\n" not in repr(bounded)
         assert bounded.device == runner.device
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_arrays_that_may_only_be_read_are_no_matter(
-    opened: Callable[[str], Any], backend: str, tmp_path: Path
-) -> None:
-    inputs = _inputs()
-    # A page that must not be written: who did would end the process.
-    np.save(tmp_path / "images.npy", inputs["images"])
-    readonly = {**inputs, "images": np.load(tmp_path / "images.npy", mmap_mode="r")}
-    with opened(backend) as runner, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        expected, found = runner.run(inputs), runner.run(readonly)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
 
 
 def test_a_readonly_array_is_not_copied_for_that() -> None:

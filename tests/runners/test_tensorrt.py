@@ -13,10 +13,8 @@ from carafe_deploy.errors import (
     ArtefactError,
     BackendUnavailableError,
     EngineError,
-    InputShapeError,
     UnsupportedLevelError,
 )
-from carafe_deploy.runners import Runner
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 from carafe_deploy.types import OperatorCall
 from tests.engine import fake_tensorrt
@@ -46,21 +44,6 @@ def _means(found: dict) -> list[float]:
 # --- running -------------------------------------------------------------------------------------
 
 
-def test_it_is_a_runner_opened_by_its_suffix(engine: Path) -> None:
-    with open_runner(engine) as runner:
-        assert isinstance(runner, Runner)
-        assert runner.backend == "tensorrt"
-        assert runner.info.classes == ("cat", "dog")
-        found = runner.run(_inputs(batch=2))
-    assert {name: (array.shape, str(array.dtype)) for name, array in found.items()} == {
-        "num_dets": ((2, 1), "int32"),
-        "det_boxes": ((2, 5, 4), "float32"),
-        "det_scores": ((2, 5), "float32"),
-        "det_classes": ((2, 5), "int32"),
-    }
-    assert _means(found) == [1.0, 2.0]
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_every_shape_has_its_own_memory(engine: Path, trt: FakeTensorRT, mode: str) -> None:
     calls = [(1, 64, 64), (2, 64, 128), (1, 64, 64), (4, 192, 256), (2, 64, 128), (1, 64, 64)]
@@ -84,13 +67,6 @@ def test_a_timed_run_marks_where_its_parts_end(engine: Path, mode: str) -> None:
             assert (times.upload, times.compute, times.download) == (3, 2, 5)
             assert times.enqueue is not None
             assert times.enqueue >= 0
-
-
-def test_inputs_that_lie_scattered_in_memory(engine: Path) -> None:
-    inputs = _inputs()
-    inputs["images"] = np.asfortranarray(inputs["images"])
-    with TensorRTRunner(engine) as runner:
-        assert _means(runner.run(inputs)) == [1.0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -155,22 +131,6 @@ def test_closing_frees_everything_and_may_happen_twice(engine: Path, trt: FakeTe
 
 
 # --- inputs and executions that fail -------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((5, 64, 64), "batch 5, this artefact accepts 1 to 4"),
-        ((1, 256, 64), "height 256, this artefact accepts 64 to 192"),
-        ((1, 64, 100), "width 100, expected a multiple of 64"),
-    ],
-)
-def test_inputs_outside_the_profile(engine: Path, sizes: tuple, message: str) -> None:
-    with (
-        TensorRTRunner(engine) as runner,
-        pytest.raises(InputShapeError, match=message),
-    ):
-        runner.run(_inputs(*sizes))
 
 
 def test_a_shape_that_tensorrt_refuses_leaves_no_memory(engine: Path, trt: FakeTensorRT) -> None:

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from carafe_deploy.backends import BACKENDS, load
 from carafe_deploy.bench.record import Layer, Layers
-from carafe_deploy.errors import (
-    BackendUnavailableError,
-    CarafeDeployError,
-    UnsupportedLevelError,
-)
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.runners.base import Array, Runner
 
 __all__ = ["profile_layers"]
-
-#: Backend -> what measures it, and what its rows are.
-_SOURCES = {
-    "onnxruntime": "ONNX Runtime's profiler, by node",
-    "pytorch": "PyTorch's profiler, by module",
-    "torchscript": "PyTorch's profiler, by operator",
-    "tensorrt": "TensorRT's profiler, by layer",
-    "tensorrt_rtx": "TensorRT-RTX's profiler, by layer",
-}
 
 
 def profile_layers(runner: Runner, inputs: Mapping[str, Array], *, runs: int = 5) -> Layers:
@@ -55,29 +42,11 @@ def profile_layers(runner: Runner, inputs: Mapping[str, Array], *, runs: int = 5
     """
     if runs < 1:
         raise CarafeDeployError(f"runs is {runs}: give at least 1")
-    source = _SOURCES.get(runner.backend, "")
+    backend = BACKENDS.get(runner.backend)
+    if backend is None or not backend.profile:
+        return Layers("", 0, reason=f"nothing profiles {runner.backend}")
     try:
-        rows = _rows(runner, inputs, runs)
+        rows: list[Layer] = load(backend.profile)(runner, inputs, runs)
     except BackendUnavailableError as error:
-        return Layers(source, 0, reason=str(error))
-    return Layers(source, runs, tuple(sorted(rows, key=lambda row: -row.milliseconds)))
-
-
-def _rows(runner: Any, inputs: Mapping[str, Array], runs: int) -> list[Layer]:
-    if runner.backend == "onnxruntime":
-        from carafe_deploy.bench.layers.onnxruntime import node_rows
-
-        return node_rows(runner, inputs, runs)
-    if runner.backend == "pytorch":
-        from carafe_deploy.bench.layers.pytorch import module_rows
-
-        return module_rows(runner, inputs, runs)
-    if runner.backend == "torchscript":
-        from carafe_deploy.bench.layers.pytorch import operator_rows
-
-        return operator_rows(runner, inputs, runs)
-    if runner.backend in ("tensorrt", "tensorrt_rtx"):
-        from carafe_deploy.bench.layers.tensorrt import layer_rows
-
-        return layer_rows(runner, inputs, runs)
-    raise UnsupportedLevelError(f"nothing profiles {runner.backend}")
+        return Layers(backend.profiler, 0, reason=str(error))
+    return Layers(backend.profiler, runs, tuple(sorted(rows, key=lambda row: -row.milliseconds)))

@@ -14,16 +14,16 @@ from typing import Any
 
 import onnxruntime
 
-from carafe_deploy.bench.layers.operators import OPERATORS
 from carafe_deploy.bench.record import Layer
 from carafe_deploy.errors import UnsupportedLevelError
+from carafe_deploy.operators import BY_ONNX_NAME
 from carafe_deploy.runners.base import Array
 from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
 __all__ = ["node_rows"]
 
 _SUFFIX = "_kernel_time"
-_BODY = re.compile(rf"_inlfunc_({'|'.join(OPERATORS)})(?:_token_(\d+))?_")
+_BODY = re.compile(rf"_inlfunc_({'|'.join(BY_ONNX_NAME)})(?:_token_(\d+))?_")
 #: Operator, and number of its call; -1 for the first.
 _Call = tuple[str, int]
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from carafe_deploy.bench.layers.operators import OPERATORS
 from carafe_deploy.bench.record import Layer
 from carafe_deploy.errors import UnsupportedLevelError
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.runners.base import Array
+from carafe_deploy.types import DOMAIN
 
 __all__ = ["module_rows", "operator_rows"]
 
@@ -29,8 +30,8 @@ _RUN = "carafe_deploy run"
 _MODULE = "carafe_deploy module "
 #: What a scripted forward pass calls itself.
 _SCRIPT = "forward"
-#: As torch.profiler calls an operator -> as ONNX does.
-_CUSTOM = {f"carafe::{torch_name}": name for name, torch_name in OPERATORS.items()}
+#: By the name that torch.profiler calls them.
+_CUSTOM = {f"{DOMAIN}::{name}": operator for name, operator in OPERATORS.items()}
 #: TorchScript rewrites itself in its first two runs.
 _WARMUP = 2
 
@@ -184,9 +185,9 @@ def _aggregated(
 def _call(name: str, around: _Row, calls: Counter[str]) -> _Row:
     """A row of its own for this call within a forward pass, numbered where it is not the first."""
     operator = _CUSTOM[name]
-    name = f"{around.name}.{OPERATORS[operator]}".lstrip(".")
+    name = f"{around.name}.{operator.name}".lstrip(".")
     calls[name] += 1
-    return _Row(f"{name}_{calls[name] - 1}" if calls[name] > 1 else name, operator, operator)
+    return _Row(f"{name}_{calls[name] - 1}" if calls[name] > 1 else name, *[operator.onnx_name] * 2)
 
 
 def _host_time(event: Any) -> float:

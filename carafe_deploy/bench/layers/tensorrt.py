@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from carafe_deploy.bench.layers.operators import OPERATORS
+from carafe_deploy.backends import title_of
 from carafe_deploy.bench.record import Layer
 from carafe_deploy.errors import UnsupportedLevelError
+from carafe_deploy.operators import BY_ONNX_NAME
 from carafe_deploy.runners._tensorrt_profile import EngineProfile
-from carafe_deploy.runners.base import TITLES, Array
+from carafe_deploy.runners.base import Array
 from carafe_deploy.runners.tensorrt import TensorRTRunner
 
 __all__ = ["layer_rows"]
@@ -23,7 +24,7 @@ def layer_rows(runner: TensorRTRunner, inputs: Mapping[str, Array], runs: int) -
     profile = runner.profile(inputs, runs)
     if not profile.milliseconds:
         raise UnsupportedLevelError(
-            f"{TITLES[runner.backend]} reported no layer to its profiler: profile the ONNX file"
+            f"{title_of(runner.backend)} reported no layer to its profiler: profile the ONNX file"
         )
     return joined(profile)
 
@@ -44,4 +45,4 @@ def joined(profile: EngineProfile) -> list[Layer]:
 def _operator(profile: EngineProfile, name: str) -> str:
     """By the plugin that the layer says it is, else by the node that it is named after."""
     plugin = profile.layers.get(name, {}).get("PluginType")
-    return plugin if plugin in OPERATORS else profile.nodes.get(name, "")
+    return str(plugin) if plugin in BY_ONNX_NAME else profile.nodes.get(name, "")

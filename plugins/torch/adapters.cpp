@@ -1,5 +1,5 @@
 // Tensors become parameters, addresses and torch's current stream; errors become exceptions.
-#include "operators.h"
+#include "adapters.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from carafe_deploy.ops._registry import PLUGIN_ATTRIBUTES
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES, Operator
 from carafe_deploy.types import DOMAIN
 
 __all__ = ["FLOAT", "INT32", "INT64", "BodyWriter", "Given", "Value"]
@@ -112,24 +112,17 @@ class BodyWriter:
         return name
 
     def function(
-        self,
-        name: str,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        attributes: Sequence[str],
-        *,
-        opset: int,
-        overload: str,
+        self, operator: Operator, *, opset: int, overload: str = "", tensors: int = 0
     ) -> onnx.FunctionProto:
-        """Close the body. ``attributes`` are those that nodes carry besides the plugin's."""
+        """Close the body of an operator with so many inputs, where that is not always the same."""
         function = helper.make_function(
             DOMAIN,
-            name,
-            inputs,
-            outputs,
+            operator.onnx_name,
+            [each.name for each in operator.flat_inputs(tensors)],
+            [each.name for each in operator.outputs],
             self._nodes,
             [helper.make_opsetid("", opset)],
-            [*attributes, *PLUGIN_ATTRIBUTES],
+            [*operator.attributes, *PLUGIN_ATTRIBUTES],
         )
         function.overload = overload
         return function

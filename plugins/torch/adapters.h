@@ -28,4 +28,22 @@ std::tuple<at::Tensor, at::Tensor> batched_nms(
     at::Tensor const& boxes, at::Tensor const& scores, double iou_threshold, double score_threshold,
     std::int64_t max_output);
 
+/// What torch.library.custom_op is told in carafe_deploy/operators, by the functions' names.
+namespace schemas {
+
+constexpr char const* carafe =
+    "(Tensor features, Tensor masks, SymInt kernel_size, SymInt group_size, "
+    "SymInt scale_factor) -> Tensor";
+constexpr char const* carafe_encoded =
+    "(Tensor features, Tensor encoded, SymInt kernel_size, SymInt group_size, "
+    "SymInt scale_factor) -> Tensor";
+constexpr char const* multilevel_roi_align =
+    "(Tensor rois, Tensor[] features, SymInt output_size, SymInt sampling_ratio, "
+    "SymInt[] strides, SymInt finest_scale) -> Tensor";
+constexpr char const* batched_nms =
+    "(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold, "
+    "SymInt max_output) -> (Tensor, Tensor)";
+
+}  // namespace schemas
+
 }  // namespace carafe::torch_adapter
