@@ -26,12 +26,6 @@ LIBRARIES = (
     "carafe_torch",
     "carafe_onnxruntime",
 )
-    "carafe_kernels",
-    "carafe_tensorrt",
-    "carafe_tensorrt_register",
-    "carafe_torch",
-    "carafe_onnxruntime",
-)
 
 
 def describe_environment() -> Mapping[str, str]:
