@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from carafe_deploy.libraries import onnxruntime_library
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "onnxruntime_library"]

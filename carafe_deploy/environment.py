@@ -19,7 +19,13 @@ from carafe_deploy.requirements import installed_version, is_installed
 __all__ = ["LIBRARIES", "ask_nvidia_smi", "cores", "describe_environment", "processor"]
 
 #: Our shared libraries, without ``lib`` and ``.so``.
-LIBRARIES = ("carafe_kernels", "carafe_tensorrt", "carafe_tensorrt_register", "carafe_torch")
+LIBRARIES = (
+    "carafe_kernels",
+    "carafe_tensorrt",
+    "carafe_tensorrt_register",
+    "carafe_torch",
+    "carafe_onnxruntime",
+)
 
 
 def describe_environment() -> Mapping[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from carafe_deploy.errors import BackendUnavailableError
 
+>>>>>>> w-f
 #: Names a folder with libraries, or one of the libraries in it; searched before the package's own.
 ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_PLUGIN"
 
@@ -35,6 +36,22 @@ def require_library(name: str) -> Path:
     if path is None:
         raise BackendUnavailableError(f"lib{name}.so is needed: {missing(name)}")
     return path
+
+
+def onnxruntime_library() -> str:
+    """Path of the operators' library for ONNX Runtime 1.20 and newer, see docs/onnxruntime.md.
+
+    With it in a session, an exported file runs by our kernels, without it by its function bodies::
+
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(carafe_deploy.onnxruntime_library())
+
+    Raises:
+        BackendUnavailableError: it was not built, or is cut short.
+    """
+    path = require_library("carafe_onnxruntime")
+    check_whole(path)
+    return str(path)
 
 
 def check_whole(path: Path) -> None:

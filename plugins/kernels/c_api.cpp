@@ -2,6 +2,8 @@
 
 #include <new>
 
+#include "threads.h"
+
 #if defined(CARAFE_WITH_CUDA)
 #include "cuda_kernels.h"
 #endif
@@ -64,6 +66,10 @@ char const* carafe_build_info(void) {
 
 char const* carafe_last_error(void) {
     return last_error.text;
+}
+
+void carafe_use_pool(CarafeParallelFor run, void* pool) {
+    carafe::current_pool() = {run, pool};
 }
 
 int32_t carafe_forward(

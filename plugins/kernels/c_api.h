@@ -27,6 +27,14 @@ CARAFE_API char const* carafe_build_info(void);
 
 CARAFE_API char const* carafe_last_error(void);
 
+// Calls work(data, i) for each i below `pieces`, in any order and at the same time or not, and
+// returns after the last.
+typedef void (*CarafeParallelFor)(
+    void* pool, int64_t pieces, void (*work)(void* data, int64_t piece), void* data);
+
+// Calls of this thread on the CPU use the caller's pool from now on; null: threads of their own.
+CARAFE_API void carafe_use_pool(CarafeParallelFor run, void* pool);
+
 CARAFE_API int32_t carafe_forward(
     carafe::CarafeParams const* params, int32_t device, void const* features, void const* masks,
     void* out, void* stream, int32_t threads);

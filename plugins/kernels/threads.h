@@ -1,4 +1,5 @@
-// Threads of the CPU twins: started for one call and joined, so nothing outlives a call or a fork.
+// Threads of the CPU twins: a caller's pool, else threads that are started for one call and joined,
+// so that nothing outlives a call or a fork.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +9,19 @@
 #include <vector>
 
 namespace carafe {
+
+/// A caller's pool: `run` calls work(data, i) for each i below `pieces` and returns after the last.
+struct Pool {
+    void (*run)(
+        void* pool, std::int64_t pieces, void (*work)(void* data, std::int64_t piece), void* data);
+    void* pool;
+};
+
+/// Of the calling thread; without `run` there is none.
+inline Pool& current_pool() {
+    static thread_local Pool pool{};
+    return pool;
+}
 
 /// How many pieces parallel_for() makes, so that each can have memory of its own.
 inline std::int64_t pieces_of(std::int64_t count, std::int64_t grain, int threads) {
@@ -22,6 +36,18 @@ template <typename Work>
 void parallel_for(std::int64_t count, std::int64_t grain, int threads, Work const& work) {
     if (count <= 0) return;
     std::int64_t const pieces = pieces_of(count, grain, threads);
+    if (Pool const pool = current_pool(); pool.run != nullptr && pieces > 1) {
+        auto piece_of = [&](std::int64_t piece) {
+            work(count * piece / pieces, count * (piece + 1) / pieces);
+        };
+        pool.run(
+            pool.pool, pieces,
+            [](void* data, std::int64_t piece) {
+                (*static_cast<decltype(piece_of)*>(data))(piece);
+            },
+            &piece_of);
+        return;
+    }
     std::vector<std::thread> others;
     others.reserve(static_cast<std::size_t>(pieces - 1));
     std::int64_t piece = 1;
