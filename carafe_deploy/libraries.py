@@ -8,7 +8,6 @@ from pathlib import Path
 
 from carafe_deploy.errors import BackendUnavailableError
 
->>>>>>> w-f
 #: Names a folder with libraries, or one of the libraries in it; searched before the package's own.
 ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_PLUGIN"
 
