@@ -21,7 +21,6 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
-from carafe_deploy.operators import FAMILIES
 
 if TYPE_CHECKING:
     from carafe_deploy.bench.record import OperatorRow, OperatorsResult
@@ -80,6 +79,7 @@ def bench_operators(
         )
         from carafe_deploy.bench.result_file import to_json
         from carafe_deploy.files import atomic_write_text
+        from carafe_deploy.operators import FAMILIES
 
         default = OperatorOptions()
         options = OperatorOptions(

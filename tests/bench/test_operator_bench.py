@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from carafe_deploy import environment
+from carafe_deploy import requirements
 from carafe_deploy.bench import clock, implementations, operator_bench
 from carafe_deploy.bench.implementations import Candidate, candidates, jobs_of
 from carafe_deploy.bench.operator_bench import OperatorOptions, is_failure, measure_operators
@@ -440,7 +440,7 @@ def test_mmcv_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("undefined symbol")
 
     monkeypatch.undo()  # the fixture's
-    monkeypatch.setattr(environment, "is_installed", lambda name: True)
+    monkeypatch.setattr(requirements, "is_installed", lambda name: True)
     monkeypatch.setattr(carafe_operators.importlib, "import_module", import_module)
     reason = carafe_operators._mmcv_missing.__wrapped__()
     assert reason == "mmcv.ops cannot be imported (ImportError: undefined symbol)"

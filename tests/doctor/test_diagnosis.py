@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -374,9 +373,7 @@ def test_torchvision_of_another_torch(simulated: Simulated) -> None:
 
 def test_here_everything_that_is_installed_works() -> None:
     """Tests run where `make setup` and `make plugins` ran."""
-    begun = time.perf_counter()
     diagnosis = diagnose()
-    assert time.perf_counter() - begun < 60
     for name in (DETECT, EXPORT, "read images and masks", "measure and plot"):
         assert purpose(diagnosis, name).ready
     broken = {f.name for f in diagnosis.wrong}
