@@ -53,7 +53,7 @@ demo: plugins ## Export, build engines, detect, compare and report on the small 
 test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
 	$(BIN)/python -m pytest --complete -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-matrix: ## Fast tests under every supported Python that is found (PIP_ARGS is passed on)
+test-matrix: plugins ## Fast tests under every supported Python that is found (PIP_ARGS is passed on)
 	PIP_ARGS='$(PIP_ARGS)' $(PYTHON) tests/matrix.py
 
 test-cpp: plugins ## C++ tests, on the CPU; they take GoogleTest from the system, else from GitHub
