@@ -51,6 +51,14 @@ def copy_tree(target: Path, *folders: str) -> Path:
             shutil.copytree(source, target / name, ignore=skipped)
         else:
             shutil.copy(source, target / name)
+    # An editable install finds the package before PYTHONPATH does.
+    (target / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [\n"
+        "    found for found in sys.meta_path if 'editable' not in type(found).__module__\n"
+        "]\n",
+        encoding="utf-8",
+    )
     if (ROOT / "carafe_deploy/lib").is_dir():
         (target / "carafe_deploy/lib").symlink_to(ROOT / "carafe_deploy/lib")
     return target
