@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -14,7 +15,7 @@ from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 __all__ = ["Lifetime"]
 
 
-class Lifetime:
+class Lifetime(ABC):
     """Base of the runners, each of which adds ``run`` and ``_free``.
 
     A constructor sets ``info`` and ``device`` and calls :meth:`_begin` as soon as there is what to
@@ -42,9 +43,9 @@ class Lifetime:
         self.inputs, self.outputs = self.info.input_specs, self.info.output_specs
         self._label, self._process, self._closed = label, os.getpid(), False
 
+    @abstractmethod
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
-        raise NotImplementedError
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`; all of it is computing."""
@@ -80,9 +81,9 @@ class Lifetime:
                 '(multiprocessing.get_context("spawn")) and open it in each'
             )
 
+    @abstractmethod
     def _free(self) -> None:
         """Give everything back. Called once, in the process that opened it."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Free all memory; calling it twice is harmless."""
