@@ -181,6 +181,11 @@ class Opener(OneLine):
             session = onnxruntime.InferenceSession(model, options, providers)
         except Exception as error:  # onnxruntime's own classes share no public base
             text = str(error)
+            if graph and "graph capture" in text:
+                raise BackendUnavailableError(
+                    f"ONNX Runtime captures {self.path} in no CUDA graph ({_first_line(text)}): "
+                    "use mode eager"
+                ) from error
             remedy = "export it again"
             if "NOT_IMPLEMENTED" in text and "Conv" in text:
                 remedy = (
