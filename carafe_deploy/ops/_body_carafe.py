@@ -157,9 +157,8 @@ def assemble_tiles(
     )
     # Without images MatMul takes no other factor than one without images.
     some = body.Concat(body.Min(call.images, 1), [1, 1, 1, 1], axis=0)
-    weights = body.MatMul(
-        weights, body.Expand(placement, some)
-    )  # [images, tiles, tile, s*s, window]
+    placement = body.Expand(placement, some)
+    weights = body.MatMul(weights, placement)  # [images, tiles, tile, s*s, window]
     outputs = rows * columns * s * s
     weights = body.reshape(weights, call.images, tiles, outputs, window[0] * window[1])
 

@@ -51,7 +51,7 @@ def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
     flat = body.reshape("scores", total)
     kept = body.ScatterElements(body.Expand(-math.inf, total), index, body.Gather(flat, index))
     kept = body.reshape(kept, batch, body.Mul(labels, per_label))
-    # L*M may be less than max_output; and ONNX Runtime's TopK ends the process without a row (1.31).
+    # L*M may be less than max_output; and without a row TopK ends the process (ONNX Runtime 1.30).
     lacking = body.Sub(body.Max(batch, 1), batch)
     kept = body.Pad(kept, body.Concat([0, 0], lacking, max_output, axis=0), -math.inf)
     best, index = body.TopK(kept, max_output, out=2)
