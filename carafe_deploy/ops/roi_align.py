@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
@@ -211,6 +210,8 @@ def _by_torchvision(
     rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
     """One call of torchvision's operator a level: [B*K, C, S, S]."""
+    from torchvision.ops import roi_align  # takes seconds, which the kernels spare
+
     batch, count, _ = rois.shape
     channels, dtype = features[0].shape[1], features[0].dtype
     # float32 RoIs need float32 features in torchvision; nothing is lost for the half types.
