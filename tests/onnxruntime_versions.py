@@ -33,6 +33,8 @@ TESTS = (
     "tests/ops/test_operators.py",
     "tests/graph/test_operator_network.py",
 )
+#: Of these, what runs in ONNX Runtime; opset 22 is newer than some of the releases.
+CHOSEN = "(onnx or function_body or network) and not float32-22"
 
 
 def install(version: str) -> Path:
@@ -57,10 +59,10 @@ def measure(version: str) -> dict[str, Any]:
     except subprocess.CalledProcessError as error:
         return {"onnxruntime": version, "error": f"pip: status {error.returncode}"}
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu", "-k", CHOSEN]
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            [*command, f"--junitxml={report}"],
+            [*command, *TESTS, f"--junitxml={report}"],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": path},
             stdout=file,
