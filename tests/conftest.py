@@ -24,14 +24,18 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 #: Files that take minutes, for workers to begin with: so none is left alone with one at the end.
 LONGEST = (
     "test_r50.py",
+    "test_walkthroughs.py",
     "test_demo.py",
-    "ops/test_operators.py",
-    "runners/test_runners.py",
-    "runners/test_conformance.py",
-    "runners/test_lifetime.py",
-    "parity/test_walk.py",
-    "graph/test_devices.py",
     "graph/test_onnx_export.py",
+    "graph/test_devices.py",
+    "plugins/test_libtorch.py",
+    "graph/test_torchscript_export.py",
+    "cli/test_bad_input.py",
+    "ops/test_operators.py",
+    "runners/test_lifetime.py",
+    "runners/test_conformance.py",
+    "parity/test_walk.py",
+    "bench/test_run.py",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -17,6 +18,7 @@ import pytest
 from carafe_deploy import demo
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.cli import main
+from carafe_deploy.demo import job
 from carafe_deploy.graph import onnx_export, torchscript_export
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
@@ -36,7 +38,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, export: Callable[..., Path]) -> Run:
-    """Run the demo on both detectors; what other tests export as well is not exported again."""
+    """Run the demo on both detectors, measuring for short.
+
+    What other tests export as well is not exported again.
+    """
 
     def exporter(suffix: str) -> Callable[..., None]:
         def write(detector: Detector, path: Path, options: ExportOptions, **named: object) -> None:
@@ -49,6 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, export: Callable[..., Path]) -
     folder = tmp_path_factory.mktemp("demo")
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(job, "BENCH", dataclasses.replace(job.BENCH, rounds=2, block=2))
         patch.setattr(onnx_export, "export_onnx", exporter(".onnx"))
         patch.setattr(torchscript_export, "export_torchscript", exporter(".ts"))
         status = main(["demo", "--out", str(folder), "--json"])

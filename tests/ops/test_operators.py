@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -75,20 +76,22 @@ def test_function_body(name: str, case: Case, dtype: torch.dtype, opset: int) ->
 @pytest.fixture(scope="module", params=EXPORTERS)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, faces.Outputs]]:
-    """Results of every case in files of one exporter."""
+) -> Callable[[str], dict[str, faces.Outputs]]:
+    """Results of every case of an operator in a file of one exporter."""
     folder = tmp_path_factory.mktemp(request.param)
-    return {
-        name: faces.run_exported(name, cases, request.param, folder / f"{name}.onnx")
-        for name, cases in CASES.items()
-    }
+
+    @functools.cache
+    def run(name: str) -> dict[str, faces.Outputs]:
+        return faces.run_exported(name, CASES[name], request.param, folder / f"{name}.onnx")
+
+    return run
 
 
 @each_case
 def test_exported_file(
-    exported: dict[str, dict[str, faces.Outputs]], name: str, case: Case
+    exported: Callable[[str], dict[str, faces.Outputs]], name: str, case: Case
 ) -> None:
-    faces.assert_right(name, exported[name][case.reason], faces.truth(name, case))
+    faces.assert_right(name, exported(name)[case.reason], faces.truth(name, case))
 
 
 # --- as torch sees it ----------------------------------------------------------------------------
