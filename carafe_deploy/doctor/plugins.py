@@ -144,6 +144,22 @@ def check_kernels(library: Library, answer: Mapping[str, Any]) -> Finding:
     return ok(name, f"{answer['version']} ({made}){state}, {library.path}")
 
 
+def check_torch_library(library: Library, answer: Mapping[str, Any]) -> Finding:
+    """Judge the torch operators in C++; without them Python calls the kernels through ctypes.
+
+    Args:
+        library: with the operators.
+        answer: of torch, which has tried to load it.
+    """
+    name, reason = library.finding.name, answer.get("without_cpp")
+    if library.path is None or not reason:
+        return library.finding
+    if os.environ.get(_KERNELS_VARIABLE):
+        return ok(name, f"not used, since {reason}")
+    fact = f"operators are called through ctypes, which takes longer: {reason}"
+    return missing(name, fact, rebuild(library.path))
+
+
 def check_alias(library: Path, answer: Mapping[str, Any] | None) -> Finding:
     """Judge the name by which TensorRT-RTX's parser opens TensorRT-RTX.
 
