@@ -29,6 +29,8 @@ def open_runner(
     channels_last: bool | None = None,
     provider: str | None = None,
     threads: int | None = None,
+    operators: bool | None = None,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Runner:
     """Open an artefact by its suffix.
 
@@ -41,8 +43,8 @@ def open_runner(
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the CPU, and the first GPU for an
             engine, which runs on no CPU.
         mode: ``"eager"``, the usual one; ``"compile"``, for a checkpoint; or ``"cuda-graph"``, for
-            a checkpoint or an engine on a GPU, which captures the whole detector for each input
-            size.
+            a checkpoint, an engine or an ONNX file of one input size, on a GPU, which captures the
+            whole detector for each input size.
         tf32: on a GPU, let what is computed in float32 round the factors of convolutions and matrix
             products to 10 bits of mantissa: faster, and off by as much as half types can be. By
             default float32 is float32. An engine has this inside.
@@ -55,6 +57,9 @@ def open_runner(
         provider: for an ONNX file, one of :data:`carafe_deploy.runners.onnxruntime.PROVIDERS`; by
             default that of the device.
         threads: for an ONNX file, of one operator on the CPU; by default ONNX Runtime chooses.
+        operators: for an ONNX file, compute our operators by our kernels (True) or by the function
+            bodies in the file (False); by default the kernels where their library loads.
+        provider_options: for an ONNX file, of ONNX Runtime's provider, by its own names.
 
     Raises:
         ArtefactError: the file is missing, or of a kind that nothing here opens.
@@ -74,6 +79,8 @@ def open_runner(
         "channels_last": channels_last,
         "provider": provider,
         "threads": threads,
+        "operators": operators,
+        "provider_options": provider_options,
     }
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist")

@@ -155,11 +155,15 @@ BACKENDS: dict[str, Backend] = {
         kind="an ONNX file",
         suffixes=(".onnx",),
         open="carafe_deploy.runners.onnxruntime:OnnxRuntimeRunner",
-        options={"mode": ("eager",), "tf32": (True, False), "provider": (), "threads": ()},
-        reasons={
-            "cuda-graph": ": its operators are function bodies, which ONNX Runtime captures in no "
-            "graph; an engine takes cuda-graph"
+        options={
+            "mode": ("eager", "cuda-graph"),
+            "tf32": (True, False),
+            "provider": (),
+            "threads": (),
+            "operators": (True, False),
+            "provider_options": (),
         },
+        reasons={"compile": ": ONNX Runtime optimises it as it loads"},
         packages=(
             *_ONNX,
             Package("ONNX Runtime", "onnxruntime", "1.20", "ort", _ORT, exclusive=True, reported=0),

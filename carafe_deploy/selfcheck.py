@@ -29,7 +29,7 @@ from carafe_deploy.libraries import find_library, require_library
 from carafe_deploy.ops import plain_operators
 from carafe_deploy.parity import ParityReport, run_parity
 from carafe_deploy.runners._torch import torch_threads
-from carafe_deploy.runners.base import Runner, Wrapper
+from carafe_deploy.runners.base import BODIES, KERNELS, Runner, Wrapper
 
 __all__ = ["Check", "SelfCheck", "run_selfcheck"]
 
@@ -53,7 +53,7 @@ class Check(OneLine):
 
     Attributes:
         detector: file name of the checkpoint.
-        backend: for people, e.g. ``"ONNX Runtime, cuda"``.
+        backend: for people, e.g. ``"TorchScript, cuda"``.
         status: ``"passed"``, ``"failed"``, or ``"skipped"`` where this machine lacks what it needs.
         reason: what is lacking or went wrong; empty for a check that passed.
         seconds: it took, building included.
@@ -190,16 +190,19 @@ def _candidates(checkpoint: Path, folder: Path) -> dict[str, Callable[[], Runner
         require_library("carafe_kernels")  # else the reference would be held against itself
         return runner
 
-    def other(name: str, device: str) -> Runner:
-        return open_runner(exported(BACKENDS[name].suffixes[0]), device=device)
+    def other(name: str, device: str, operators: bool | None = None) -> Runner:
+        path = exported(BACKENDS[name].suffixes[0])
+        return open_runner(path, device=device, operators=operators)
 
+    onnxruntime = title_of("onnxruntime")
     makers: dict[str, Callable[[str], Runner]] = {
-        "pytorch": pytorch,
-        "torchscript": partial(other, "torchscript"),
-        "onnxruntime": partial(other, "onnxruntime"),
+        title_of("pytorch"): pytorch,
+        title_of("torchscript"): partial(other, "torchscript"),
+        f"{onnxruntime} by {KERNELS}": partial(other, "onnxruntime", operators=True),
+        f"{onnxruntime} by {BODIES}": partial(other, "onnxruntime", operators=False),
     }
     found: dict[str, Callable[[], Runner]] = {
-        f"{title_of(name)}, {device}": partial(make, device)
+        f"{name}, {device}": partial(make, device)
         for name, make in makers.items()
         for device in ("cpu", "cuda")
     }

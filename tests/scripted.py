@@ -76,9 +76,9 @@ class Scripted(Wrapper):
         self._raise_if(self._stages)
         return super().run_stages(inputs)
 
-    def run_operator(self, call: Any, inputs: Any) -> tuple[Array, ...]:
+    def run_operator(self, call: Any, inputs: Any, implementation: str = "") -> tuple[Array, ...]:
         self._raise_if(self._operators)
-        return super().run_operator(call, inputs)
+        return super().run_operator(call, inputs, implementation)
 
     def close(self) -> None:
         super().close()

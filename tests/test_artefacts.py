@@ -44,8 +44,9 @@ def _refusal(folder: Path, name: str, options: dict[str, Any]) -> CarafeDeployEr
     [
         ("a.onnx", {"mode": "banana"}, "mode is 'banana': choose from eager, compile, cuda-graph"),
         ("a.pth", {"mode": "banana"}, "mode is 'banana': choose from eager, compile, cuda-graph"),
-        ("a.onnx", {"mode": "cuda-graph"}, "a.onnx is an ONNX file, which takes eager: its oper"),
-        ("a.onnx", {"mode": "cuda-graph", "device": "cuda"}, "ONNX Runtime captures in no graph"),
+        ("a.onnx", {"operators": "no"}, "operators is 'no': a.onnx is an ONNX file, which takes T"),
+        ("a.ts", {"operators": False}, "operators is False: a.ts is a TorchScript file, which tak"),
+        ("a.pth", {"provider_options": {}}, "provider_options is {}: a.pth is a checkpoint, whic"),
         ("a.onnx", {"mode": "compile"}, "mode is 'compile': a.onnx is an ONNX file, which takes e"),
         ("a.ts", {"mode": "cuda-graph"}, "the checkpoint itself takes cuda-graph"),
         ("a.engine", {"mode": "compile"}, "an engine, which takes eager or cuda-graph: it is comp"),

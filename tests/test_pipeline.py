@@ -27,6 +27,7 @@ class FrameRunner:
     outputs = ()
     device = "cpu"
     pastes_on_device = False
+    implementations = ("",)
 
     def __init__(self, batch: tuple[int, int] = (1, 8), architecture: str = "faster_rcnn") -> None:
         self.info = ModelInfo(

@@ -42,7 +42,7 @@ class Runner:
     """Something to open and close; ``outcome`` is what comparing it gives, or what it raises."""
 
     backend, info, inputs, outputs = "fake", None, (), ()
-    device, pastes_on_device = "cpu", False
+    device, pastes_on_device, implementations = "cpu", False, ("",)
 
     def __init__(self, outcome: Any = None, close: Exception | None = None) -> None:
         self.outcome = outcome
@@ -255,6 +255,11 @@ def test_an_engine_that_is_built_but_not_run_says_so(
             candidates[name]()
         assert built.pop() == (f"{stem}.onnx", f"{stem}.{flavour}.engine", flavour, True)
     assert exported == [tmp_path / f"{stem}.onnx"]  # once, for both
+    opened: list[dict[str, Any]] = []
+    monkeypatch.setattr(selfcheck, "open_runner", lambda path, **given: opened.append(given))
+    for name in ("kernels", "function bodies"):
+        candidates[f"ONNX Runtime by {name}, cpu"]()
+    assert [given["operators"] for given in opened] == [True, False]
 
 
 @pytest.mark.slow

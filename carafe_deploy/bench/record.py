@@ -203,6 +203,8 @@ class Subject(OneLine):
             earlier versions say fp32 where PyTorch and ONNX Runtime used TF32 on a GPU.
         variant: further settings, e.g. ``"compile"``; empty for the usual ones.
         file: name of the artefact's file, of ``file_mb`` 10^6 bytes.
+        implementation: of the custom operators: of ONNX Runtime ``"kernels"`` or ``"function
+            bodies"``, which ran alone in results of earlier versions; empty for the others.
         build_s: seconds that building it took; None where it does not say.
         status: ``"measured"``, ``"skipped"`` where this machine lacks what it needs, or
             ``"failed"``, which keeps what was measured completely before.
@@ -233,6 +235,7 @@ class Subject(OneLine):
     ap: Mapping[str, float] = field(default_factory=dict)
     layers: Layers | None = None
     warnings: tuple[str, ...] = ()
+    implementation: str = ""
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from carafe_deploy.errors import (
 )
 from carafe_deploy.failures import Failure, caught
 from carafe_deploy.parity.compatible import BoundedRunner, check_same_model
-from carafe_deploy.runners.base import Runner
+from carafe_deploy.runners.base import BODIES, Runner
 from carafe_deploy.types import PRECISIONS, InputFormat, ModelInfo
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Variants(OneLine):
         layouts: of checkpoints; by default channels-last, as everywhere.
         providers: of ONNX files; by default all that belong to the device.
         tf32: what computes in float32 on a GPU is measured with TF32 as well.
+        bodies: ONNX files are measured by their function bodies as well.
+        provider_options: of ONNX Runtime's provider.
     """
 
     precisions: tuple[str, ...] = ()
@@ -51,6 +53,8 @@ class Variants(OneLine):
     layouts: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     tf32: bool = False
+    bodies: bool = False
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def checked(self) -> Variants:
         """Self.
@@ -63,16 +67,16 @@ class Variants(OneLine):
             for backend in BACKENDS.values()
             for name in itertools.chain(*backend.providers.values())
         }
-        for field, choices in (
+        for name, choices in (
             ("precisions", PRECISIONS),
             ("modes", MODES),
             ("layouts", LAYOUTS),
             ("providers", sorted(known)),
         ):
-            for value in getattr(self, field):
+            for value in getattr(self, name):
                 if value not in choices:
                     raise CarafeDeployError(
-                        f"{field} holds {value!r}: choose from {', '.join(choices)}"
+                        f"{name} holds {value!r}: choose from {', '.join(choices)}"
                     )
         return self
 
@@ -89,6 +93,8 @@ class Opening(OneLine):
         mode: see :data:`carafe_deploy.artefacts.MODES`.
         channels_last: of a checkpoint.
         provider: of an ONNX file; else None.
+        operators: of an ONNX file, False for its function bodies; else None.
+        provider_options: of an ONNX file.
         like: JSON of the :class:`~carafe_deploy.types.ModelInfo` whose settings a checkpoint
             takes; empty for its config's.
         threads: of one operator on the CPU; None lets the runtimes choose.
@@ -103,6 +109,8 @@ class Opening(OneLine):
     mode: str = "eager"
     channels_last: bool = False
     provider: str | None = None
+    operators: bool | None = None
+    provider_options: Mapping[str, str] | None = None
     like: str = ""
     threads: int | None = None
     tf32: bool = False
@@ -125,6 +133,7 @@ class Opening(OneLine):
         words += ["channels-last"] * self.channels_last
         if self.provider not in (None, self.device):
             words.append(f"{self.provider} provider")
+        words += [f"{name} {value}" for name, value in (self.provider_options or {}).items()]
         return ", ".join(words)
 
     def open(self) -> Runner:
@@ -138,6 +147,8 @@ class Opening(OneLine):
             "config": self.config,
             "channels_last": self.channels_last,
             "provider": self.provider,
+            "operators": self.operators,
+            "provider_options": self.provider_options,
             "threads": self.threads,
         }
         own = {option: value for option, value in own.items() if option in backend.options}
@@ -219,18 +230,25 @@ def _variants_of(plain: Opening, variants: Variants, modes: Sequence[str]) -> It
     precisions = variants.precisions if "precision" in options else ()
     layouts = (variants.layouts or ("channels-last",)) if "channels_last" in options else ("nchw",)
     usual = backend.providers.get(plain.device.partition(":")[0], (None,))
-    for precision, mode, layout, provider in itertools.product(
+    for precision, mode, layout, provider, operators in itertools.product(
         precisions or ("",),
         [mode for mode in modes if mode in options["mode"]] or ["eager"],
         layouts,
         (variants.providers or usual) if "provider" in options else (None,),
+        (None, False) if variants.bodies and "operators" in options else (None,),
     ):
+        # What ONNX Runtime captures in no graph.
+        if mode == "cuda-graph" and (provider not in (None, "cuda") or operators is False):
+            continue
+        given = variants.provider_options if "provider_options" in options else None
         yield dataclasses.replace(
             plain,
             precision=precision,
             mode=mode,
             channels_last=layout == "channels-last",
             provider=provider,
+            operators=operators,
+            provider_options=given or None,
         )
 
 
@@ -294,6 +312,8 @@ def open_all(openings: Sequence[Opening]) -> list[Opened]:
     for index in order:
         opened[index] = []
         for opening in _filled_in(openings[index], like):
+            if _ran_already(opening, opened):
+                continue
             entry = _open(opening)
             if entry.runner is not None and not opening.backend.is_model:
                 like.append(_exported(entry.runner.info))
@@ -311,6 +331,16 @@ def open_all(openings: Sequence[Opening]) -> list[Opened]:
             entry.close()
         raise
     return _named(entries)
+
+
+def _ran_already(opening: Opening, opened: Mapping[int, Sequence[Opened]]) -> bool:
+    """Its function bodies, where there were no kernels."""
+    usual = dataclasses.replace(opening, operators=None)
+    return opening.operators is False and any(
+        entry.opening == usual and entry.subject.implementation == BODIES
+        for entries in opened.values()
+        for entry in entries
+    )
 
 
 def _exported(info: ModelInfo) -> ModelInfo:
@@ -347,9 +377,12 @@ def _open(opening: Opening) -> Opened:
             facts |= load(opening.backend.known)(path)
         runner = opening.open()
         facts |= {"backend": runner.backend, "precision": runner.info.precision}
+        facts["implementation"] = runner.implementations[0]
     name = f"{title_of(facts['backend'])} {facts['precision']}".strip()
-    if facts["variant"]:
-        name += f", {facts['variant']}"
+    # One that could not be opened says by what it was to run.
+    by = facts.get("implementation", BODIES if opening.operators is False else "")
+    words = (facts["variant"], by)
+    name = ", ".join([name, *filter(None, words)])
     entry = Opened(opening, Subject(name=name, **facts), runner)
     if attempt.failure and attempt.failure.lacking:
         entry.subject = dataclasses.replace(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -103,7 +104,7 @@ def run(arguments: list[str]) -> int:
     command = next((i for i, text in enumerate(arguments) if not text.startswith("-")), None)
     debug = "--debug" in arguments[:command] or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
-        with _tracebacks_shown() if debug else contextlib.nullcontext():
+        with _tracebacks_shown() if debug else _warnings_in_a_line():
             app(arguments, prog_name=PROGRAM)
     except SystemExit as done:
         return _status(done.code)
@@ -117,6 +118,17 @@ def run(arguments: list[str]) -> int:
             typer.echo(f"this is no fault of the input: {again} shows where it is", err=True)
         return 1 if message is None or isinstance(error, BackendFailedError) else 2
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Where one was issued is for who calls the package."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +86,7 @@ def bench(
         typer.Option(
             "--mode",
             metavar="A,B",
-            help="Of checkpoints and engines: eager, compile (checkpoints only), cuda-graph; by "
+            help="Of all but TorchScript: eager, compile (checkpoints only), cuda-graph; by "
             "default eager, on a GPU cuda-graph as well.",
         ),
     ] = None,
@@ -114,6 +114,22 @@ def bench(
             "to the device.",
         ),
     ] = None,
+    provider_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider-option",
+            metavar="NAME=VALUE",
+            help="Of ONNX Runtime's provider, by its own name, e.g. prefer_nhwc=0; repeatable.",
+        ),
+    ] = None,
+    bodies: Annotated[
+        bool,
+        typer.Option(
+            "--bodies",
+            help="Measure ONNX files by the function bodies in them as well, as an ONNX Runtime "
+            "without our kernels runs them.",
+        ),
+    ] = False,
     batch_sizes: Annotated[
         str, typer.Option("--batch-sizes", metavar="A,B", help="For throughput; 0 for none.")
     ] = "1,2,4",
@@ -203,6 +219,8 @@ def bench(
                 layouts=_words(layouts),
                 providers=_words(providers),
                 tf32=tf32,
+                bodies=bodies,
+                provider_options=_named_values(provider_options or []),
             ),
             config=config,
             rounds=BenchOptions.rounds if rounds is None else rounds,
@@ -248,6 +266,14 @@ _PROFILED = 3
 
 def _words(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _named_values(words: Sequence[str]) -> dict[str, str]:
+    parts = [word.partition("=") for word in words]
+    for word, (name, _, value) in zip(words, parts, strict=True):
+        if not name or not value:
+            raise UsageError(f"--provider-option is {word!r}: give NAME=VALUE, e.g. prefer_nhwc=0")
+    return {name: value for name, _, value in parts}
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

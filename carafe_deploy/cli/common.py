@@ -107,8 +107,16 @@ ModeOption = Annotated[
     Mode | None,
     typer.Option(
         "--mode",
-        help="Of a checkpoint or engine: eager (default), compile (checkpoints), or cuda-graph, "
-        "which captures the whole detector once for each input size (GPU).",
+        help="Of all but TorchScript: eager (default), compile (checkpoints), or cuda-graph, which "
+        "captures the whole detector once for each input size (GPU).",
+    ),
+]
+BodiesOption = Annotated[
+    bool,
+    typer.Option(
+        "--bodies",
+        help="Run an ONNX file by the function bodies in it, as an ONNX Runtime without our "
+        "kernels does.",
     ),
 ]
 Tf32Option = Annotated[
@@ -297,6 +305,7 @@ def open_artefact(
     mode: Mode | None = None,
     layout: Layout | None = None,
     tf32: bool = False,
+    bodies: bool = False,
 ) -> Runner:
     """Open a file or published model.
 
@@ -315,6 +324,7 @@ def open_artefact(
             mode=None if mode is None else mode.value,
             channels_last=None if layout is None else layout is Layout.channels_last,
             tf32=tf32 or None,
+            operators=False if bodies else None,
         )
 
 
@@ -331,6 +341,8 @@ def options_as_typed() -> Iterator[None]:
         option, value = error.option, error.value
         if option == "channels_last":
             option, value = "layout", (Layout.channels_last if value else Layout.nchw).value
+        if option == "operators":
+            option, value = "bodies", True
         typed = f"--{option}" if value is True else f"--{option} {value}"
         raise UsageError(f"{typed} does not fit: {error.reason}") from error
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from carafe_deploy.cli.common import (
     ArtefactArgument,
     BatchSizeOption,
+    BodiesOption,
     Command,
     ConfigOption,
     DeviceOption,
@@ -77,6 +78,7 @@ def detect(
     mode: ModeOption = None,
     layout: LayoutOption = None,
     tf32: Tf32Option = False,
+    bodies: BodiesOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Detect in images, draw what is found and write it as JSON.
@@ -94,7 +96,10 @@ def detect(
     json_path = output / "detections.json"
     if not overwrite:
         _check_targets(json_path, pictures)
-    with open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32) as runner:
+    opened = open_artefact(
+        artefact, device, config, mode=mode, layout=layout, tf32=tf32, bodies=bodies
+    )
+    with opened as runner:
         document = _Document(runner.info, score_threshold)
         pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
         unreadable: list[str] = []

@@ -13,6 +13,7 @@ from rich.table import Table
 from carafe_deploy.cli.common import (
     ArtefactArgument,
     BatchSizeOption,
+    BodiesOption,
     Command,
     ConfigOption,
     DeviceOption,
@@ -73,6 +74,7 @@ def evaluate(
     mode: ModeOption = None,
     layout: LayoutOption = None,
     tf32: Tf32Option = False,
+    bodies: BodiesOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Score an artefact: COCO's twelve numbers for boxes and masks.
@@ -85,7 +87,9 @@ def evaluate(
     from carafe_deploy.evaluate import evaluate_runner
     from carafe_deploy.files import atomic_write_text
 
-    opened = open_artefact(artefact, device, config, mode=mode, layout=layout, tf32=tf32)
+    opened = open_artefact(
+        artefact, device, config, mode=mode, layout=layout, tf32=tf32, bodies=bodies
+    )
     with opened as runner, image_progress("eval") as progress:
         result, found = evaluate_runner(
             runner,
@@ -98,7 +102,12 @@ def evaluate(
             progress=progress,
         )
         ids = category_ids(load_annotations(annotations), runner.info.classes)
-    metrics = {"artefact": artefact, "annotations": str(annotations), **result.to_dict()}
+    metrics = {
+        "artefact": artefact,
+        "annotations": str(annotations),
+        "implementation": runner.implementations[0],
+        **result.to_dict(),
+    }
     atomic_write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write_results(
         output / "results.json",
@@ -109,6 +118,8 @@ def evaluate(
     else:
         console = results_console(json_output)
         _show(console, result, output)
+        if by := runner.implementations[0]:
+            line(console, f"operators computed by {by}")
         if result.skipped or not result.objects:
             return  # parity could not compare AP on these
         data = ("--annotations", annotations, "--image-dir", images)

@@ -13,6 +13,7 @@ from carafe_deploy.backends import BACKENDS, backend_of
 from carafe_deploy.cli.common import (
     AnnotationsOption,
     BatchSizeOption,
+    BodiesOption,
     Command,
     ConfigOption,
     DeviceOption,
@@ -111,6 +112,7 @@ def parity(
             "exact.",
         ),
     ] = False,
+    bodies: BodiesOption = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the report.")
     ] = None,
@@ -163,7 +165,9 @@ def parity(
             def compare(name: str) -> ParityReport:
                 steps(name)
                 with ExitStack() as stack:
-                    first, second = open_pair(reference, name, device, config, stack, tf32=tf32)
+                    first, second = open_pair(
+                        reference, name, device, config, stack, tf32=tf32, bodies=bodies
+                    )
                     return run_parity(
                         first,
                         second,
@@ -183,7 +187,9 @@ def parity(
     console = results_console(json_output)
     with ExitStack() as stack, Steps() as steps:
         steps("open")
-        first, second = open_pair(reference, candidate, device, config, stack, tf32=tf32)
+        first, second = open_pair(
+            reference, candidate, device, config, stack, tf32=tf32, bodies=bodies
+        )
         steps("read images" if named else "choose images")
         loaded = pictures(first)
         current = ""
@@ -231,10 +237,12 @@ def open_pair(
     stack: ExitStack,
     *,
     tf32: bool = False,
+    bodies: bool = False,
 ) -> tuple[Runner, Runner]:
     """Open two artefacts; a checkpoint takes precision and settings from the other one.
 
-    With ``tf32`` the candidate computes float32 with it. An engine takes its GPU whatever the
+    With ``tf32`` the candidate computes float32 with it, with ``bodies`` it runs by its function
+    bodies. An engine takes its GPU whatever the
     device of the other.
 
     Raises:
@@ -265,6 +273,7 @@ def open_pair(
                 config=config if is_checkpoint[index] or not any(is_checkpoint) else None,
                 options=options,
                 tf32=(tf32 and index == 1) or None,
+                operators=False if bodies and index == 1 else None,
             )
         runners[index] = stack.enter_context(opened)
     first, second = runners
@@ -296,6 +305,7 @@ COMMAND = Command(
         "carafe-deploy parity detector.onnx detector.ts --images photos/*.jpg --levels detections",
         "carafe-deploy parity detector.onnx stages.engine --stages -o walk.json",
         "carafe-deploy parity fp32.onnx fp16.onnx --bisect",
+        "carafe-deploy parity detector.onnx detector.onnx --bodies",
         "carafe-deploy parity epoch_12.pth detector.onnx --annotations val.json --image-dir val "
         "--limit 200 -o parity.json",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from carafe_deploy.backends import BACKENDS, packages
 from carafe_deploy.doctor import plugins, tools
@@ -37,9 +38,12 @@ class _Machine:
     """What is known of this machine, and what follows."""
 
     def __init__(self) -> None:
-        names = ("carafe_kernels", PLUGIN_LIBRARY, "carafe_tensorrt_register", "carafe_torch")
+        names = (
+            *("carafe_kernels", "carafe_onnxruntime", PLUGIN_LIBRARY),
+            *("carafe_tensorrt_register", "carafe_torch"),
+        )
         found = map(plugins.look_for, names)
-        self.kernels, self.plugins, self.register, self.torch_library = found
+        self.kernels, self.onnxruntime, self.plugins, self.register, self.torch_library = found
         self.packages = packages()
         self.flavours = [flavour for flavour in FLAVOURS if flavour.is_installed]
         self.answers = ask(self._questions())
@@ -60,6 +64,9 @@ class _Machine:
             questions[flavour.name] = ("plugins", flavour.name, library)
         if self.kernels.path is not None:
             questions["kernels"] = ("kernels", str(self.kernels.path))
+        if self.onnxruntime.path is not None and is_installed("onnxruntime"):
+            path = str(self.onnxruntime.path)
+            questions["onnxruntime_kernels"] = ("onnxruntime_kernels", path)
         questions["imports"] = ("imports", "numpy", "cv2", "pycocotools.mask")
         questions["driver"] = ("driver",)
         return questions
@@ -131,9 +138,21 @@ class _Machine:
 
     def _detect(self, also: list[Finding]) -> Purpose:
         findings = [self.findings["onnxruntime"]]
+        if findings[0].status == "ok":
+            kernels = self.answers.get("onnxruntime_kernels", {})
+            found = plugins.check_onnxruntime(self.onnxruntime, self.kernels.code, kernels)
+            if found.status != "ok" and self._older_than_overloads():
+                fact = "files with one operator in several settings need 1.27 then"
+                found = replace(found, fact=f"{found.fact}; {fact}")
+            findings.append(optional(found))
         if self.driver.gpus and findings[0].status == "ok":
             findings.append(optional(self._onnxruntime_on_gpu()))
         return make_purpose("detect with ONNX Runtime", findings, also)
+
+    def _older_than_overloads(self) -> bool:
+        """This ONNX Runtime takes one function body of an operator for all its nodes."""
+        version = self.answers["onnxruntime"]["version"]
+        return tuple(map(int, version.split(".")[:2])) < (1, 27)
 
     def _onnxruntime_on_gpu(self) -> Finding:
         name, answer = "ONNX Runtime on the GPU", self.answers["onnxruntime"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from carafe_deploy.brief import OneLine
 from carafe_deploy.doctor.fatbin import GpuCode, read_gpu_code
 from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.doctor.gpu import Cuda, Driver, Gpu
+from carafe_deploy.doctor.probes import Answer
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, PACKAGE_FOLDER, check_whole, find_library
 from carafe_deploy.operators import BY_ONNX_NAME
@@ -144,20 +145,42 @@ def check_kernels(library: Library, answer: Mapping[str, Any]) -> Finding:
     return ok(name, f"{answer['version']} ({made}){state}, {library.path}")
 
 
-def check_torch_library(library: Library, answer: Mapping[str, Any]) -> Finding:
-    """Judge the torch operators in C++; without them Python calls the kernels through ctypes.
+def check_torch_library(library: Library, answer: Answer) -> Finding:
+    """Judge the library of torch operators, without which Python calls the kernels by ctypes.
 
     Args:
-        library: with the operators.
+        library: of the operators.
         answer: of torch, which has tried to load it.
     """
-    name, reason = library.finding.name, answer.get("without_cpp")
-    if library.path is None or not reason:
+    name, instead = library.finding.name, "Python calls the kernels in its place, which is slower"
+    if library.path is None:
+        return replace(library.finding, fact=f"{library.finding.fact}; {instead}")
+    reason = answer.get("without_cpp")
+    if not reason:
         return library.finding
     if os.environ.get(_KERNELS_VARIABLE):
         return ok(name, f"not used, since {reason}")
-    fact = f"operators are called through ctypes, which takes longer: {reason}"
-    return missing(name, fact, rebuild(library.path))
+    return missing(name, f"{reason}; {instead}", rebuild(library.path))
+
+
+def check_onnxruntime(library: Library, code: Sequence[GpuCode] | None, answer: Answer) -> Finding:
+    """Judge the library of kernels for ONNX Runtime, which runs function bodies without it.
+
+    Args:
+        library: of the kernels.
+        code: for GPUs, of libcarafe_kernels.so; None where it cannot be told.
+        answer: of a session with it.
+    """
+    name, instead = library.finding.name, "function bodies run in its place, which is slower"
+    if library.path is None:
+        return replace(library.finding, fact=f"{library.finding.fact}; {instead}")
+    if "error" in answer:
+        return wrong(name, f"{answer['error']}; {instead}", rebuild(library.path))
+    if answer["computed"] != 6:
+        fact = f"it computes 3 * 2 = {answer['computed']}"
+        return wrong(name, fact, rebuild(library.path))
+    on_gpus = "function bodies run on GPUs" if code == () else "GPUs too"
+    return ok(name, f"it computes on the CPU, {on_gpus}, {library.path}")
 
 
 def check_alias(library: Path, answer: Mapping[str, Any] | None) -> Finding:

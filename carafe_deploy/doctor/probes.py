@@ -32,6 +32,15 @@ _PROGRAM = (
     "from carafe_deploy.doctor.probes import main; main(sys.argv[2:])"
 )
 
+#: An ONNX file, y = Carafe(x, w), one float each: a kernel of ours alone computes it.
+_CARAFE_MODEL = (
+    b'\x08\x08:\xb1\x01\nU\n\x01x\n\x01w\x12\x01y"\x06Carafe*\x11\n\ngroup_size\x18\x01\xa0\x01'
+    b"\x02*\x12\n\x0bkernel_size\x18\x01\xa0\x01\x02*\x13\n\x0cscale_factor\x18\x01\xa0\x01\x02:"
+    b"\x06carafe\x12\x01gZ\x1b\n\x01x\x12\x16\n\x14\x08\x01\x12\x10\n\x02\x08\x01\n\x02\x08\x01\n"
+    b"\x02\x08\x01\n\x02\x08\x01Z\x1b\n\x01w\x12\x16\n\x14\x08\x01\x12\x10\n\x02\x08\x01\n\x02"
+    b"\x08\x01\n\x02\x08\x01\n\x02\x08\x01b\x1b\n\x01y\x12\x16\n\x14\x08\x01\x12\x10\n\x02\x08"
+    b"\x01\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01B\x04\n\x00\x10\x11B\n\n\x06carafe\x10\x01"
+)
 #: An ONNX file: y = x + x, one float.
 _MODEL = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12'
@@ -155,6 +164,22 @@ def _onnxruntime() -> dict[str, Any]:
     }
 
 
+def _onnxruntime_kernels(library: str) -> dict[str, Any]:
+    """Whether ONNX Runtime computes by our kernels."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(
+        _CARAFE_MODEL, options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {
+        name: np.full((1, 1, 1, 1), value, np.float32) for name, value in (("x", 3), ("w", 2))
+    }
+    return {"computed": session.run(None, inputs)[0].item()}
+
+
 def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
     """Version of a flavour; and what becomes of the plugin library, unless that is empty."""
     from carafe_deploy.engine.flavours import find_flavour
@@ -228,6 +253,7 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "imports": _imports,
     "torch": _torch,
     "onnxruntime": _onnxruntime,
+    "onnxruntime_kernels": _onnxruntime_kernels,
     "plugins": _plugins,
     "kernels": _kernels,
     "driver": _driver,

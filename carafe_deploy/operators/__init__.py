@@ -6,7 +6,7 @@ more is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from carafe_deploy.operators.carafe import CARAFE, CARAFE_ENCODED
 from carafe_deploy.operators.nms import BATCHED_NMS
@@ -14,7 +14,15 @@ from carafe_deploy.operators.roi_align import MULTILEVEL_ROI_ALIGN
 from carafe_deploy.operators.specification import Operator
 from carafe_deploy.types import OperatorCall
 
-__all__ = ["BY_ONNX_NAME", "FAMILIES", "OPERATORS", "TITLES", "channels_of", "is_feature_map"]
+__all__ = [
+    "BY_ONNX_NAME",
+    "FAMILIES",
+    "OPERATORS",
+    "TITLES",
+    "channels_of",
+    "is_feature_map",
+    "several_structures",
+]
 
 _ALL = (
     CARAFE,
@@ -45,3 +53,13 @@ def channels_of(call: OperatorCall, index: int) -> tuple[int, ...]:
     """What is left of a feature map's shape when batch and size may vary."""
     shape, axes = call.shapes[index], OPERATORS[call.name].input_at(index).axes
     return tuple(size for size, axis in zip(shape, axes, strict=False) if axis == "C")
+
+
+def several_structures(calls: Iterable[OperatorCall]) -> list[str]:
+    """ONNX names of the operators that need function bodies of several structures."""
+    found: dict[str, set[str]] = {}
+    for call in calls:
+        if operator := OPERATORS.get(call.name):
+            settings = [call.attributes.get(name) for name in operator.structure]
+            found.setdefault(operator.onnx_name, set()).add(repr(settings))
+    return [name for name, settings in found.items() if len(settings) > 1]

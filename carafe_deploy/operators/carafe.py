@@ -201,6 +201,7 @@ CARAFE = Operator(
     title="CARAFE",
     random_inputs=_masks_and_features,
     peers=(Peer("mmcv", _mmcv_carafe, _mmcv_lacks, in_all_variants=True),),
+    structure=tuple(_ATTRIBUTES),
 )
 #: Inputs: features and what the content encoder puts out.
 CARAFE_ENCODED = Operator(
@@ -216,4 +217,5 @@ CARAFE_ENCODED = Operator(
     random_inputs=_encoded_and_features,
     workloads=_workloads(),
     unfused=("carafe", with_masks),
+    structure=tuple(_ATTRIBUTES),
 )

@@ -176,4 +176,5 @@ MULTILEVEL_ROI_ALIGN = Operator(
         Peer("torchvision", _torchvision_roi_align),
         Peer("reference", _reference, in_full_only=True),
     ),
+    structure=("sampling_ratio", "strides", "finest_scale"),
 )

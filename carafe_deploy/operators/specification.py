@@ -97,6 +97,8 @@ class Operator(OneLine):
         data: how the inputs of the workloads are distributed, where that decides their time.
         peers: other implementations of it.
         unfused: the operator that does a part of its work, and that one's inputs from its own.
+        structure: attributes whose values change the ONNX function body, which takes the others
+            from its node.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Operator(OneLine):
     data: str = ""
     peers: tuple[Peer, ...] = ()
     unfused: tuple[str, Callable[..., tuple[Any, ...]]] | None = None
+    structure: tuple[str, ...] = ()
 
     @property
     def onnx_name(self) -> str:

@@ -33,8 +33,10 @@ _DECISIVE = (
 
 
 def describe(runner: Runner) -> str:
-    """Backend, precision and model in a few words."""
-    return f"{runner.backend} {runner.info.precision} {runner.info.name}"
+    """Backend, what computes the operators, precision and model in a few words."""
+    by = runner.implementations[0]
+    backend = f"{runner.backend} ({by})" if by else runner.backend
+    return f"{backend} {runner.info.precision} {runner.info.name}"
 
 
 def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:

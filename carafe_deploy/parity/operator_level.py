@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,7 +28,8 @@ def compare_operators(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ParityRow, ...]:
-    """One row for each distinct operator call of the two artefacts.
+    """One row for each distinct operator call of the two artefacts, and one for each further
+    implementation of the candidate.
 
     Inputs have the recorded shapes (the smaller recording where the two differ) and values that
     the coarser precision represents exactly, so that only the operators' own errors show.
@@ -47,9 +49,13 @@ def compare_operators(
         call = _smaller(*pair)
         inputs = random_inputs(call, np.random.default_rng((seed, index)), precision)
         ours = reference.run_operator(pair[0], inputs)
-        theirs = candidate.run_operator(pair[1], inputs)
         compare = _COMPARISONS[OPERATORS[call.name].compared]
+        theirs = candidate.run_operator(pair[1], inputs)
         rows.append(compare(OPERATORS[call.name], call, precision, inputs, ours, theirs))
+        for other in candidate.implementations[1:]:
+            theirs = candidate.run_operator(pair[1], inputs, other)
+            row = compare(OPERATORS[call.name], call, precision, inputs, ours, theirs)
+            rows.append(dataclasses.replace(row, name=f"{row.name}, {other}"))
         if progress is not None:
             progress(index + 1, len(distinct))
     return tuple(rows)

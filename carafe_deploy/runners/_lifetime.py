@@ -31,6 +31,7 @@ class Lifetime(ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     pastes_on_device = False  # which takes torch
+    implementations: tuple[str, ...] = ("",)
 
     #: What a closed runner, and one in another process, raises.
     _error: ClassVar[type[CarafeDeployError]] = CarafeDeployError
@@ -58,7 +59,9 @@ class Lifetime(ABC):
         self._check_usable()
         raise UnsupportedLevelError(f"{self._label} has no intermediate tensors")
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
+    ) -> tuple[Array, ...]:
         """Refuse: it has no operators of its own."""
         self._check_usable()
         raise UnsupportedLevelError(

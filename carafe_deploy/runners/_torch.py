@@ -190,7 +190,9 @@ class TorchRunner(Lifetime):
         self._check_usable()
         return self._call(self._stages, inputs, (*self.info.output_names, *self.info.stages))
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
+    ) -> tuple[Array, ...]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         self._check_usable()
         operator = getattr(torch.ops.carafe, call.name)

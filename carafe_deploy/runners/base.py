@@ -15,7 +15,20 @@ import numpy.typing as npt
 from carafe_deploy.errors import CarafeDeployError, InputShapeError
 from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
-__all__ = ["Array", "RunTimes", "Runner", "Wrapper", "check_inputs", "with_tf32"]
+__all__ = [
+    "BODIES",
+    "KERNELS",
+    "Array",
+    "RunTimes",
+    "Runner",
+    "Wrapper",
+    "check_inputs",
+    "with_tf32",
+]
+
+#: What computes the custom operators in ONNX Runtime: libcarafe_onnxruntime.so, or the function
+#: bodies of standard operators that the file carries.
+KERNELS, BODIES = "kernels", "function bodies"
 
 Array = npt.NDArray[Any]
 
@@ -56,6 +69,9 @@ class Runner(Protocol):
     device: str
     #: Masks of its outputs are pasted by PyTorch on that device, and not on the host.
     pastes_on_device: bool
+    #: What can compute the custom operators, for people; the first does. One is empty where there
+    #: is no choice.
+    implementations: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -74,8 +90,10 @@ class Runner(Protocol):
         """
         ...
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        """Run one custom operator as this artefact implements it.
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
+    ) -> tuple[Array, ...]:
+        """Run one custom operator as this artefact does, or by another of its implementations.
 
         Raises UnsupportedLevelError where the artefact runs as a whole only.
         """
@@ -102,6 +120,7 @@ class Wrapper:
         self._runner = runner
         self.backend, self.info = runner.backend, runner.info
         self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
+        self.implementations = runner.implementations
         self.inputs, self.outputs = runner.inputs, runner.outputs
 
     def _around(self) -> AbstractContextManager[None]:
@@ -123,10 +142,12 @@ class Wrapper:
         with self._around():
             return self._runner.run_stages(inputs)
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
+    ) -> tuple[Array, ...]:
         """See :class:`Runner`."""
         with self._around():
-            return self._runner.run_operator(call, inputs)
+            return self._runner.run_operator(call, inputs, implementation)
 
     def close(self) -> None:
         """Close the other runner."""

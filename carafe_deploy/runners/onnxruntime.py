@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import tempfile
@@ -14,36 +13,49 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from carafe_deploy.backends import BACKENDS
 from carafe_deploy.errors import (
     ArtefactError,
     BackendUnavailableError,
+    OptionError,
     UnsupportedLevelError,
 )
-from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators import OPERATORS, several_structures
 from carafe_deploy.runners._lifetime import Lifetime
-from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
+from carafe_deploy.runners._onnx_metadata import read_metadata
+from carafe_deploy.runners._onnxruntime_buffers import Buffers
+from carafe_deploy.runners._onnxruntime_session import (
+    PROVIDERS,
+    Device,
+    Opener,
+    kernels_for,
+    provider_options,
+)
+from carafe_deploy.runners.base import (
+    BODIES,
+    KERNELS,
+    Array,
+    RunTimes,
+    check_inputs,
+    with_tf32,
+)
 from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo, OperatorCall
 
-__all__ = ["PROVIDERS", "OnnxRuntimeRunner"]
+__all__ = ["MODES", "PROVIDERS", "OnnxRuntimeRunner"]
 
-#: Name of one of ONNX Runtime's providers, and its options.
-_Provider = tuple[str, dict[str, str]]
+#: How a file can be run.
+MODES: tuple[str, ...] = BACKENDS["onnxruntime"].options["mode"]
 
-#: Name -> ONNX Runtime's providers, the one that is meant first.
-PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt-rtx": ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"],
-}
 #: Providers that round float32 to TF32 and have no option against it.
 _ALWAYS_TF32 = ("tensorrt", "tensorrt-rtx")
 #: Set to 0, no library of NVIDIA's does.
 _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+#: The first version that tells bodies of one operator apart.
+_OVERLOADS = (1, 27)
 
 
 class OnnxRuntimeRunner(Lifetime):
-    """Runs a file written by ``export_onnx`` with its function bodies.
+    """Runs a file written by ``export_onnx``, by our kernels or by its function bodies.
 
     Args:
         path: of the ``.onnx`` file.
@@ -51,6 +63,13 @@ class OnnxRuntimeRunner(Lifetime):
             fallback.
         threads: of one operator; None lets ONNX Runtime choose.
         provider: one of :data:`PROVIDERS`; None for the one with the device's name.
+        mode: one of :data:`MODES`. ``"cuda-graph"`` captures the whole file in a CUDA graph in the
+            first run: for files of one input size, with our kernels.
+        operators: True computes the ``carafe`` operators by our kernels, False by function bodies;
+            None takes the kernels where their library loads (providers cpu and cuda), and warns
+            where it does not. The first of :attr:`implementations` says which of the two run.
+        provider_options: of ONNX Runtime's provider, by its names, e.g. ``{"prefer_nhwc": "0"}``;
+            they go before those that are set here.
         tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
             of mantissa. Without it the CUDA provider is told not to. TensorRT's providers cannot be
             told: they run float32 files with it only, or where ``NVIDIA_TF32_OVERRIDE=0`` is set.
@@ -59,8 +78,10 @@ class OnnxRuntimeRunner(Lifetime):
         ArtefactError: the file is missing, truncated, was exported by something else, or holds an
             operator this ONNX Runtime lacks (its CPU has no bfloat16 Conv).
         BackendUnavailableError: the provider is not installed, not for ``device``, or rounds
-            float32 though it shall not.
+            float32 though it shall not; the kernels are wanted and cannot be had; the bodies need a
+            newer ONNX Runtime; or the file cannot be captured in a CUDA graph.
         CarafeDeployError: ``tf32`` and another precision than fp32.
+        OptionError: there is no such mode.
     """
 
     backend = "onnxruntime"
@@ -72,40 +93,53 @@ class OnnxRuntimeRunner(Lifetime):
         threads: int | None = None,
         provider: str | None = None,
         *,
+        mode: str = "eager",
+        operators: bool | None = None,
+        provider_options: Mapping[str, str] | None = None,
         tf32: bool = False,
     ) -> None:
-        self._path = Path(path)
-        available = onnxruntime.get_available_providers()
-        kind, index = _device(device)
-        self.device = "cpu" if kind == "cpu" else f"{kind}:{index}"
-        self.provider = provider or kind
-        if self.provider not in PROVIDERS or (self.provider == "cpu") != (kind == "cpu"):
-            fitting = [name for name in PROVIDERS if (name == "cpu") == (kind == "cpu")]
-            raise BackendUnavailableError(
-                f"provider is {provider!r}: with device {device} choose from {', '.join(fitting)}"
-            )
-        self._providers = _with_options(PROVIDERS[self.provider], index, tf32)
-        if self._providers[0][0] not in available:
-            raise BackendUnavailableError(
-                f"ONNX Runtime {onnxruntime.__version__} has {', '.join(available)} here, not "
-                f"{self._providers[0][0]}: install onnxruntime-gpu or use --device cpu"
-            )
+        if mode not in MODES:
+            raise OptionError("mode", mode, f"choose from {', '.join(MODES)}")
+        self._path, self.mode = Path(path), mode
+        self._place = Device.named(device)
+        self.device = str(self._place)
+        self.provider = _provider(provider, self._place, device)
         if not self._path.is_file():
             raise ArtefactError(f"{path} does not exist: export it first")
-        self._kind, self._index = kind, index
-        self._threads = threads
-        self._session: Any = self._open(str(self._path))
-        self._stage_session: Any = None
-        properties = self._session.get_modelmeta().custom_metadata_map
-        if METADATA_KEY not in properties:
+        text = read_metadata(self._path).get(METADATA_KEY)
+        if text is None:  # nor does ONNX Runtime load it, perhaps, and says why
+            Opener(self._path, _CPU).open(str(self._path))
             raise ArtefactError(
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "
                 "`carafe-deploy export`"
             )
-        info = ModelInfo.from_json(properties[METADATA_KEY])
+        info = ModelInfo.from_json(text)
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
+        kernels = kernels_for(self.provider, operators)
+        self.implementations = (KERNELS, BODIES) if kernels else (BODIES,)
+        if kernels is None:
+            self._check_bodies()
+        if mode == "cuda-graph":
+            self._check_graph()
+        told = self._provider_options(provider_options or {})
+        self._opener = Opener(self._path, told, threads, kernels)
+        self._session: Any = self._opener.open(str(self._path), graph=mode == "cuda-graph")
+        self._stage_session: Any = None
+        self._buffers: Buffers | None = None
+        if self._place.kind != "cpu":
+            self._buffers = Buffers(self._session, info.output_names, "cuda", self._place.index)
         self._begin(str(self._path))
+
+    def _provider_options(self, given: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+        return provider_options(
+            self.provider,
+            self._place.index,
+            tf32=self.info.precision == "tf32",
+            half=self.info.precision in ("fp16", "bf16"),
+            static=self.info.input.is_static,
+            given=given,
+        )
 
     def _check_float32(self) -> None:
         """Refuse a provider that rounds what shall be float32."""
@@ -120,49 +154,49 @@ class OnnxRuntimeRunner(Lifetime):
                 "an engine"
             )
 
-    def _open(self, model: str | bytes, profile: Path | None = None) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        try:
-            session = onnxruntime.InferenceSession(model, options, list(self._providers))
-        except Exception as error:  # onnxruntime's own classes share no public base
-            text = str(error)
-            remedy = "export it again"
-            if "NOT_IMPLEMENTED" in text and "Conv" in text:
-                remedy = (
-                    "ONNX Runtime's CPU has no bfloat16 Conv; export with --precision fp32 or fp16"
-                )
-            raise ArtefactError(
-                f"{self._path} cannot be loaded by ONNX Runtime ({_first_line(text)}): {remedy}"
-            ) from error
-        if session.get_providers()[0] != self._providers[0][0]:
+    def _check_bodies(self) -> None:
+        """Refuse what an old ONNX Runtime would run by the wrong body."""
+        several = several_structures(self.info.operators)
+        version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+        if several and version < _OVERLOADS:
             raise BackendUnavailableError(
-                f"ONNX Runtime could not start {self._providers[0][0]} (it says on stderr "
-                "which library is missing): mend the CUDA installation or use --device cpu"
+                f"{self._path} calls {', '.join(several)} in several settings, and "
+                f"ONNX Runtime {onnxruntime.__version__} takes one function body for all of them: "
+                "run it with our kernels (leave --bodies out, operators=True), or install "
+                "onnxruntime 1.27 or newer"
             )
-        return session
+
+    def _check_graph(self) -> None:
+        """Refuse what ONNX Runtime captures in no graph."""
+        reason = ""
+        if self.provider != "cuda":
+            reason = f"the provider is {self.provider}: choose --device cuda and its own provider"
+        elif self.implementations[0] != KERNELS:
+            reason = (
+                "its operators run as function bodies, which leave the GPU: run it with our kernels"
+            )
+        elif not self.info.input.is_static:
+            reason = "it takes several input sizes: export it with one batch, height and width"
+        if reason:
+            raise BackendUnavailableError(
+                f"ONNX Runtime captures {self._path} in no CUDA graph, {reason}, or use mode eager"
+            )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
-        self._check_usable()
-        check_inputs(self.info, inputs)
-        return _run(self._session, self._feeds(inputs), self.info.output_names)
+        return self.run_timed(inputs)[0]
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`; by the host's clock on a GPU, too."""
         self._check_usable()
         check_inputs(self.info, inputs)
-        feeds = self._feeds(inputs)
-        if self._kind != "cpu":
-            return _run_bound(self._session, feeds, self.info.output_names, "cuda", self._index)
+        names, feeds = self.info.output_names, self._feeds(inputs)
+        if self._buffers is not None:
+            results, times = self._buffers.run(feeds)
+            return _named(names, results), times
         begun = time.perf_counter()
-        results = _run(self._session, feeds, self.info.output_names)
-        return results, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
+        found = _run(self._session, feeds, names)
+        return found, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
 
     def profile(self, inputs: Mapping[str, Array], runs: int) -> list[dict[str, Any]]:
         """Events of ONNX Runtime's own profiler, of ``runs`` runs in a session of their own.
@@ -174,13 +208,13 @@ class OnnxRuntimeRunner(Lifetime):
         """
         self._check_usable()
         check_inputs(self.info, inputs)
-        if self._kind != "cpu":
+        if self._place.kind != "cpu":
             raise UnsupportedLevelError(
                 "on a GPU ONNX Runtime's profiler times launches, not what is launched: profile "
                 "with --device cpu, or an engine"
             )
         with tempfile.TemporaryDirectory() as folder:
-            session = self._open(str(self._path), Path(folder, "profile"))
+            session = self._opener.open(str(self._path), profile=Path(folder, "profile"))
             for _ in range(runs + 1):
                 session.run(list(self.info.output_names), self._feeds(inputs))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -206,11 +240,13 @@ class OnnxRuntimeRunner(Lifetime):
             if missing:
                 raise ArtefactError(f"{self._path} lacks the stages {missing}: export it again")
             model.graph.output.extend(named[name] for name in self.info.stages)
-            self._stage_session = self._open(model.SerializeToString())
+            self._stage_session = self._opener.open(model.SerializeToString())
         names = (*self.info.output_names, *self.info.stages)
         return _run(self._stage_session, self._feeds(inputs), names)
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
+    ) -> tuple[Array, ...]:
         """See :class:`~carafe_deploy.runners.base.Runner`. Needs the onnx package."""
         self._check_usable()
         from onnx import helper
@@ -240,7 +276,7 @@ class OnnxRuntimeRunner(Lifetime):
         model.graph.node.append(node)
         model.graph.input.extend(values)
         model.graph.output.extend(results)
-        session = self._open(model.SerializeToString())
+        session = self._opener.open(model.SerializeToString(), bodies=implementation == BODIES)
         return tuple(_run(session, feeds, node.output).values())
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -256,54 +292,36 @@ class OnnxRuntimeRunner(Lifetime):
         return onnx.load(self._path)
 
     def _settings(self) -> tuple[str, ...]:
-        return (f"{self.provider} provider",) * (self.provider != self._kind)
+        provider = (f"{self.provider} provider",) * (self.provider != self._place.kind)
+        return (*provider, *(self.mode,) * (self.mode != "eager"), self.implementations[0])
 
     def _free(self) -> None:
-        self._session = self._stage_session = None
+        self._session = self._stage_session = self._buffers = None
 
 
-def _device(name: str) -> tuple[str, int]:
-    """Kind and number of a device."""
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or not (number.isdecimal() or name == "cuda")):
-        raise BackendUnavailableError(f"device is {name!r}: give cpu, cuda or cuda:N")
-    return kind, int(number or 0)
+#: To find out what ONNX Runtime says of a file.
+_CPU: tuple[tuple[str, dict[str, str]], ...] = (("CPUExecutionProvider", {}),)
 
 
-def _with_options(providers: Sequence[str], index: int, tf32: bool) -> list[_Provider]:
-    """ONNX Runtime's providers with what each is told."""
-    chosen = {"device_id": str(index)}
-    options = {
-        "CPUExecutionProvider": {},
-        "CUDAExecutionProvider": {**chosen, "use_tf32": str(int(tf32))},
-    }
-    return [(name, options.get(name, chosen)) for name in providers]
+def _provider(name: str | None, place: Device, device: str) -> str:
+    """The provider, which is installed."""
+    chosen = name or place.kind
+    if chosen not in PROVIDERS or (chosen == "cpu") != (place.kind == "cpu"):
+        fitting = [each for each in PROVIDERS if (each == "cpu") == (place.kind == "cpu")]
+        raise BackendUnavailableError(
+            f"provider is {name!r}: with device {device} choose from {', '.join(fitting)}"
+        )
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[chosen][0] not in available:
+        raise BackendUnavailableError(
+            f"ONNX Runtime {onnxruntime.__version__} has {', '.join(available)} here, not "
+            f"{PROVIDERS[chosen][0]}: install onnxruntime-gpu or use --device cpu"
+        )
+    return chosen
 
 
 def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
     return _named(names, session.run(list(names), dict(feeds)))
-
-
-def _run_bound(
-    session: Any, feeds: Mapping[str, Array], names: Sequence[str], device: str, index: int = 0
-) -> tuple[dict[str, Array], RunTimes]:
-    """Run with inputs and outputs on a device, so that copies can be timed apart."""
-    binding = session.io_binding()
-    marks = [time.perf_counter()]
-    for name, array in feeds.items():
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, index)
-        binding.bind_ortvalue_input(name, value)
-    for name in names:
-        binding.bind_output(name, device, index)
-    binding.synchronize_inputs()
-    marks.append(time.perf_counter())
-    session.run_with_iobinding(binding)
-    binding.synchronize_outputs()
-    marks.append(time.perf_counter())
-    results = binding.copy_outputs_to_cpu()
-    marks.append(time.perf_counter())
-    upload, compute, download = (1e3 * (end - start) for start, end in itertools.pairwise(marks))
-    return _named(names, results), RunTimes(upload, compute, download)
 
 
 def _named(names: Sequence[str], results: Sequence[Array]) -> dict[str, Array]:
@@ -311,7 +329,3 @@ def _named(names: Sequence[str], results: Sequence[Array]) -> dict[str, Array]:
         name: array.astype(np.float32) if array.dtype == np.float16 else array
         for name, array in zip(names, results, strict=True)
     }
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:200] if text.strip() else "no reason given"

@@ -40,6 +40,7 @@ class FakeRunner:
     outputs = ()
     device = "cpu"
     pastes_on_device = False
+    implementations = ("",)
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from carafe_deploy.errors import (
     UnsupportedLevelError,
 )
 from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.runners._onnxruntime_session import Device
 from carafe_deploy.runners._tensorrt_profile import EngineProfile
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
@@ -334,7 +335,7 @@ def test_launches_on_a_gpu_are_no_profile(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _open(files, "onnxruntime") as runner:
-        monkeypatch.setattr(runner, "_kind", "cuda")
+        monkeypatch.setattr(runner, "_place", Device("cuda", 0))
         assert "times launches" in profile_layers(runner, _inputs(), runs=1).reason
 
 

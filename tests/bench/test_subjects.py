@@ -46,9 +46,22 @@ def test_the_usual_ways_on_a_gpu(tmp_path: Path) -> None:
         ("a.onnx", "", ""),
         ("a.onnx", "", "tensorrt provider"),
         ("a.onnx", "", "tensorrt-rtx provider"),
+        ("a.onnx", "", "cuda-graph"),
         ("a.engine", "", ""),
         ("a.engine", "", "cuda-graph"),
     ]
+
+
+def test_onnx_files_by_their_bodies_as_well(tmp_path: Path) -> None:
+    [path] = _files(tmp_path, "a.onnx")
+    variants = Variants(bodies=True, provider_options={"prefer_nhwc": "0"})
+    found = expand([path], "cpu", variants)
+    assert [opening.operators for opening in found] == [None, False]
+    assert _variants(found) == [("a.onnx", "", "prefer_nhwc 0")] * 2
+    assert found[1] == Opening.from_json(found[1].to_json())
+    on_gpu = expand([path], "cuda", Variants(bodies=True, providers=("cuda",)))
+    modes = [(opening.mode, opening.operators) for opening in on_gpu]
+    assert modes == [("eager", None), ("eager", False), ("cuda-graph", None)]
 
 
 def test_checkpoints_take_every_combination_and_engines_are_not_compiled(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "tensorrt": {**PLUGINS, "version": "10.14"},
     "tensorrt_rtx": PLUGINS,
+    "onnxruntime_kernels": {"computed": 6.0},
     "kernels": {"version": "0.1.0", "cuda": "13.0.88", "architectures": "75 120"},
 }
 
@@ -343,6 +345,42 @@ def test_onnxruntime_whose_cuda_provider_does_not_start(simulated: Simulated) ->
     found = finding(diagnose(), "ONNX Runtime on the GPU")
     assert found.status == "wrong"
     assert found.fact == "its CUDA provider does not start: libcudnn.so.9 is missing"
+
+
+KERNELS = "libcarafe_onnxruntime.so"
+
+
+def test_kernels_in_onnxruntime(simulated: Simulated) -> None:
+    found = finding(diagnose(), KERNELS)
+    assert (found.status, found.needed) == ("ok", False)
+    assert found.fact == f"it computes on the CPU, GPUs too, {simulated.folder / KERNELS}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        ({"error": "undefined symbol: x"}, "undefined symbol: x; function bodies run in its place"),
+        ({"computed": 5.0}, r"it computes 3 \* 2 = 5.0"),
+    ],
+)
+def test_broken_kernels_in_onnxruntime(
+    simulated: Simulated, answer: dict[str, Any], fact: str
+) -> None:
+    simulated.answers["onnxruntime_kernels"] = answer
+    diagnosis = diagnose()
+    assert [f.name for f in diagnosis.wrong] == [KERNELS]
+    assert re.match(fact, finding(diagnosis, KERNELS).fact)
+    assert purpose(diagnosis, DETECT).ready  # by function bodies
+
+
+@pytest.mark.parametrize(("version", "more"), [("1.32.0", False), ("1.26.1", True)])
+def test_no_kernels_in_onnxruntime(simulated: Simulated, version: str, more: bool) -> None:
+    (simulated.folder / KERNELS).unlink()
+    simulated.answers["onnxruntime"]["version"] = version
+    found = finding(diagnose(), KERNELS)
+    assert (found.status, found.needed) == ("missing", False)
+    assert "function bodies run in its place, which is slower" in found.fact
+    assert found.fact.endswith("several settings need 1.27 then") == more
 
 
 def test_two_onnxruntimes(simulated: Simulated) -> None:

@@ -11,7 +11,7 @@ import pytest
 from carafe_deploy.doctor import probes
 from carafe_deploy.doctor.plugins import CREATORS
 from carafe_deploy.doctor.probes import ask
-from carafe_deploy.libraries import require_library
+from carafe_deploy.libraries import onnxruntime_library, require_library
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ def test_onnxruntime() -> None:
     assert answer["version"] == onnxruntime.__version__
     assert answer["providers"] == onnxruntime.get_available_providers()
     assert set(answer["usable"]) <= set(answer["providers"])
+
+
+def test_our_kernels_in_onnxruntime(tmp_path: Path) -> None:
+    library = onnxruntime_library()
+    answers = ask({"x": ("onnxruntime_kernels", library), "y": ("onnxruntime_kernels", __file__)})
+    assert answers["x"]["computed"] == 6
+    assert "error" in answers["y"]
 
 
 def test_the_model_is_one() -> None:

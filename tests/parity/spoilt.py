@@ -23,6 +23,7 @@ class Spoilt:
         self.backend, self.info = runner.backend, runner.info
         self.inputs, self.outputs = runner.inputs, runner.outputs
         self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
+        self.implementations = runner.implementations
         self._runner, self._run, self._stages = runner, run, stages
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
@@ -37,8 +38,10 @@ class Spoilt:
             self._stages(tensors)
         return tensors
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[np.ndarray]) -> tuple:
-        return self._runner.run_operator(call, inputs)
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[np.ndarray], implementation: str = ""
+    ) -> tuple:
+        return self._runner.run_operator(call, inputs, implementation)
 
 
 class WithInfo(Spoilt):
@@ -55,5 +58,7 @@ class Closed(Spoilt):
     def run_stages(self, inputs: Mapping[str, np.ndarray]) -> Tensors:
         raise UnsupportedLevelError("x.engine has no intermediate tensors")
 
-    def run_operator(self, call: OperatorCall, inputs: Sequence[np.ndarray]) -> tuple:
+    def run_operator(
+        self, call: OperatorCall, inputs: Sequence[np.ndarray], implementation: str = ""
+    ) -> tuple:
         raise UnsupportedLevelError("x.engine runs as a whole")

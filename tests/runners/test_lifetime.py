@@ -40,7 +40,10 @@ def opened(
     [
         ("pytorch", r"<PyTorchRunner .*\.pth: faster_rcnn fp32, on cpu, channels-last>"),
         ("torchscript", r"<TorchScriptRunner .*faster_\w+\.ts: faster_rcnn fp32, on cpu>"),
-        ("onnxruntime", r"<OnnxRuntimeRunner .*faster_\w+\.onnx: faster_rcnn fp32, on cpu>"),
+        (
+            "onnxruntime",
+            r"<OnnxRuntimeRunner .*faster_\w+\.onnx: faster_rcnn fp32, on cpu, kernels>",
+        ),
         ("tensorrt", r"<TensorRTRunner .*toy\.engine: faster_rcnn fp32, on cuda:0>"),
     ],
 )

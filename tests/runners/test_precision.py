@@ -14,17 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch.backends import cuda, cudnn, mkldnn
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import ArtefactError, BackendUnavailableError, CarafeDeployError
+from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners.base import with_tf32
-from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.types import ModelInfo, OperatorCall
 
@@ -223,64 +221,6 @@ def test_what_is_computed_with_tf32_says_so() -> None:
 
 
 # --- ONNX Runtime --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """ONNX Runtime with all providers, which writes down what it is asked for; x.onnx is fp32."""
-    asked: list[Any] = []
-    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    known += ["TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"]
-
-    class Session:
-        def __init__(self, model: Any, options: Any, providers: Any) -> None:
-            asked.append(providers)
-            self.get_providers = lambda: [name for name, _ in providers]
-
-        def get_modelmeta(self) -> Any:
-            return SimpleNamespace(custom_metadata_map={"carafe_deploy": INFO.to_json()})
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    (tmp_path / "x.onnx").touch()
-    return asked
-
-
-@pytest.mark.parametrize(
-    ("device", "tf32", "expected"),
-    [
-        ("cuda", None, {"device_id": "0", "use_tf32": "0"}),
-        ("cuda", False, {"device_id": "0", "use_tf32": "0"}),
-        ("cuda:1", True, {"device_id": "1", "use_tf32": "1"}),
-    ],
-)
-def test_the_cuda_provider_is_told(
-    sessions: list[Any], tmp_path: Path, device: str, tf32: bool | None, expected: dict[str, str]
-) -> None:
-    runner = open_runner(tmp_path / "x.onnx", device=device, tf32=tf32)
-    assert sessions == [[("CUDAExecutionProvider", expected), ("CPUExecutionProvider", {})]]
-    assert runner.info.precision == ("tf32" if tf32 else "fp32")
-    assert runner.device == f"cuda:{expected['device_id']}"
-
-
-@pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])
-def test_providers_that_cannot_be_told_take_no_fp32(
-    sessions: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
-) -> None:
-    path = tmp_path / "x.onnx"
-    with pytest.raises(
-        BackendUnavailableError, match=f"provider {provider} rounds float32.*--tf32"
-    ):
-        OnnxRuntimeRunner(path, "cuda", provider=provider)
-    assert OnnxRuntimeRunner(path, "cuda", provider=provider, tf32=True).info.precision == "tf32"
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert OnnxRuntimeRunner(path, "cuda", provider=provider).info.precision == "fp32"
-
-
-def test_a_missing_file_is_still_a_missing_file(sessions: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="does not exist"):
-        OnnxRuntimeRunner(tmp_path / "y.onnx", "cuda")
 
 
 def test_another_thread_may_close_what_one_has_opened() -> None:

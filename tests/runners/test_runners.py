@@ -19,8 +19,8 @@ from carafe_deploy.errors import (
     BackendUnavailableError,
     CarafeDeployError,
 )
-from carafe_deploy.runners import onnxruntime as onnxruntime_module
 from carafe_deploy.runners import pytorch as pytorch_module
+from carafe_deploy.runners._onnxruntime_buffers import Buffers
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from tests.runners.conftest import STATIC
 
@@ -80,10 +80,10 @@ def test_absent_cuda_is_an_error_and_no_fallback(files: dict[str, Path]) -> None
 def test_copies_to_a_device_are_timed_apart(files: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(str(files["onnxruntime"]))
     names = [value.name for value in session.get_outputs()]
-    found, times = onnxruntime_module._run_bound(session, _inputs(), names, "cpu")
-    expected = dict(zip(names, session.run(names, _inputs()), strict=True))
-    for name in names:
-        np.testing.assert_array_equal(found[name], expected[name])
+    buffers = Buffers(session, names, "cpu")
+    found, times = buffers.run(_inputs())
+    for array, expected in zip(found, session.run(names, _inputs()), strict=True):
+        np.testing.assert_array_equal(array, expected)
     assert times.compute > 0
     assert min(times.upload, times.download) > 0
 

@@ -1,6 +1,7 @@
 """ONNX Runtime's profile by node.
 
-ONNX Runtime replaces a ``carafe`` node by the nodes of its function body. Their names begin with
+A ``carafe`` node that a kernel computes has a row like any other. In the place of one without,
+ONNX Runtime has the nodes of its function body. Their names begin with
 ``_inlfunc_<operator>``, from the second call of an operator on followed by ``_token_<number>``;
 numbers grow in the order of the file.
 """
@@ -58,13 +59,14 @@ def aggregate(
         key = name if body is None else (body[1], int(body[2] or -1))
         microseconds[key] += event["dur"]
         kinds[key] = event["args"]["op_name"] if body is None else body[1]
-    names = _names([key for key in kinds if isinstance(key, tuple)], custom_nodes)
-    return [
-        Layer(names[key], kinds[key], spent / runs / 1e3, kinds[key])
-        if isinstance(key, tuple)
-        else Layer(key, kinds[key], spent / runs / 1e3)
-        for key, spent in microseconds.items()
-    ]
+    by_body = [node for node in custom_nodes if node[0] not in kinds]
+    names = _names([key for key in kinds if isinstance(key, tuple)], by_body)
+    rows = []
+    for key, spent in microseconds.items():
+        operator = kinds[key] if isinstance(key, tuple) or kinds[key] in BY_ONNX_NAME else ""
+        name = names[key] if isinstance(key, tuple) else key
+        rows.append(Layer(name, kinds[key], spent / runs / 1e3, operator))
+    return rows
 
 
 def _names(calls: Sequence[_Call], custom_nodes: Sequence[tuple[str, str]]) -> Mapping[_Call, str]:
