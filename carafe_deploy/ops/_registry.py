@@ -60,10 +60,15 @@ def _complete(operator: Operator, forward: Callable[..., Any]) -> None:
         )
     library, in_pytorch = _additions(), f"{name}_in_pytorch"
     library.define(f"{in_pytorch}{operator.schema}")
-    every_device = "CompositeExplicitAutograd"
-    library.impl(in_pytorch, remembering_errors(forward), every_device)
-    library.impl(name, forward, every_device)
+    library.impl(in_pytorch, remembering_errors(forward), "CompositeExplicitAutograd")
     torch_library().offer_pytorch()
+    if any(each.many for each in operator.inputs):
+        # Torch's stable interface moves tensors out of the list that it is given, which may be one
+        # that a TorchScript program gives to another call, too. On the way through Python there is
+        # a new list.
+        of_own_list = getattr(torch.ops.carafe, f"{name}_of_own_list").default._op
+        for device in ("CPU", "CUDA"):
+            library.impl(name, of_own_list, device)
 
 
 # --- in Python -----------------------------------------------------------------------------------

@@ -33,6 +33,12 @@ KernelType const* find(Type type) {
     return nullptr;
 }
 
+/// libcarafe_kernels.so holds CUDA kernels.
+bool kernels_have_cuda() {
+    static bool const have = std::strstr(carafe_build_info(), "\"cuda\": \"\"") == nullptr;
+    return have;
+}
+
 /// Where libcarafe_kernels.so lies.
 char const* path_of_kernels() {
     Dl_info info{};
@@ -55,15 +61,12 @@ struct Architectures {
 
 }  // namespace
 
-bool kernels_have_cuda() {
-    return std::strstr(carafe_build_info(), "\"cuda\": \"\"") == nullptr;
-}
-
 bool serves(Type type, Device device, bool float64_on_cpu) {
     KernelType const* const found = find(type);
     bool const on_cpu = device.type == aoti_torch_device_type_cpu();
-    bool const served =
-        found != nullptr && (found->dtype != DType::kFloat64 || (on_cpu && float64_on_cpu));
+    bool const on_cuda = device.type == aoti_torch_device_type_cuda() && kernels_have_cuda();
+    bool const served = (on_cpu || on_cuda) && found != nullptr &&
+                        (found->dtype != DType::kFloat64 || (on_cpu && float64_on_cpu));
     if (pytorch_offered) return served && !pytorch_preferred;
     require(served, "features is ", type, " on ", device, ", which the kernels do not compute in");
     return true;

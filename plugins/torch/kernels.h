@@ -7,9 +7,6 @@
 
 namespace carafe::torch_adapter {
 
-/// libcarafe_kernels.so holds CUDA kernels.
-bool kernels_have_cuda();
-
 /// The kernels compute in this type on this device. Where not, PyTorch does if Python is there to
 /// tell it how; else the call is refused.
 bool serves(Type type, Device device, bool float64_on_cpu = false);

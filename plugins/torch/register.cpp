@@ -48,6 +48,18 @@ struct Value<Tensor> {
     }
 };
 
+void require_there(std::int64_t) {}
+
+/// Torch moves tensors out of a list that a TorchScript program owns, so a second call with the
+/// same list finds none. Python's calls have lists of their own, see _registry.py.
+void require_there(Tensor const& tensor) {
+    if (tensor.is_defined()) return;
+    throw std::runtime_error(
+        "a list of tensors is empty, since an earlier call was given the same list: torch's stable "
+        "interface moves tensors out of lists. Export the detector again, so that each call has a "
+        "list of its own");
+}
+
 template <typename T>
 struct Value<std::vector<T>> {
     static std::vector<T> take(StableIValue value) {
@@ -62,6 +74,7 @@ struct Value<std::vector<T>> {
             items.push_back(Value<T>::take(item));
         }
         torch_delete_list(list);
+        for (T const& item : items) require_there(item);
         return items;
     }
     static StableIValue give(std::vector<T> const& items) {
@@ -102,6 +115,12 @@ void call(
     std::copy_n(again.begin(), kResults<Result>, stack);
 }
 
+/// It takes a list of tensors.
+template <typename Result, typename... Arguments>
+constexpr bool takes_tensors(std::optional<Result> (*)(Arguments...)) {
+    return (std::is_same_v<std::decay_t<Arguments>, std::vector<Tensor>> || ...);
+}
+
 template <typename Result, typename... Arguments>
 void call(
     std::optional<Result> (*function)(Arguments...), char const* instead, StableIValue* stack) {
@@ -127,8 +146,15 @@ constexpr char const* kFile = "libcarafe_torch.so";
 class Registration {
   public:
     Registration() {
-        is_done_ = define() && implement("CPU", on_cpu_) &&
-                   (!kernels_have_cuda() || implement("CUDA", on_cuda_));
+        is_done_ = aoti_torch_library_init_fragment("carafe", kFile, 0, &definitions_) == 0 &&
+                   aoti_torch_library_init_impl("carafe", kDevices, kFile, 0, &kernels_) == 0;
+#define CARAFE_ADD(name, plugin, stem)                                     \
+    is_done_ = is_done_ && add(#name, schemas::name, &boxed::name);        \
+    if (is_done_ && takes_tensors(&torch_adapter::name)) {                 \
+        is_done_ = add(#name "_of_own_list", schemas::name, &boxed::name); \
+    }
+        CARAFE_OPERATORS(CARAFE_ADD)
+#undef CARAFE_ADD
         if (is_done_) return;
         forget();
         std::fputs(
@@ -150,34 +176,26 @@ class Registration {
     }
 
   private:
-    bool define() {
-        bool done = aoti_torch_library_init_fragment("carafe", kFile, 0, &definitions_) == 0;
-#define CARAFE_DEFINE(name, plugin, stem) \
-    done = done && aoti_torch_library_def(definitions_, Text(#name, schemas::name).c_str()) == 0;
-        CARAFE_OPERATORS(CARAFE_DEFINE)
-#undef CARAFE_DEFINE
-        return done;
-    }
+    /// All devices: where no kernel computes, PyTorch does or the call is refused. So Python may
+    /// put a kernel of its own before ours.
+    static constexpr char const* kDevices = "CompositeExplicitAutograd";
 
-    static bool implement(char const* key, TorchLibraryHandle& library) {
-        bool done = aoti_torch_library_init_impl("carafe", key, kFile, 0, &library) == 0;
-#define CARAFE_IMPLEMENT(name, plugin, stem) \
-    done = done && torch_library_impl(library, #name, &boxed::name, kTorchVersion) == 0;
-        CARAFE_OPERATORS(CARAFE_IMPLEMENT)
-#undef CARAFE_IMPLEMENT
-        return done;
+    bool add(
+        char const* name, char const* schema,
+        void (*boxed)(StableIValue*, std::uint64_t, std::uint64_t)) {
+        return aoti_torch_library_def(definitions_, Text(name, schema).c_str()) == 0 &&
+               torch_library_impl(kernels_, name, boxed, kTorchVersion) == 0;
     }
 
     void forget() {
-        for (TorchLibraryHandle* library : {&on_cuda_, &on_cpu_, &definitions_}) {
+        for (TorchLibraryHandle* library : {&kernels_, &definitions_}) {
             if (*library != nullptr) aoti_torch_delete_library_object(*library);
             *library = nullptr;
         }
     }
 
     TorchLibraryHandle definitions_ = nullptr;
-    TorchLibraryHandle on_cpu_ = nullptr;
-    TorchLibraryHandle on_cuda_ = nullptr;
+    TorchLibraryHandle kernels_ = nullptr;
     bool is_done_ = false;
 };
 

@@ -66,6 +66,7 @@ std::int32_t aoti_torch_memory_format_channels_last();
 // Tensors. Handles are owned by whoever has them; addresses of sizes and data are the tensor's.
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor);
 AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle tensor, AtenTensorHandle* same);
+AOTITorchError aoti_torch_is_defined(AtenTensorHandle tensor, bool* is_defined);
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, std::int64_t* axes);
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, std::int64_t** sizes);
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, std::int64_t** strides);

@@ -27,6 +27,9 @@ void succeeded(AOTITorchError error, char const* what) {
 // --- tensors -------------------------------------------------------------------------------------
 
 Tensor::Tensor(AtenTensorHandle handle) : handle_(handle) {
+    bool is_there = false;
+    aoti_torch_is_defined(handle, &is_there);
+    if (!is_there) return;
     std::int64_t* sizes = nullptr;
     std::int64_t* strides = nullptr;
     aoti_torch_get_dim(handle, &sizes_.count);

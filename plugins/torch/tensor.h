@@ -36,6 +36,7 @@ class Tensor {
     /// Uninitialised.
     static Tensor empty(Sizes sizes, Sizes strides, Type type, Device device);
 
+    bool is_defined() const { return sizes_.data != nullptr; }
     std::int64_t axes() const { return sizes_.count; }
     std::int64_t size(std::int64_t axis) const { return sizes_[axis]; }
     Sizes sizes() const { return sizes_; }

@@ -206,7 +206,7 @@ SLOWER = "Python calls the kernels in its place, which is slower"
 
 
 def torch_library(folder: Path) -> Library:
-    write(folder, elf(), "carafe_torch")
+    write(folder, elf(None), "carafe_torch")
     return look_for("carafe_torch")
 
 

@@ -195,6 +195,40 @@ def test_more_levels_than_the_kernels_take(levels: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
+TWO_CALLS = '''
+import sys, torch
+if sys.argv[1:]:
+    torch.ops.load_library(sys.argv[1])
+else:
+    import carafe_deploy.ops
+
+unit = torch.jit.CompilationUnit("""
+def two_calls(rois: Tensor, a: Tensor, b: Tensor):
+    maps = [a, b]
+    first = torch.ops.carafe.multilevel_roi_align(rois, maps, 2, 1, [1, 2], 56)
+    return first, torch.ops.carafe.multilevel_roi_align(rois, maps, 3, 1, [1, 2], 56)
+""")
+rois = torch.tensor([[[0.0, 0, 8, 8]]])
+for _ in range(3):  # optimised after the first
+    out = unit.two_calls(rois, torch.ones(1, 1, 8, 8), torch.ones(1, 1, 4, 4))
+    print([each.sum().item() for each in out])
+'''
+
+
+def test_torchscript_may_give_one_list_to_two_calls(kernels_alone: Path) -> None:
+    assert lines_of(TWO_CALLS) == 3 * ["[4.0, 9.0]"]
+    assert lines_of(TWO_CALLS, CARAFE_DEPLOY_PLUGIN=kernels_alone) == 3 * ["[4.0, 9.0]"]
+
+
+def test_without_python_one_list_for_two_calls_is_told() -> None:
+    """Torch takes the tensors out; files that are exported now have a list for each call."""
+    done = run(TWO_CALLS, libraries.require_library("carafe_torch"))
+    assert done.returncode == 1
+    assert (
+        "a list of tensors is empty, since an earlier call was given the same list" in done.stderr
+    )
+
+
 def test_meta_tensors() -> None:
     for name, cases in CASES.items():
         found = faces.operator(name)(
