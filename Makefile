@@ -20,11 +20,11 @@ CPP_SOURCES = $(shell git ls-files 'plugins/**.cpp' 'plugins/**.h' 'plugins/**.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo plugins test test-matrix test-cpp test-sanitized lint format bench wheel \
+.PHONY: help setup demo plugins test test-matrix test-onnxruntime test-cpp test-sanitized lint format bench wheel \
   release-check kernel-report mutants gpu-check clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -56,6 +56,9 @@ test: lint test-cpp test-sanitized ## Linters, type checker, then all tests
 test-matrix: plugins ## Fast tests under every supported Python that is found (PIP_ARGS is passed on)
 	PIP_ARGS='$(PIP_ARGS)' $(PYTHON) tests/matrix.py
 
+test-onnxruntime: plugins ## ONNX files and our kernels under older releases of ONNX Runtime
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python tests/onnxruntime_versions.py
+
 test-cpp: plugins ## C++ tests, on the CPU; they take GoogleTest from the system, else from GitHub
 	$(CMAKE) -B $(BUILD) -DCARAFE_TESTS=ON
 	$(BIN)/cmake --build $(BUILD)
@@ -85,6 +88,7 @@ bench: plugins ## Measure again what benchmarks/results/ and README report (abou
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/export_profile.py
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/onnx_runtime.py
 	$(BIN)/python benchmarks/readme_figures.py
 
 release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies

@@ -113,6 +113,16 @@ def steps(output: Path, libraries: Path, programs: Path) -> list[Step]:
             read=lambda: detector_facts(_json(output / "bench_mask_r50_gpu.json")),
         ),
         Step(
+            "onnxruntime",
+            (
+                *(python, str(ROOT / "benchmarks" / "onnx_runtime.py"), "--device", "cuda"),
+                *("--results", str(output)),
+            ),
+            150,
+            lacking=without_provider(),
+            read=lambda: onnxruntime_facts(_json(output / "onnxruntime_gpu.json")),
+        ),
+        Step(
             "ncu",
             (
                 *("ncu", "--set", "full", "--csv", "--page", "details", "-k", KERNELS),
@@ -296,6 +306,42 @@ def detector_facts(result: Mapping[str, Any]) -> Facts:
     if failed:
         raise StepError("; ".join(failed), facts)
     return facts
+
+
+def without_provider() -> str:
+    """Why ONNX Runtime cannot be measured on a GPU; empty if it can."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "onnxruntime is not installed"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
+    return ""
+
+
+def onnxruntime_facts(result: Mapping[str, Any]) -> Facts:
+    """Time of a batch for each way to run each file.
+
+    Raises:
+        StepError: kernels or bodies failed, or a way detects other than the first.
+    """
+    lines, wrong = [], []
+    for row in result["rows"]:
+        words = [row["file"], "kernels" if row["operators"] else "bodies", row["mode"]]
+        words += [f"{name}={value}" for name, value in (row["provider_options"] or {}).items()]
+        name = ", ".join(words)
+        if "error" in row:
+            lines.append(f"{name}: {row['error']}")
+            # An option that some version does not know is no fault.
+            wrong += [] if row["provider_options"] else [lines[-1]]
+            continue
+        memory = f", {row['device_memory_mb']} MB" if "device_memory_mb" in row else ""
+        lines.append(f"{name}: {row['median_ms']} ms, {row['images_per_second']}/s{memory}")
+        if not row["agrees"]:
+            wrong.append(f"{name} detects other than the first")
+    if wrong:
+        raise StepError("; ".join(wrong), {"lines": lines})
+    return {"lines": lines}
 
 
 def kernel_facts(table: Path, output: Path) -> Facts:

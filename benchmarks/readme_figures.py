@@ -87,6 +87,42 @@ def _machine(result: dict[str, Any]) -> str:
     return f"{environment['cores']} cores of {environment['cpu']}"
 
 
+def releases(result: dict[str, Any]) -> str:
+    """Kernels and function bodies in each release of ONNX Runtime, on the CPU."""
+    lines = [
+        f"| Mask R-CNN R-50, fp32, 832x1344, {_machine(result)} | kernels, ms | bodies, ms "
+        "| bodies over kernels |",
+        "|---|---:|---:|---:|",
+    ]
+    rows = {(row["onnxruntime"], row["operators"]): row for row in result["rows"]}
+    for release in dict.fromkeys(release for release, _ in rows):
+        kernels, bodies = rows[release, True], rows[release, False]
+        cells = (f"{row['median_ms']:.0f}" for row in (kernels, bodies))
+        lines.append(f"| {release} | {' | '.join(cells)} | {bodies['over_first']:.2f} |")
+    return "\n".join(lines)
+
+
+def ways(result: dict[str, Any]) -> str:
+    """What the provider can be told, on a GPU."""
+    lines = [
+        "| Mask R-CNN R-50, 832x1344 | computed by | mode | told besides | ms | images/s | MB |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        told = ", ".join(
+            f"{name}={value}" for name, value in (row["provider_options"] or {}).items()
+        )
+        by = "kernels" if row["operators"] else "bodies"
+        cells = [row["file"], by, row["mode"], told]
+        if "error" in row:
+            cells += ["failed", "", ""]
+        else:
+            cells += [f"{row['median_ms']:.2f}", f"{row['images_per_second']:.0f}"]
+            cells.append(str(row.get("device_memory_mb", "")))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def bench(*results: BenchResult) -> str:
     """All backends of one detector, or of several, in a few columns."""
     from carafe_deploy.report.bench_tables import comparison_table
@@ -223,7 +259,14 @@ PERFORMANCE = (
     Block(("h100/ncu",), gpu.counters),
     Block(("h100/onnxruntime",), gpu.onnxruntime),
 )
-DOCUMENTS = {README: BLOCKS, DOCS / "performance.md": PERFORMANCE}
+DOCUMENTS = {
+    README: BLOCKS,
+    DOCS / "performance.md": PERFORMANCE,
+    DOCS / "onnxruntime.md": (
+        Block(("onnxruntime_cpu",), releases),
+        Block(("onnxruntime_gpu",), ways),
+    ),
+}
 PICTURES = (
     Picture("bench.png", ("bench_mask_r50", "bench_faster_r50"), _draw_bench),
     Picture("roofline.png", ("operators_cpu",), _draw_roofline),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Callable, Generator
@@ -13,6 +15,7 @@ import pytest
 
 import carafe_deploy
 from carafe_deploy.data import CHECKPOINTS, data_path
+from tests.process import Outcome, run_process
 
 TESTS = Path(__file__).parent
 
@@ -94,39 +97,84 @@ def shapes_configs(shapes_dir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def export(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a file or folder once for all processes of a run: ``shared(name, make)``.
+
+    ``make(path)`` writes it. Nobody changes it afterwards.
+    """
+    from filelock import FileLock
+
+    folder = tmp_path_factory.getbasetemp()
+    if WORKER:  # each has a folder inside that of the run
+        folder = folder.parent
+    (folder := folder / "shared" / "unfinished").mkdir(parents=True, exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder.parent / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(folder / name)
+                (folder / name).rename(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def onnx_export(checkpoints: dict[str, Path], shared: Callable[..., Path]) -> tuple[Path, Outcome]:
+    """The small Mask R-CNN as ``carafe-deploy export`` makes it by default, and what it said.
+
+    It takes a minute: whoever needs an ONNX file of dynamic shapes uses this one.
+    """
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        outcome = run_process("export", checkpoints["mask"], "--json", cwd=folder)
+        (folder / "outcome.json").write_text(json.dumps(dataclasses.astuple(outcome)))
+
+    folder = shared("onnx_export", make)
+    outcome = Outcome(*json.loads((folder / "outcome.json").read_text()))
+    return folder / "shapes_mask_rcnn_carafe.onnx", outcome
+
+
+@pytest.fixture(scope="session")
+def onnx_file(onnx_export: tuple[Path, Outcome]) -> Path:
+    """The small Mask R-CNN as a dynamic ONNX file."""
+    return onnx_export[0]
+
+
+@pytest.fixture(scope="session")
+def export(
+    shapes_dir: Path, shared: Callable[..., Path], request: pytest.FixtureRequest
+) -> Callable[..., Path]:
     """Export a small detector, once for each set of options and for all processes of a run.
 
     ``export("mask", ".onnx", options, **settings)``: settings are those of
     :func:`~carafe_deploy.graph.onnx_export.export_onnx` or
     :func:`~carafe_deploy.graph.torchscript_export.export_torchscript`. Nobody changes these files.
     """
-    from filelock import FileLock
-
     from carafe_deploy.graph.onnx_export import export_onnx
     from carafe_deploy.graph.options import ExportOptions
     from carafe_deploy.graph.torchscript_export import export_torchscript
     from carafe_deploy.models.checkpoint import load_detector
 
-    folder = tmp_path_factory.getbasetemp()
-    if WORKER:  # each has a folder inside that of the run
-        folder = folder.parent
-    (folder := folder / "exported").mkdir(exist_ok=True)
-    write: dict[str, Callable[..., object]] = {".onnx": export_onnx, ".ts": export_torchscript}
+    writers: dict[str, Callable[..., object]] = {".onnx": export_onnx, ".ts": export_torchscript}
 
     def make(
         model: str, suffix: str, options: ExportOptions | None = None, **settings: object
     ) -> Path:
         options = options or ExportOptions()
+        if (model, suffix, options, settings) == ("mask", ".onnx", ExportOptions(), {}):
+            return request.getfixturevalue("onnx_file")
         [checkpoint] = shapes_dir.glob(f"shapes_{model}_rcnn_carafe-*.pth")
         chosen = hashlib.sha256(repr((options, settings)).encode()).hexdigest()[:12]
-        path = folder / f"{model}_{chosen}{suffix}"
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                detector, loaded = load_detector(checkpoint)
-                name, source = loaded.name, loaded.source
-                write[suffix](detector, path, options, name=name, source=source, **settings)
-        return path
+
+        def write(path: Path) -> None:
+            detector, loaded = load_detector(checkpoint)
+            name, source = loaded.name, loaded.source
+            writers[suffix](detector, path, options, name=name, source=source, **settings)
+
+        return shared(f"{model}_{chosen}{suffix}", write)
 
     return make
 

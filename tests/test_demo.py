@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import pytest
 from carafe_deploy import demo
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.cli import main
+from carafe_deploy.graph import onnx_export, torchscript_export
+from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
+from carafe_deploy.models.detector import Detector
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +35,22 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run the demo on both detectors."""
+def run(tmp_path_factory: pytest.TempPathFactory, export: Callable[..., Path]) -> Run:
+    """Run the demo on both detectors; what other tests export as well is not exported again."""
+
+    def exporter(suffix: str) -> Callable[..., None]:
+        def write(detector: Detector, path: Path, options: ExportOptions, **named: object) -> None:
+            kind = "faster" if detector.config.mask is None else "mask"
+            assert named["name"] == f"shapes_{kind}_rcnn_carafe"
+            shutil.copy(export(kind, suffix, options), path)
+
+        return write
+
     folder = tmp_path_factory.mktemp("demo")
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(onnx_export, "export_onnx", exporter(".onnx"))
+        patch.setattr(torchscript_export, "export_torchscript", exporter(".ts"))
         status = main(["demo", "--out", str(folder), "--json"])
     return Run(status, json.loads(out.getvalue()), folder)
 

@@ -23,7 +23,7 @@ from carafe_deploy.images import load_image
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
 from carafe_deploy.models.detector import Detector, StagedDetector
 from carafe_deploy.models.seeded import seeded_detector
-from carafe_deploy.ops.roi_align import assign_levels
+from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.parity import run_parity
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["MULTILEVEL_ROI_ALIGN", "RoiAlignCall"]
+__all__ = ["MULTILEVEL_ROI_ALIGN", "RoiAlignCall", "assign_levels"]
 
 
 def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
@@ -58,6 +58,30 @@ def _rois_and_features(call: OperatorCall, generator: np.random.Generator) -> Se
     rois = np.concatenate((low, low + size), axis=-1).astype(np.float32)
     rois[:, count - count // 16 :] = 0.0
     return rois, *(normal(generator, shape) for shape in maps)
+
+
+def assign_levels(rois: Tensor, num_levels: int, finest_scale: int) -> Tensor:
+    """Level of each RoI: ``clamp(floor(log2(sqrt(w*h)/finest_scale + 1e-6)), 0, num_levels-1)``.
+
+    Computed by comparison with the powers of two, which every backend rounds alike; torch's log2
+    differs for scales within one unit in the last place below 4 and 8 only.
+
+    Args:
+        rois: [..., 4], x1, y1, x2, y2 in pixels.
+        num_levels: of the pyramid.
+        finest_scale: RoIs with sqrt(area) below ``2*finest_scale`` pixels go to level 0.
+
+    Returns:
+        [...] int64.
+    """
+    import torch
+
+    width, height = rois[..., 2] - rois[..., 0], rois[..., 3] - rois[..., 1]
+    scale = torch.sqrt(width * height) / finest_scale + 1e-6
+    level = torch.zeros_like(scale, dtype=torch.int64)
+    for power in range(1, num_levels):
+        level += scale >= 2.0**power
+    return level
 
 
 # --- for the benchmark ---------------------------------------------------------------------------
@@ -126,8 +150,6 @@ def _torchvision_roi_align(
 ) -> Tensor:
     """One call a level for the RoIs of that level, as mmdetection's extractor does."""
     import torchvision
-
-    from carafe_deploy.ops.roi_align import assign_levels
 
     [boxes] = rois
     levels = assign_levels(boxes, len(features), finest_scale)

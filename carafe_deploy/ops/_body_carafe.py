@@ -129,18 +129,21 @@ def assemble_tiles(
     bottom = body.Sub(body.Mul(down, rows), call.height)  # what the last row of tiles lacks
     right = body.Sub(body.Mul(across, columns), call.width)
 
-    # Features, channels last so that the gather below copies whole pixels.
-    padding = body.Concat(
-        [0, margin, margin, 0, 0], body.Add(bottom, margin), body.Add(right, margin), 0, axis=0
-    )
-    padded = body.Pad(body.Transpose(features, perm=[0, 2, 3, 1]), padding)
-    _, padded_height, padded_width = body.dims(padded, 3)
-    padded = body.reshape(padded, call.images, body.Mul(padded_height, padded_width), call.channels)
-    y = body.Add(body.Mul(body.Unsqueeze(body.arange(down), [1, 2, 3]), rows), _axis(window[0], 1))
-    x = body.Add(body.Mul(body.Unsqueeze(body.arange(across), [1, 2]), columns), _axis(window[1]))
-    where = body.Add(body.Mul(y, padded_width), x)  # [down, across, *window]
+    # Features, channels last so that the gather below copies whole pixels; behind the last one a
+    # pixel of zeros, which windows see outside the map.
+    pixels = body.Transpose(features, perm=[0, 2, 3, 1])
+    pixels = body.reshape(pixels, call.images, call.pixels, call.channels)
+    zeros = body.Expand(0.0, body.Concat(call.images, 1, call.channels, axis=0))
+    pixels = body.Concat(pixels, zeros, axis=1)
+    y = body.Mul(body.Unsqueeze(body.arange(down), [1, 2, 3]), rows)
+    y = body.Add(y, _axis(-margin, window[0], 1))
+    x = body.Mul(body.Unsqueeze(body.arange(across), [1, 2]), columns)
+    x = body.Add(x, _axis(-margin, window[1]))
+    where = body.Add(body.Mul(y, call.width), x)  # [down, across, *window]
+    inside = body.And(_within(body, y, call.height), _within(body, x, call.width))
+    where = body.Where(inside, where, call.pixels)
     where = body.reshape(where, tiles, window[0] * window[1])
-    windows = body.Gather(padded, where, axis=1)  # [images, tiles, window, C/G]
+    windows = body.Gather(pixels, where, axis=1)  # [images, tiles, window, C/G]
 
     # Weights, by tile; those of pixels that the last tiles lack repeat the border's, unused.
     where = body.reshape(body.arange(call.pixels), call.height, call.width)
@@ -152,6 +155,9 @@ def assemble_tiles(
     placement = body.OneHot(
         tap_positions(tile, k), window[0] * window[1], np.array([0, 1], np.float32)
     )
+    # Without images MatMul takes no other factor than one without images.
+    some = body.Concat(body.Min(call.images, 1), [1, 1, 1, 1], axis=0)
+    placement = body.Expand(placement, some)
     weights = body.MatMul(weights, placement)  # [images, tiles, tile, s*s, window]
     outputs = rows * columns * s * s
     weights = body.reshape(weights, call.images, tiles, outputs, window[0] * window[1])
@@ -169,9 +175,14 @@ def assemble_tiles(
     return name
 
 
-def _axis(count: int, trailing: int = 0) -> np.ndarray:
-    """0..count-1 along one axis, followed by axes of length 1."""
-    return np.arange(count).reshape(count, *[1] * trailing)
+def _axis(start: int, count: int, trailing: int = 0) -> np.ndarray:
+    """So many numbers from ``start`` on along one axis, followed by axes of length 1."""
+    return np.arange(start, start + count).reshape(count, *[1] * trailing)
+
+
+def _within(body: BodyWriter, index: str, size: str) -> str:
+    name: str = body.And(body.GreaterOrEqual(index, 0), body.Less(index, size))
+    return name
 
 
 def tap_positions(tile: tuple[int, int], k: int) -> np.ndarray:

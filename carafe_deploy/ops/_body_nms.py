@@ -51,10 +51,13 @@ def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
     flat = body.reshape("scores", total)
     kept = body.ScatterElements(body.Expand(-math.inf, total), index, body.Gather(flat, index))
     kept = body.reshape(kept, batch, body.Mul(labels, per_label))
-    rows = body.Concat([0, 0, 0], max_output, axis=0)
-    kept = body.Pad(kept, rows, -math.inf)  # L*M may be less than max_output
+    # L*M may be less than max_output; and without a row TopK ends the process (ONNX Runtime 1.30).
+    lacking = body.Sub(body.Max(batch, 1), batch)
+    kept = body.Pad(kept, body.Concat([0, 0], lacking, max_output, axis=0), -math.inf)
     best, index = body.TopK(kept, max_output, out=2)
     valid = body.Greater(best, -math.inf)
-    body.ReduceSum(body.Cast(valid, to=INT32), 1, out="num_dets")
-    body.Where(valid, index, -1, out="indices")
+    index = body.Where(valid, index, -1)
+    count = body.ReduceSum(body.Cast(valid, to=INT32), 1)
+    body.Slice(count, 0, batch, out="num_dets")
+    body.Slice(index, 0, batch, out="indices")
     return body.function(BATCHED_NMS, opset=opset, overload=overload)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
@@ -143,6 +142,7 @@ def _batched_nms(
     library = _kernels.library_for(boxes)
     if library is not None:
         return _by_kernels(library, boxes, scores, iou_threshold, score_threshold, max_output)
+    from torchvision.ops import nms  # takes seconds, which the kernels spare
 
     def keep_label(label_boxes: Tensor, label_scores: Tensor) -> Tensor:
         candidates = (label_scores > score_threshold).nonzero().squeeze(1)

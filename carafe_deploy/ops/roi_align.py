@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
+from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
 from carafe_deploy.ops._library import MAX_LEVELS, KernelLibrary, RoiAlignParams
@@ -21,7 +21,7 @@ from carafe_deploy.ops._library import MAX_LEVELS, KernelLibrary, RoiAlignParams
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-__all__ = ["assign_levels", "multilevel_roi_align", "multilevel_roi_align_reference"]
+__all__ = ["multilevel_roi_align", "multilevel_roi_align_reference"]
 
 Maps = Sequence[Tensor]
 
@@ -60,28 +60,6 @@ def multilevel_roi_align(
         rois, list(features), output_size, sampling_ratio, list(strides), finest_scale
     )
     return out
-
-
-def assign_levels(rois: Tensor, num_levels: int, finest_scale: int) -> Tensor:
-    """Level of each RoI: ``clamp(floor(log2(sqrt(w*h)/finest_scale + 1e-6)), 0, num_levels-1)``.
-
-    Computed by comparison with the powers of two, which every backend rounds alike; torch's log2
-    differs for scales within one unit in the last place below 4 and 8 only.
-
-    Args:
-        rois: [..., 4], x1, y1, x2, y2 in pixels.
-        num_levels: of the pyramid.
-        finest_scale: see :func:`multilevel_roi_align`.
-
-    Returns:
-        [...] int64.
-    """
-    width, height = rois[..., 2] - rois[..., 0], rois[..., 3] - rois[..., 1]
-    scale = torch.sqrt(width * height) / finest_scale + 1e-6
-    level = torch.zeros_like(scale, dtype=torch.int64)
-    for power in range(1, num_levels):
-        level += scale >= 2.0**power
-    return level
 
 
 # --- reference -----------------------------------------------------------------------------------
@@ -232,6 +210,8 @@ def _by_torchvision(
     rois: Tensor, features: Maps, size: int, ratio: int, strides: Sequence[int], finest: int
 ) -> Tensor:
     """One call of torchvision's operator a level: [B*K, C, S, S]."""
+    from torchvision.ops import roi_align  # takes seconds, which the kernels spare
+
     batch, count, _ = rois.shape
     channels, dtype = features[0].shape[1], features[0].dtype
     # float32 RoIs need float32 features in torchvision; nothing is lost for the half types.

@@ -13,9 +13,8 @@ from carafe_deploy.bench.workloads import WORKLOADS, ShapedCall, Variant, Worklo
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.operators.carafe import CarafeCall
 from carafe_deploy.operators.nms import NmsCall
-from carafe_deploy.operators.roi_align import RoiAlignCall
+from carafe_deploy.operators.roi_align import RoiAlignCall, assign_levels
 from carafe_deploy.operators.specification import IMAGE, STRIDES
-from carafe_deploy.ops.roi_align import assign_levels
 from carafe_deploy.types import OperatorCall
 
 ALL = [workload for workloads in WORKLOADS.values() for workload in workloads]

@@ -89,6 +89,24 @@ def test_ctrl_c_keeps_what_was_measured(
     assert "interrupted" in Path("r.html").read_text()
 
 
+def test_by_kernels_and_by_bodies(run: Run, onnx_file: Path) -> None:
+    quick = ("--rounds", 1, "--block", 1, "--batch-sizes", 0, "--no-memory")
+    outcome = run("bench", onnx_file, "--bodies", *quick, "--json")
+    assert outcome.status == 0, outcome.err
+    subjects = json.loads(outcome.out)["subjects"]
+    assert [subject["implementation"] for subject in subjects] == ["kernels", "function bodies"]
+    names = ["ONNX Runtime fp32, kernels", "ONNX Runtime fp32, function bodies"]
+    assert [subject["name"] for subject in subjects] == names
+    assert subjects[1]["agreement"]["passed"]
+
+
+@pytest.mark.parametrize("word", ["prefer_nhwc", "=1", "prefer_nhwc="])
+def test_an_option_of_a_provider_has_name_and_value(run: Run, onnx_file: Path, word: str) -> None:
+    run("bench", onnx_file, "--provider-option", word).assert_refused(
+        f"--provider-option is '{word}': give NAME=VALUE"
+    )
+
+
 def test_noise_of_a_given_size(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     paths = install(monkeypatch, tmp_path, first_onnx=FakeRunner())
     done = run("bench", *paths, *QUICK, "--random", "50x90", "--json")

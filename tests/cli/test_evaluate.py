@@ -42,6 +42,18 @@ def test_files_and_json_agree_with_the_table(run: Run, ts_file: Path, data: list
     assert f"{metrics['numbers']['bbox']['AP']:.4f}" in shown
 
 
+def test_what_computed_the_operators_is_said(run: Run, onnx_file: Path, data: list[object]) -> None:
+    found = {}
+    for options, by in (((), "kernels"), (("--bodies",), "function bodies")):
+        outcome = run("eval", onnx_file, *data, "--limit", 2, "--output", "out", *options)
+        assert outcome.status == 0, outcome.err
+        assert f"operators computed by {by}\n" in outcome.out
+        metrics = json.loads(Path("out/metrics.json").read_text())
+        assert metrics["implementation"] == by
+        found[by] = metrics["numbers"]["bbox"]["AP"]
+    assert found["kernels"] == pytest.approx(found["function bodies"], abs=1e-3)
+
+
 def test_a_detector_without_masks_has_one_column(
     run: Run, faster_checkpoint: Path, data: list[object]
 ) -> None:

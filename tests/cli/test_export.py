@@ -12,9 +12,11 @@ import onnx
 import pytest
 
 from carafe_deploy.graph import torchscript_export
+from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from carafe_deploy.runners.torchscript import TorchScriptRunner
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -139,8 +141,16 @@ def test_what_is_no_checkpoint_by_its_suffix(
 
 
 def test_bfloat16_comes_with_a_note(
-    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, checkpoint: Path, export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def write(detector: Any, path: Path, options: ExportOptions, **settings: Any) -> ModelInfo:
+        assert settings["exporter"] == "dynamo"
+        content = export("mask", ".onnx", options).read_bytes()
+        path.write_bytes(content)
+        [entry] = [e for e in onnx.load(path).metadata_props if e.key == METADATA_KEY]
+        return ModelInfo.from_json(entry.value)
+
+    monkeypatch.setattr("carafe_deploy.graph.onnx_export.export_onnx", write)
     monkeypatch.setattr("carafe_deploy.cli.export.gpu_capability", lambda: None)
     outcome = run("export", checkpoint, "-o", "x.onnx", *SMALL, "--precision", "bf16")
     assert outcome.status == 0, outcome.err

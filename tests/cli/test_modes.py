@@ -24,6 +24,8 @@ from tests.cli.conftest import Run
         ("a.engine", {}, {}),
         ("a.engine", {"mode": Mode.cuda_graph}, {"mode": "cuda-graph"}),
         ("a.plan", {"mode": Mode.eager}, {"mode": "eager"}),
+        ("a.onnx", {"bodies": True}, {"operators": False}),
+        ("a.onnx", {"mode": Mode.cuda_graph}, {"mode": "cuda-graph"}),
     ],
 )
 def test_what_the_runner_is_opened_with(
@@ -46,11 +48,9 @@ def test_what_the_runner_is_opened_with(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "a.onnx",
-            ("--mode", "cuda-graph"),
-            "--mode cuda-graph does not fit: a.onnx is an ONNX fi",
-        ),
+        ("a.onnx", ("--mode", "cuda-graph"), "cuda-graph needs a GPU, device is cpu: give --dev"),
+        ("a.onnx", ("--mode", "compile"), "--mode compile does not fit: a.onnx is an ONNX file"),
+        ("a.ts", ("--bodies",), "--bodies does not fit: a.ts is a TorchScript file, which takes"),
         ("a.ts", ("--mode", "cuda-graph"), "--mode cuda-graph does not fit: a.ts is a TorchScript"),
         ("a.engine", ("--mode", "compile"), "--mode compile does not fit: a.engine is an engine"),
         ("a.ts", ("--layout", "nchw"), "--layout nchw does not fit: a.ts is a TorchScript file"),

@@ -258,6 +258,17 @@ def test_tf32_is_the_candidates(
     assert opened == expected
 
 
+def test_a_file_by_its_bodies_against_itself(run: Run, onnx_file: Path, images: Path) -> None:
+    command = ("parity", onnx_file, onnx_file, "--bodies", "--images", images, "--limit", 1)
+    outcome = run(*command, "--levels", "operators,detections", "--json")
+    assert outcome.status == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["reference"].startswith("onnxruntime (kernels) fp32")
+    assert report["candidate"].startswith("onnxruntime (function bodies) fp32")
+    errors = [row["max_abs_error"] for row in report["rows"] if row["name"].startswith("carafe")]
+    assert 0 < max(errors) < 1e-4  # two ways to sum, not one against itself
+
+
 def test_config_needs_a_checkpoint(ts_file: Path) -> None:
     with (
         ExitStack() as stack,

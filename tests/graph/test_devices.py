@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from carafe_deploy.graph.options import ExportOptions, deployable
-from carafe_deploy.graph.torchscript_export import export_torchscript
 from carafe_deploy.models.boxes import BoxCoder
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import Detector, ImageNormalization, StagedDetector
@@ -190,11 +189,11 @@ def test_what_is_made_elsewhere_is_found(
 
 
 @CHOICES
+@pytest.mark.parametrize("model", ["faster", "mask"])
 def test_a_torchscript_file_computes_where_its_inputs_are(
-    detector: Detector, tmp_path: Path, options: ExportOptions
+    export: Callable[..., Path], model: str, options: ExportOptions
 ) -> None:
-    path = str(tmp_path / "toy.ts")
-    export_torchscript(detector, path, options, name="toy", source={})
+    path = str(export(model, ".ts", options))
     loaded = torch.jit.load(path)
     for method in (loaded.forward, loaded.stages):
         nodes = list(method.inlined_graph.nodes())

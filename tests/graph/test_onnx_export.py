@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +33,12 @@ def detector(shapes_dir: Path) -> Detector:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def dynamic(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a detector as it is during training, and without a warning."""
-    path = tmp_path_factory.mktemp("onnx") / "dynamic.onnx"
-    detector.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        export_onnx(detector, path, ExportOptions((1, 4)), name="toy", source={"file": "toy.pth"})
-    assert all(module.training for module in detector.modules())
-    detector.eval()
-    return path
-
-
 def _dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def test_inputs_and_outputs_are_named_and_shaped(dynamic: Path) -> None:
-    graph = onnx.load(dynamic).graph
+def test_inputs_and_outputs_are_named_and_shaped(onnx_file: Path) -> None:
+    graph = onnx.load(onnx_file).graph
     assert {value.name: _dimensions(value) for value in graph.input} == {
         "images": ["batch", 3, "64*height", "64*width"],
         "image_sizes": ["batch", 2],
@@ -63,8 +52,8 @@ def test_inputs_and_outputs_are_named_and_shaped(dynamic: Path) -> None:
     }
 
 
-def test_custom_nodes_carry_plugin_attributes_and_bodies(dynamic: Path) -> None:
-    model = onnx.load(dynamic)
+def test_custom_nodes_carry_plugin_attributes_and_bodies(onnx_file: Path) -> None:
+    model = onnx.load(onnx_file)
     nodes = [node for node in model.graph.node if node.domain == "carafe"]
     assert len(nodes) == 9
     bodies = {(function.name, function.overload) for function in model.functions}
@@ -80,9 +69,9 @@ def test_custom_nodes_carry_plugin_attributes_and_bodies(dynamic: Path) -> None:
     assert wide.isdisjoint(narrow), "one channel and many need different decompositions"
 
 
-def test_runtimes_that_know_no_overloads_find_the_right_body(dynamic: Path) -> None:
+def test_runtimes_that_know_no_overloads_find_the_right_body(onnx_file: Path) -> None:
     """ONNX Runtime before 1.27 takes any body of an operator's name."""
-    model = onnx.load(dynamic)
+    model = onnx.load(onnx_file)
     names = [function.name for function in model.functions]
     assert names.count("MultilevelRoiAlign") == 1
     assert names.count("BatchedNms") == 1
@@ -91,8 +80,8 @@ def test_runtimes_that_know_no_overloads_find_the_right_body(dynamic: Path) -> N
     assert {overload.rpartition("_")[0] for overload in overloads} == {"k5_g1_s2"}
 
 
-def test_stages_are_named_inside_the_graph(detector: Detector, dynamic: Path) -> None:
-    graph = onnx.load(dynamic).graph
+def test_stages_are_named_inside_the_graph(detector: Detector, onnx_file: Path) -> None:
+    graph = onnx.load(onnx_file).graph
     known = {value.name: value for value in graph.value_info}
     made = {name for node in graph.node for name in node.output}
     for name in stage_names(detector.config):
@@ -103,20 +92,23 @@ def test_stages_are_named_inside_the_graph(detector: Detector, dynamic: Path) ->
     assert _dimensions(known["shared_fc1"]) == ["batch", 1000, 96]
 
 
-def test_file_speaks_of_no_machine(dynamic: Path) -> None:
-    content = dynamic.read_bytes()
+def test_file_speaks_of_no_machine(onnx_file: Path) -> None:
+    content = onnx_file.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in content
     assert b"site-packages" not in content
 
 
-def test_metadata_is_in_the_file(dynamic: Path) -> None:
-    properties = {entry.key: entry.value for entry in onnx.load(dynamic).metadata_props}
+def test_metadata_is_in_the_file(onnx_file: Path, checkpoints: dict[str, Path]) -> None:
+    properties = {entry.key: entry.value for entry in onnx.load(onnx_file).metadata_props}
     info = ModelInfo.from_json(properties[METADATA_KEY])
     assert info.classes == ("circle", "square", "triangle")
     assert info.preprocessing.scale == (160, 128)
-    assert info.source == {"file": "toy.pth"}
+    assert info.source == {
+        "file": checkpoints["mask"].name,
+        "sha256": hashlib.sha256(checkpoints["mask"].read_bytes()).hexdigest(),
+    }
     assert info.versions["onnx"] == onnx.__version__
-    assert info.input.batch == (1, 4)
+    assert info.input.batch == (1, 8)
 
 
 def _inputs(batch: int, height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -130,13 +122,13 @@ def _inputs(batch: int, height: int, width: int, seed: int = 0) -> dict[str, np.
 
 @pytest.mark.parametrize("size", [(1, 64, 64), (2, 128, 64), (3, 64, 192)])
 def test_every_admissible_size_runs(
-    detector: Detector, dynamic: Path, size: tuple[int, int, int]
+    detector: Detector, onnx_file: Path, size: tuple[int, int, int]
 ) -> None:
     inputs = _inputs(*size)
     staged = StagedDetector(deployable(detector, ExportOptions()))
     with torch.inference_mode():
         expected = staged(*map(torch.from_numpy, inputs.values()))
-    with OnnxRuntimeRunner(dynamic) as runner:
+    with OnnxRuntimeRunner(onnx_file) as runner:
         found = runner.run_stages(inputs)
         names = (*runner.info.output_names, *runner.info.stages)
     assert [found[name].shape for name in names] == [tuple(t.shape) for t in expected]
@@ -151,11 +143,15 @@ def test_every_admissible_size_runs(
 def test_uint8_input_normalises_and_clears_padding_inside_the_graph(
     detector: Detector, tmp_path: Path, exporter: str
 ) -> None:
+    """Of a detector as it is during training, and without a warning."""
     options = ExportOptions((1, 1), (64, 64), (128, 128), uint8_input=True)
     path = tmp_path / "uint8.onnx"
+    detector.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         export_onnx(detector, path, options, name="toy", source={}, exporter=exporter)
+    assert all(module.training for module in detector.modules())
+    detector.eval()
     pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 128, 3), np.uint8)
     pixels[:, 50:] = pixels[:, :, 90:] = 0
     settings = detector.config.preprocessing
@@ -173,16 +169,9 @@ def test_uint8_input_normalises_and_clears_padding_inside_the_graph(
 
 
 def test_bfloat16_file_is_valid_and_onnxruntime_says_why_it_cannot_run_it(
-    detector: Detector, tmp_path: Path
+    export: Callable[..., Path],
 ) -> None:
-    path = tmp_path / "bf16.onnx"
-    export_onnx(
-        detector,
-        path,
-        ExportOptions((1, 1), (64, 64), (64, 64), precision="bf16"),
-        name="toy",
-        source={},
-    )
+    path = export("mask", ".onnx", ExportOptions((1, 1), (64, 64), (64, 64), precision="bf16"))
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     weights = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.graph.onnx_export import export_operator_network
+from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.ops import multilevel_roi_align
-from carafe_deploy.ops.roi_align import assign_levels, multilevel_roi_align_reference
+from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
 from tests.ops import faces
 from tests.ops.cases import Case, named
 

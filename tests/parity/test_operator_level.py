@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from carafe_deploy.errors import ArtefactError
-from carafe_deploy.ops.roi_align import assign_levels
+from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.parity.array_error import array_error, rounded
 from carafe_deploy.parity.operator_level import compare_operators, random_inputs
 from carafe_deploy.parity.report import ParityRow

@@ -318,11 +318,11 @@ def test_without_a_gpu_rows_say_so_at_once(
     assert time.monotonic() - begun < 10
     steps = result(tmp_path / "out")["steps"]
     names = ["configure", "build", "memcheck", "racecheck", "synccheck", "initcheck", "pytest"]
-    names += ["selfcheck", "operators", "designs", "harness", "detectors", "ncu"]
+    names += ["selfcheck", "operators", "designs", "harness", "detectors", "onnxruntime", "ncu"]
     assert [step["name"] for step in steps] == names
     assert {step["status"] for step in steps} == {"lacking"}
     assert all(step["reason"].startswith("it needs a GPU: nvidia-smi: ") for step in steps)
-    assert "\nFAIL nothing was checked: 13 lacking; " in capsys.readouterr().out
+    assert "\nFAIL nothing was checked: 14 lacking; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -556,6 +556,40 @@ def test_ways_to_run_a_detector() -> None:
         with pytest.raises(StepError, match=message) as caught:
             _gpu_steps.detector_facts({"subjects": [*good, bad]})
         assert caught.value.facts["lines"] == lines
+
+
+def onnxruntime_row(**changes: Any) -> dict[str, Any]:
+    way = {"operators": True, "mode": "eager", "provider_options": None}
+    times = {"median_ms": 7.5, "images_per_second": 133.3, "agrees": True}
+    return {"file": "fp16, batch 1", **way, **times, **changes}
+
+
+def test_ways_of_onnx_runtime() -> None:
+    refused = {"provider_options": {"x": "1"}, "error": "RuntimeError: no x"}
+    bodies = onnxruntime_row(operators=False, device_memory_mb=900)
+    rows = [onnxruntime_row(), bodies, onnxruntime_row(**refused)]
+    assert _gpu_steps.onnxruntime_facts({"rows": rows})["lines"] == [
+        "fp16, batch 1, kernels, eager: 7.5 ms, 133.3/s",
+        "fp16, batch 1, bodies, eager: 7.5 ms, 133.3/s, 900 MB",
+        "fp16, batch 1, kernels, eager, x=1: RuntimeError: no x",
+    ]
+    for change, message in (
+        ({"agrees": False}, "fp16, batch 1, kernels, eager detects other than the first"),
+        ({"error": "OSError: lost"}, "fp16, batch 1, kernels, eager: OSError: lost"),
+    ):
+        with pytest.raises(StepError, match=message) as caught:
+            _gpu_steps.onnxruntime_facts({"rows": [*rows, onnxruntime_row(**change)]})
+        assert len(caught.value.facts["lines"]) >= 3
+
+
+def test_onnx_runtime_without_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "has no CUDA provider" in _gpu_steps.without_provider()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert _gpu_steps.without_provider() == ""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert _gpu_steps.without_provider() == "onnxruntime is not installed"
 
 
 TABLE = """==PROF== Connected to process 1

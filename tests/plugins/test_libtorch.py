@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -211,21 +211,26 @@ def detections_of_example(detector_file: Path, image: np.ndarray, folder: Path) 
     return np.array(rows).reshape(-1, 6)
 
 
-def detections_of_python(detector_file: Path, image: np.ndarray) -> np.ndarray:
+@pytest.fixture(scope="module")
+def python(detector_file: Path) -> Iterator[Pipeline]:
     with TorchScriptRunner(detector_file) as runner:
-        (found,) = Pipeline(runner).detect([image])
+        yield Pipeline(runner)
+
+
+def detections_of_python(python: Pipeline, image: np.ndarray) -> np.ndarray:
+    (found,) = python.detect([image])
     return np.column_stack((found.labels, found.scores, found.boxes))
 
 
 def test_detections_equal_those_of_python(
-    detector_file: Path, shapes_dir: Path, tmp_path: Path
+    detector_file: Path, python: Pipeline, shapes_dir: Path, tmp_path: Path
 ) -> None:
     images = [load_image(path) for path in sorted((shapes_dir / "val").iterdir())]
     unscaled = [image for image in images if image.shape[:2] == (120, 160)]
     total = 0
     for image in unscaled[:4]:
         found = detections_of_example(detector_file, image, tmp_path)
-        expected = detections_of_python(detector_file, image)
+        expected = detections_of_python(python, image)
         total += len(expected)
         np.testing.assert_array_equal(found[:, 0], expected[:, 0])
         np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=0, atol=0.6e-4)
@@ -234,13 +239,13 @@ def test_detections_equal_those_of_python(
 
 
 def test_a_resized_image_gives_nearly_the_same(
-    detector_file: Path, shapes_dir: Path, tmp_path: Path
+    detector_file: Path, python: Pipeline, shapes_dir: Path, tmp_path: Path
 ) -> None:
     """Bilinear interpolation in float32 and OpenCV's in whole numbers: one grey level at most."""
     images = [load_image(path) for path in sorted((shapes_dir / "val").iterdir())]
     image = next(image for image in images if image.shape[:2] == (100, 150))
     found = detections_of_example(detector_file, image, tmp_path)
-    expected = detections_of_python(detector_file, image)
+    expected = detections_of_python(python, image)
     sure = expected[expected[:, 1] > 0.5]
     assert len(sure) > 0
     np.testing.assert_array_equal(found[: len(sure), 0], sure[:, 0])

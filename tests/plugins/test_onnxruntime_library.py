@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,11 +12,13 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 import carafe_deploy
 from carafe_deploy.graph.functions import attach_function_bodies
-from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET
+from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET, export_operator_network
 from carafe_deploy.operators import BY_ONNX_NAME, OPERATORS
+from carafe_deploy.ops import CARAFEPack
 from carafe_deploy.types import DOMAIN, DOMAIN_VERSION
 from tests.ops import faces
 from tests.ops.cases import CASES, Attributes, Case
@@ -112,6 +115,35 @@ def test_every_case_in_every_type(name: str, case: Case) -> None:
         for out, want in zip(found, expected, strict=True):
             assert out.dtype == want.dtype
             np.testing.assert_array_equal(out, want)  # the torch operator runs the same kernels
+
+
+class Upsampler(nn.Sequential):
+    """CARAFE in three settings."""
+
+    def __init__(self) -> None:
+        settings = ((2, 3, 1), (3, 5, 2), (2, 7, 4))
+        super().__init__(
+            *(CARAFEPack(8, scale, kernel, groups) for scale, kernel, groups in settings)
+        )
+
+
+def test_a_network_of_ones_own_in_three_settings(tmp_path: Path) -> None:
+    """Which function bodies alone run from 1.27 on."""
+    torch.manual_seed(0)
+    network, x = Upsampler().eval(), torch.randn(2, 8, 4, 5)
+    path = tmp_path / "network.onnx"
+    made = export_operator_network(network, (x,), path, input_names=["x"])
+    assert len({function.overload for function in made.functions}) == 3
+    with torch.no_grad():
+        expected = network(x).numpy()
+    (found,) = run(opened(made), [x])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 27):
+        with pytest.raises(Exception, match="Reshape"):
+            run(opened(made, library=False), [x])
+    else:
+        (found,) = run(opened(made, library=False), [x])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_all_operators_are_in_it() -> None:

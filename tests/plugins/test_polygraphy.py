@@ -53,7 +53,8 @@ def convert(
 
 @pytest.fixture(scope="module")
 def model(export: Callable[..., Path]) -> Path:
-    return export("faster", ".onnx", ExportOptions((1, 1), (128, 128), (128, 128)))
+    options = ExportOptions((1, 1), (128, 128), (128, 128))
+    return export("mask", ".onnx", options, exporter="dynamo")
 
 
 def test_engine_of_a_detector_holds_the_plugins(model: Path, tmp_path: Path) -> None:
