@@ -85,6 +85,7 @@ bench: plugins ## Measure again what benchmarks/results/ and README report (abou
 	$(BIN)/python benchmarks/paste_masks.py
 	$(BIN)/python benchmarks/function_bodies.py
 	$(BIN)/python benchmarks/cpu_isa.py
+	$(BIN)/python benchmarks/host_time.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/export_profile.py
 	$(BIN)/python benchmarks/bench.py
