@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,19 +27,26 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "[green]✓[/green]", "missing": "[dim]–[/dim]", "wrong": "[red]✗[/red]"}
 
 
-def doctor(json_output: JsonOption = False) -> None:
+def doctor(
+    artefacts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARTEFACT...", help="Files to open, to see how they would be run."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
     """Tell what this machine is ready for, and how to mend the rest.
 
     Looks at Python, its packages, the GPU and its driver, TensorRT and the
     libraries of this package, sorted by what they are needed for: nothing is
-    built or run. ✓ is there, – is missing, ✗ is there but wrong; each comes
-    with the command that mends it. The exit status is 1 if anything is wrong.
+    built or run. Artefacts that are named are opened. ✓ is there, – is missing,
+    ✗ is there but wrong; each comes with the command that mends it. The exit
+    status is 1 if anything is wrong.
     """
     with Steps() as steps:
         steps("look")
         from carafe_deploy.doctor import diagnose
 
-        diagnosis = diagnose()
+        diagnosis = diagnose([Path(name) for name in artefacts or ()])
     if json_output:
         print_json(diagnosis.to_dict())
     else:
@@ -80,6 +88,8 @@ def _show_finding(console: Console, finding: Finding, width: int) -> None:
 COMMAND = Command(
     "doctor",
     doctor,
-    examples("carafe-deploy doctor", "carafe-deploy doctor --json"),
+    examples(
+        "carafe-deploy doctor", "carafe-deploy doctor detector.onnx", "carafe-deploy doctor --json"
+    ),
     needs_arguments=False,
 )

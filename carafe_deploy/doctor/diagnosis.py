@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from carafe_deploy.backends import BACKENDS, packages
 from carafe_deploy.doctor import plugins, tools
@@ -29,9 +30,24 @@ _RTX = re.compile(r"7\.5|8\.\d|12\.\d")
 _RTX_TEXT = "compute capability 7.5, 8.x and 12.x"
 
 
-def diagnose() -> Diagnosis:
-    """Look at everything; takes as long as importing torch does."""
-    return _Machine().diagnose()
+def diagnose(artefacts: Sequence[Path] = ()) -> Diagnosis:
+    """Look at everything, and open these artefacts; takes as long as importing torch does."""
+    machine = _Machine().diagnose()
+    answers = ask({str(path): ("opens", str(path)) for path in artefacts})
+    opened = (make_purpose(f"run {path}", [_judge(path, answers[str(path)])]) for path in artefacts)
+    return Diagnosis((*machine.purposes, *opened))
+
+
+def _judge(path: Path, answer: Answer) -> Finding:
+    """What came of opening an artefact."""
+    if "error" in answer:
+        return wrong(path.name, answer["error"])
+    fact = answer["runs"]
+    if answer["several"] and answer["has_bodies"]:
+        fact += (
+            f"; function bodies of {', '.join(answer['several'])} take ONNX Runtime 1.27 or newer"
+        )
+    return ok(path.name, fact)
 
 
 class _Machine:

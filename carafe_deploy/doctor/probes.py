@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -180,6 +181,22 @@ def _onnxruntime_kernels(library: str) -> dict[str, Any]:
     return {"computed": session.run(None, inputs)[0].item()}
 
 
+def _opens(path: str) -> dict[str, Any]:
+    """How an artefact would be run on its usual device."""
+    from carafe_deploy.artefacts import open_runner
+    from carafe_deploy.backends import title_of
+    from carafe_deploy.operators import several_structures
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is told in the answer
+        with open_runner(path) as runner:
+            info, by = runner.info, runner.implementations[0]
+            words = [f"{title_of(runner.backend)} {info.precision} on {runner.device}"]
+            words += [f"operators by {by}"] * bool(by)
+            several = several_structures(info.operators)
+            return {"runs": ", ".join(words), "several": several, "has_bodies": bool(by)}
+
+
 def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
     """Version of a flavour; and what becomes of the plugin library, unless that is empty."""
     from carafe_deploy.engine.flavours import find_flavour
@@ -254,6 +271,7 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": _torch,
     "onnxruntime": _onnxruntime,
     "onnxruntime_kernels": _onnxruntime_kernels,
+    "opens": _opens,
     "plugins": _plugins,
     "kernels": _kernels,
     "driver": _driver,

@@ -71,8 +71,14 @@ void* Run::stream() const {
 
 void* Run::scratch(std::size_t bytes) const {
     if (!on_gpu_ || bytes == 0) return nullptr;
+    Value const* value = nullptr;
+    MemoryInfo const* beside = nullptr;
+    int device = 0;
+    require(Input::call(api_, context_, 0, &value));
+    require(MemoryOf::call(api_, value, &beside));
+    require(DeviceNumber::call(api_, beside, &device));
     MemoryInfo* info = nullptr;
-    require(CreateMemoryInfo::call(api_, "Cuda", kArena, 0, kDefault, &info));
+    require(CreateMemoryInfo::call(api_, "Cuda", kArena, device, kDefault, &info));
     void* memory = nullptr;
     Status* const status = ScratchBuffer::call(api_, context_, info, bytes, &memory);
     ReleaseMemoryInfo::call<void>(api_, info);

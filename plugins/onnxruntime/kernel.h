@@ -81,7 +81,7 @@ class Run {
     std::int32_t device() const { return on_gpu_ ? CARAFE_CUDA : CARAFE_CPU; }
     /// A cudaStream_t; null on the CPU.
     void* stream() const;
-    /// Device memory until the node has run.
+    /// Memory of the first input's device until the node has run.
     void* scratch(std::size_t bytes) const;
 
     /// Calls a function of c_api.h on the session's threads; the code it returns must be CARAFE_OK.

@@ -29,7 +29,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def decide(*findings: Any) -> None:
         purposes = (make_purpose("detect", findings), make_purpose("plot", [PLOT]))
-        monkeypatch.setattr(doctor, "diagnose", lambda: Diagnosis(purposes))
+        monkeypatch.setattr(doctor, "diagnose", lambda paths: Diagnosis(purposes))
 
     return decide
 
@@ -48,6 +48,20 @@ def test_success(run: Run, found: Callable[..., None]) -> None:
         "",
         "PASS nothing is wrong",
     ]
+
+
+def test_files_are_opened(run: Run, onnx_file: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(onnx_file.read_bytes()[:1000])
+    outcome = run("doctor", onnx_file, broken, "--json")
+    assert outcome.status == 1
+    purposes = {each["name"]: each for each in json.loads(outcome.out)["purposes"]}
+    assert purposes[f"run {onnx_file}"]["ready"]
+    [found] = purposes[f"run {onnx_file}"]["findings"]
+    assert found["fact"] == "ONNX Runtime fp32 on cpu, operators by kernels"
+    [found] = purposes[f"run {broken}"]["findings"]
+    assert (found["status"], found["name"]) == ("wrong", "broken.onnx")
+    assert "cannot be loaded by ONNX Runtime" in found["fact"]
 
 
 def test_what_is_missing_is_no_failure(run: Run, found: Callable[..., None]) -> None:

@@ -383,6 +383,26 @@ def test_no_kernels_in_onnxruntime(simulated: Simulated, version: str, more: boo
     assert found.fact.endswith("several settings need 1.27 then") == more
 
 
+@pytest.mark.parametrize(
+    ("answer", "status", "fact"),
+    [
+        ({"runs": "X on cpu", "several": [], "has_bodies": True}, "ok", "X on cpu"),
+        ({"runs": "X on cpu", "several": ["Carafe"], "has_bodies": False}, "ok", "X on cpu"),
+        (
+            {"runs": "X on cpu", "several": ["Carafe"], "has_bodies": True},
+            "ok",
+            "X on cpu; function bodies of Carafe take ONNX Runtime 1.27 or newer",
+        ),
+        ({"error": "too old: mend it"}, "wrong", "too old: mend it"),
+    ],
+)
+def test_an_artefact(simulated: Simulated, answer: dict[str, Any], status: str, fact: str) -> None:
+    simulated.answers["a.onnx"] = answer
+    found = finding(diagnose([Path("a.onnx")]), "a.onnx")
+    assert (found.status, found.fact) == (status, fact)
+    assert simulated.asked[-1] == {"a.onnx": ("opens", "a.onnx")}
+
+
 def test_two_onnxruntimes(simulated: Simulated) -> None:
     simulated.versions["onnxruntime"] = "1.31"
     diagnosis = diagnose()
