@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 
 setup: $(STAMP) ## Install the package and all tools into .venv
 
-plugins: $(STAMP) ## Build kernels, TensorRT plugins and libtorch operators
+plugins: $(STAMP) ## Build kernels, TensorRT plugins and torch operators
 	$(CMAKE) -B $(BUILD) "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
 	  -DCARAFE_TORCH=ON -DCARAFE_SAMPLES=ON -DCARAFE_HARNESS=ON -DCARAFE_KEEP_PTX=ON
 	$(BIN)/cmake --build $(BUILD)
@@ -85,6 +85,7 @@ bench: plugins ## Measure again what benchmarks/results/ and README report (abou
 	$(BIN)/python benchmarks/paste_masks.py
 	$(BIN)/python benchmarks/function_bodies.py
 	$(BIN)/python benchmarks/cpu_isa.py
+	$(BIN)/python benchmarks/host_time.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/export_profile.py
 	$(BIN)/python benchmarks/bench.py
@@ -118,7 +119,8 @@ wheel: $(STAMP) ## One wheel with all libraries, for glibc 2.28 and newer, in di
 	$(BIN)/python -m pip wheel . --no-deps --wheel-dir build/wheel \
 	  --config-settings=cmake.define.CARAFE_GLIBC_STUBS=$(abspath build/glibc-stubs)
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair build/wheel/carafe_deploy-*.whl \
-	  --plat manylinux_2_28_$$(uname -m) --only-plat --exclude 'libtensorrt_rtx.so*' --wheel-dir dist
+	  --plat manylinux_2_28_$$(uname -m) --only-plat --exclude 'libtensorrt_rtx.so*' --exclude libtorch_cpu.so \
+	  --wheel-dir dist
 
 clean: ## Remove everything that was made here, .venv included
 	rm -rf $(VENV) build dist out carafe_deploy/lib .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -59,7 +59,7 @@ class _Machine:
             *("carafe_tensorrt_register", "carafe_torch"),
         )
         found = map(plugins.look_for, names)
-        self.kernels, self.onnxruntime, self.plugins, self.register, self.libtorch = found
+        self.kernels, self.onnxruntime, self.plugins, self.register, self.torch_library = found
         self.packages = packages()
         self.flavours = [flavour for flavour in FLAVOURS if flavour.is_installed]
         self.answers = ask(self._questions())
@@ -196,6 +196,8 @@ class _Machine:
         if self.kernels.path is not None:
             code = plugins.check_gpu_code(self.kernels, self.driver, self._built_with())
             findings.append(optional(code))
+        in_cpp = plugins.check_torch_library(self.torch_library, self.answers.get("torch", {}))
+        findings.append(optional(in_cpp))
         return make_purpose("run PyTorch and export", findings, also)
 
     def _torch_on_gpu(self) -> Finding:
@@ -286,8 +288,6 @@ class _Machine:
 
     def _compile(self) -> Purpose:
         findings = [tools.check_compiler(), tools.check_cmake(), optional(tools.check_nvcc())]
-        if self.libtorch.finding.status != "missing" or plugins.find_sources():  # not in wheels
-            findings.append(optional(self.libtorch.finding))
         return make_purpose("compile the libraries", findings)
 
     # --- what hangs together ---------------------------------------------------------------------

@@ -145,6 +145,24 @@ def check_kernels(library: Library, answer: Mapping[str, Any]) -> Finding:
     return ok(name, f"{answer['version']} ({made}){state}, {library.path}")
 
 
+def check_torch_library(library: Library, answer: Answer) -> Finding:
+    """Judge the library of torch operators, without which Python calls the kernels by ctypes.
+
+    Args:
+        library: of the operators.
+        answer: of torch, which has tried to load it.
+    """
+    name, instead = library.finding.name, "Python calls the kernels in its place, which is slower"
+    if library.path is None:
+        return replace(library.finding, fact=f"{library.finding.fact}; {instead}")
+    reason = answer.get("without_cpp")
+    if not reason:
+        return library.finding
+    if os.environ.get(_KERNELS_VARIABLE):
+        return ok(name, f"not used, since {reason}")
+    return missing(name, f"{reason}; {instead}", rebuild(library.path))
+
+
 def check_onnxruntime(library: Library, code: Sequence[GpuCode] | None, answer: Answer) -> Finding:
     """Judge the library of kernels for ONNX Runtime, which runs function bodies without it.
 

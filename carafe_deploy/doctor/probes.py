@@ -127,7 +127,10 @@ def _imports(*modules: str) -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    """Version and CUDA of torch, whether it computes on a GPU; and the same of torchvision."""
+    """Version and CUDA of torch, whether it computes on a GPU; and the same of torchvision.
+
+    ``without_cpp`` tells why libcarafe_torch.so does not serve, and is empty where it does.
+    """
     import torch
 
     answer = {"version": torch.__version__, "cuda": torch.version.cuda}
@@ -136,7 +139,11 @@ def _torch() -> dict[str, Any]:
             torch.ones(2, device="cuda").sum().item()
         except Exception as error:
             answer["cuda_error"] = str(error).partition("\n")[0] or type(error).__name__
-    return {**answer, **_imports("torchvision")}
+    answer.update(_imports("torchvision"))
+    _only_files_of("carafe_deploy.ops")
+    from carafe_deploy.ops._torch_library import torch_library
+
+    return {**answer, "without_cpp": torch_library().reason}
 
 
 def _onnxruntime() -> dict[str, Any]:
@@ -217,12 +224,18 @@ def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
 
 def _kernels(library: str) -> dict[str, Any]:
     """What the kernel library says of itself."""
-    folder = ModuleType("carafe_deploy.ops")  # importing the package itself takes torch
-    folder.__path__ = [str(Path(__file__).parents[1] / "ops")]
-    sys.modules[folder.__name__] = folder
+    _only_files_of("carafe_deploy.ops")  # importing the package itself takes torch
     from carafe_deploy.ops._library import KernelLibrary
 
     return vars(KernelLibrary(library).info)
+
+
+def _only_files_of(package: str) -> None:
+    """Lets files of a package be imported without what importing the package does."""
+    name = package.rpartition(".")[2]
+    folder = ModuleType(package)
+    folder.__path__ = [str(Path(__file__).parents[1] / name)]
+    sys.modules[package] = folder
 
 
 def _driver() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from carafe_deploy.files import atomic_path
 from carafe_deploy.graph.metadata import model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, deployable
+from carafe_deploy.graph.torchscript_lists import own_lists
 from carafe_deploy.graph.torchscript_numbers import check_portable, numbers_for_tensors
 from carafe_deploy.known_warnings import without_known_warnings
 from carafe_deploy.models.detector import (
@@ -99,6 +100,7 @@ def export_torchscript(
             check_trace=False,
         )
     numbers_for_tensors(traced)
+    own_lists(traced)
     check_portable(traced, ("forward", "stages"))
     progress("write")
     with atomic_path(path) as temporary, without_known_warnings():

@@ -1,7 +1,8 @@
 """The operators on torch tensors by libcarafe_kernels.so: where it serves, and how it is called.
 
-Tensors have passed the operators' own checks. The library is loaded at the first call that could
-use it; ``CARAFE_DEPLOY_KERNELS=off`` keeps everything in PyTorch.
+Where libcarafe_torch.so has registered the operators, calls come here only for what no kernel
+serves. Tensors have passed the operators' own checks. The library is loaded at the first call that
+could use it; ``CARAFE_DEPLOY_KERNELS=off`` keeps everything in PyTorch.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from torch import Tensor
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import find_library, missing
 from carafe_deploy.ops._library import Device, DType, KernelLibrary, Layout, Where
+from carafe_deploy.ops._torch_library import ENVIRONMENT_VARIABLE, torch_library
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -30,10 +34,8 @@ __all__ = [
     "library_for",
     "memory_format_of",
     "plain_operators",
+    "remembering_errors",
 ]
-
-#: ``off`` keeps the operators in PyTorch, to compare the two; unset or ``auto`` takes the kernels.
-ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_KERNELS"
 
 KERNEL_DTYPES = {
     torch.float32: DType.FLOAT32,
@@ -44,6 +46,7 @@ KERNEL_DTYPES = {
 
 
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
+_failed = threading.local()
 
 
 # --- which library -------------------------------------------------------------------------------
@@ -94,10 +97,30 @@ def library_for(tensor: Tensor, *, float64_on_cpu: bool = False) -> KernelLibrar
 def plain_operators() -> Iterator[None]:
     """Inside, the operators are computed by PyTorch itself, to hold the kernels against it."""
     token = _plain.set(True)
+    torch_library().prefer_pytorch(True)
+    _failed.error = None
     try:
         yield
+    except RuntimeError as error:
+        cause, _failed.error = _failed.error, None
+        raise error if cause is None else cause from None
     finally:
         _plain.reset(token)
+        torch_library().prefer_pytorch(_plain.get())
+
+
+def remembering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For a function that is called through C++, where every exception becomes a RuntimeError."""
+
+    @functools.wraps(function)
+    def remember(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            _failed.error = error
+            raise
+
+    return remember
 
 
 # --- layouts -------------------------------------------------------------------------------------

@@ -26,12 +26,13 @@ function(carafe_target target)
 endfunction()
 
 # A shared library that exports the symbols of its version script and nothing else, finds its
-# neighbours beside it, and needs no C++ runtime of a certain compiler.
+# neighbours beside it, and needs no C++ runtime of a certain compiler: it has its own, unless
+# SYSTEM_RUNTIME is said.
 function(carafe_library target exports)
   carafe_target(${target})
   target_link_options(${target} PRIVATE
     "LINKER:--version-script=${exports}" LINKER:--no-undefined LINKER:--as-needed)
-  if(NOT CARAFE_SANITIZE)
+  if(NOT CARAFE_SANITIZE AND NOT "SYSTEM_RUNTIME" IN_LIST ARGN)
     target_link_options(${target} PRIVATE -static-libstdc++ -static-libgcc)
   endif()
   if(CARAFE_GLIBC_STUBS)

@@ -1,9 +1,9 @@
 """Check built libraries as they would be shipped. Usage: python release_check.py BUILD [OUT.json]
 
-Machine code and PTX for every architecture of a release, no dependency beyond the C library,
-no exported symbol beyond the documented ones, and no access of a kernel that need not be aligned,
-on any architecture (ptx_alignment.py; the build keeps its PTX by CARAFE_KEEP_PTX). Needs binutils
-and cuobjdump (CUDA toolkit, or PyPI: nvidia-cuda-cuobjdump).
+Machine code and PTX for every architecture of a release, no dependency beyond the C library (for
+torch's operators torch as well), no exported symbol beyond the documented ones, and no access of a
+kernel that need not be aligned, on any architecture (ptx_alignment.py; the build keeps its PTX by
+CARAFE_KEEP_PTX). Needs binutils and cuobjdump (CUDA toolkit, or PyPI: nvidia-cuda-cuobjdump).
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ EXPORTS = {
     "libcarafe_kernels.so": re.compile(r"carafe_\w+"),
     "libcarafe_tensorrt.so": re.compile(r"getCreators|setLoggerFinder"),
     "libcarafe_onnxruntime.so": re.compile(r"RegisterCustomOps"),
+    "libcarafe_torch.so": re.compile(r"carafe_torch_\w+"),
 }
 #: They call the kernels of the first; cuobjdump fails on a library without device code.
-WITHOUT_KERNELS = ("libcarafe_onnxruntime.so",)
+WITHOUT_KERNELS = ("libcarafe_onnxruntime.so", "libcarafe_torch.so")
+#: Torch is there where its operators are, and its exceptions go through the C++ runtime of both.
+ALSO_ALLOWED = {"libcarafe_torch.so": ("libtorch_cpu.so", "libstdc++.so.6")}
 #: Compute capabilities, without the point.
 MACHINE_CODE = [75, 80, 86, 87, 89, 90, 100, 120]
 PTX = [90, 120]
@@ -83,7 +86,8 @@ def check(folder: Path) -> tuple[dict[str, object], list[str]]:
         if has_kernels:
             expect("machine code", found["machine_code"], MACHINE_CODE)
             expect("PTX", found["ptx"], PTX)
-        foreign = [lib for lib in needed if lib not in EXPORTS and not ALLOWED.fullmatch(lib)]
+        known = {*EXPORTS, *ALSO_ALLOWED.get(name, ())}
+        foreign = [lib for lib in needed if lib not in known and not ALLOWED.fullmatch(lib)]
         expect("foreign dependency", foreign, [])
         expect("stray export", [s for s in symbols if not pattern.fullmatch(s)], [])
         if name == "libcarafe_tensorrt.so":

@@ -1,246 +1,305 @@
 // Tensors become parameters, addresses and torch's current stream; errors become exceptions.
 #include "adapters.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <c10/core/DeviceGuard.h>
-
-#include <limits>
-#include <vector>
+#include <algorithm>
+#include <cmath>
 
 #include "c_api.h"
-
-#if defined(CARAFE_TORCH_CUDA)
-#include <c10/cuda/CUDAStream.h>
-#endif
+#include "kernels.h"
 
 namespace carafe::torch_adapter {
 namespace {
 
-void require(std::int32_t status) {
-    TORCH_CHECK(status == CARAFE_OK, carafe_last_error());
+// --- CARAFE --------------------------------------------------------------------------------------
+
+/// A product that stays at the largest number where it would exceed it.
+std::int64_t times(std::int64_t a, std::int64_t b) {
+    std::int64_t product = 0;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
 }
 
-std::int32_t narrow(char const* name, std::int64_t value) {
-    TORCH_CHECK_VALUE(
-        value >= 0 && value <= std::numeric_limits<std::int32_t>::max(), name, " is ", value,
-        ", expected a number from 0 to 2^31 - 1");
-    return static_cast<std::int32_t>(value);
+/// What CARAFE's second input is called, and whether it holds the content encoder's output.
+struct Weights {
+    char const* name;
+    MaskSource source;
+
+    bool encoded() const { return source == MaskSource::kEncoded; }
+};
+
+void check(
+    Tensor const& features, Tensor const& weights, std::int64_t k, std::int64_t groups,
+    std::int64_t s, Weights kind) {
+    require(k >= 1 && k % 2 == 1, "kernel_size is ", k, ", expected an odd number of at least 1");
+    require(
+        groups >= 1 && s >= 1, "group_size is ", groups, ", scale_factor ", s,
+        ", expected at least 1 each");
+    require(
+        features.axes() == 4 && weights.axes() == 4, "features has ", features.axes(), " and ",
+        kind.name, " ", weights.axes(), " dimensions, expected 4 each");
+    require(
+        features.type() == weights.type() && features.type().is_floating_point(), "features is ",
+        features.type(), " and ", kind.name, " ", weights.type(),
+        ", expected one floating-point dtype for both");
+    require(
+        features.device() == weights.device(), "features is on ", features.device(), " and ",
+        kind.name, " on ", weights.device(), ", expected one device");
+    require(
+        features.size(1) % groups == 0, "features has ", features.size(1),
+        " channels, not divisible by group_size = ", groups);
+    std::int64_t channels = times(times(k, k), groups);
+    if (kind.encoded()) channels = times(channels, times(s, s));
+    require(
+        weights.size(1) == channels, kind.name, " has ", weights.size(1), " channels, expected ",
+        kind.encoded() ? "scale_factor**2*" : "", "group_size*kernel_size**2 = ", channels);
+    std::int64_t const scale = kind.encoded() ? 1 : s;
+    std::int64_t const found[] = {weights.size(0), weights.size(2), weights.size(3)};
+    std::int64_t const expected[] = {
+        features.size(0), times(features.size(2), scale), times(features.size(3), scale)};
+    bool const fits = found[0] == expected[0] && found[1] == expected[1] && found[2] == expected[2];
+    require(
+        fits, kind.name, " has batch, height and width ", Sizes{found, 3}, ", expected ",
+        Sizes{expected, 3}, " for features ", features.sizes(), " and scale_factor ", s);
 }
 
-DType dtype_of(at::Tensor const& tensor) {
-    switch (tensor.scalar_type()) {
-        case at::kFloat:
-            return DType::kFloat32;
-        case at::kHalf:
-            return DType::kFloat16;
-        case at::kBFloat16:
-            return DType::kBFloat16;
-        case at::kDouble:
-            return DType::kFloat64;
-        default:
-            TORCH_CHECK_TYPE(
-                false, "features are ", tensor.scalar_type(),
-                ", expected float32, float16 or bfloat16");
-    }
-}
-
-at::MemoryFormat memory_format_of(at::Tensor const& tensor) {
-    bool const last =
-        !tensor.is_contiguous() && tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
-    return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
-Layout layout_of(at::MemoryFormat format) {
-    return format == at::MemoryFormat::ChannelsLast ? Layout::kNHWC : Layout::kNCHW;
-}
-
-std::int32_t device_kind(at::Tensor const& tensor) {
-    return tensor.is_cuda() ? CARAFE_CUDA : CARAFE_CPU;
-}
-
-void* stream_of([[maybe_unused]] at::Tensor const& tensor) {
-#if defined(CARAFE_TORCH_CUDA)
-    if (tensor.is_cuda()) return c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream();
-#endif
-    return nullptr;
-}
-
-/// `name` is like `features` in everything but its shape.
-void check_pair(at::Tensor const& features, char const* name, at::Tensor const& other) {
-    TORCH_CHECK_VALUE(
-        features.dim() == 4 && other.dim() == 4, "features has ", features.dim(), " and ", name,
-        " ", other.dim(), " dimensions, expected 4 each");
-    TORCH_CHECK_VALUE(
-        features.scalar_type() == other.scalar_type(), "features is ", features.scalar_type(),
-        " and ", name, " ", other.scalar_type(), ", expected one dtype for both");
-    TORCH_CHECK_VALUE(
-        features.device() == other.device(), "features is on ", features.device(), " and ", name,
-        " on ", other.device(), ", expected one device");
-}
-
-void check_weights(CarafeParams const& p, char const* name, at::Tensor const& weights) {
-    TORCH_CHECK_VALUE(
-        p.kernel_size >= 1 && p.groups >= 1 && p.scale >= 1, "kernel_size is ", p.kernel_size,
-        ", group_size ", p.groups, " and scale_factor ", p.scale, ", expected at least 1 each");
-    TORCH_CHECK_VALUE(
-        weights.size(1) == mask_channels(p), name, " has ", weights.size(1), " channels, expected ",
-        mask_channels(p));
-    std::int64_t const scale = p.source == MaskSource::kEncoded ? 1 : p.scale;
-    std::int64_t const height = scale * p.height;
-    std::int64_t const width = scale * p.width;
-    TORCH_CHECK_VALUE(
-        weights.size(0) == p.batch && weights.size(2) == height && weights.size(3) == width, name,
-        " has batch, height and width (", weights.size(0), ", ", weights.size(2), ", ",
-        weights.size(3), "), expected (", p.batch, ", ", height, ", ", width, ")");
-}
-
-at::Tensor reassemble(
-    MaskSource source, at::Tensor features, char const* name, at::Tensor weights,
-    std::int64_t kernel_size, std::int64_t group_size, std::int64_t scale_factor) {
-    check_pair(features, name, weights);
-    c10::DeviceGuard const guard(features.device());
-    at::MemoryFormat const format = memory_format_of(features);
-    // One channel lies in memory the same way in both layouts, so the weights decide.
-    at::MemoryFormat const order = features.size(1) == 1 ? memory_format_of(weights) : format;
+std::optional<Tensor> reassemble(
+    Tensor const& features, Tensor const& weights, std::int64_t kernel_size,
+    std::int64_t group_size, std::int64_t scale_factor, Weights kind) {
+    check(features, weights, kernel_size, group_size, scale_factor, kind);
+    if (!serves(features.type(), features.device(), true)) return std::nullopt;
+    std::int64_t const channels = features.size(1);
+    Map const map(
+        features.order(), features.size(0), channels, times(features.size(2), scale_factor),
+        times(features.size(3), scale_factor));
+    Tensor out =
+        Tensor::empty({map.sizes, 4}, {map.strides, 4}, features.type(), features.device());
+    // One channel lies in memory the same way in both orders, so the weights have the say.
+    Layout const order = channels == 1 ? weights.order() : features.order();
+    Tensor const dense_features = features.in_order(order);
+    Tensor const dense_weights = weights.in_order(order);
     CarafeParams params{};
-    params.dtype = dtype_of(features);
-    params.layout = layout_of(order);
-    params.source = source;
+    params.dtype = dtype_of(features.type());
+    params.layout = order;
+    params.source = kind.source;
     params.batch = narrow("batch", features.size(0));
-    params.channels = narrow("channels", features.size(1));
+    params.channels = narrow("channels", channels);
     params.height = narrow("height", features.size(2));
     params.width = narrow("width", features.size(3));
     params.kernel_size = narrow("kernel_size", kernel_size);
-    params.groups = narrow("group_size", group_size);
-    params.scale = narrow("scale_factor", scale_factor);
-    check_weights(params, name, weights);
+    params.groups = narrow("groups", group_size);
+    params.scale = narrow("scale", scale_factor);
     params.feature_pitch = params.out_pitch = params.channels;
-    params.mask_pitch = narrow("channels", weights.size(1));
-    features = features.contiguous(format);
-    weights = weights.contiguous(order);
-    at::Tensor out = at::empty(
-        {features.size(0), features.size(1), features.size(2) * scale_factor,
-         features.size(3) * scale_factor},
-        features.options().memory_format(format));
-    require(carafe_forward(
-        &params, device_kind(features), features.const_data_ptr(), weights.const_data_ptr(),
-        out.mutable_data_ptr(), stream_of(features), at::get_num_threads()));
+    params.mask_pitch = narrow("mask_pitch", weights.size(1));
+    Place const place(features);
+    computed(carafe_forward(
+        &params, place.device(), dense_features.data(), dense_weights.data(), out.mutable_data(),
+        place.stream(), place.threads()));
     return out;
 }
 
-void check_pyramid(at::Tensor const& rois, at::TensorList features, at::IntArrayRef strides) {
-    TORCH_CHECK_VALUE(
-        rois.dim() == 3 && rois.size(2) == 4, "rois has shape ", rois.sizes(),
-        ", expected [B, K, 4]");
-    TORCH_CHECK_VALUE(
-        rois.scalar_type() == at::kFloat, "rois is ", rois.scalar_type(),
-        ", expected float32 whatever the features' dtype");
-    TORCH_CHECK_VALUE(
-        !features.empty() && features.size() == strides.size() && features.size() <= kMaxLevels,
-        features.size(), " feature maps for ", strides.size(), " strides, expected one each, 1 to ",
-        kMaxLevels);
-    for (at::Tensor const& map : features) {
-        TORCH_CHECK_VALUE(
-            map.dim() == 4 && map.size(0) == rois.size(0) && map.size(1) == features[0].size(1),
-            "a feature map has shape ", map.sizes(), ", expected four axes with batch ",
-            rois.size(0), " and the channels of the first");
-        TORCH_CHECK_VALUE(
-            map.scalar_type() == features[0].scalar_type() && map.device() == rois.device(),
-            "a feature map is ", map.scalar_type(), " on ", map.device(), ", expected ",
-            features[0].scalar_type(), " on ", rois.device());
+// --- RoIAlign ------------------------------------------------------------------------------------
+
+bool is_float32_or_64(Type type) {
+    return type.number == aoti_torch_dtype_float32() || type.number == aoti_torch_dtype_float64();
+}
+
+void check_maps(Tensor const& rois, std::vector<Tensor> const& features) {
+    Tensor const& first = features.front();
+    for (std::size_t level = 0; level < features.size(); ++level) {
+        Tensor const& map = features[level];
+        require(
+            map.axes() == 4 && map.type().is_floating_point(), "feature map ", level, " is ",
+            map.type(), " of shape ", map.sizes(), ", expected floating point [B, C, H, W]");
+        require(
+            map.type() == first.type() && map.device() == rois.device(), "feature map ", level,
+            " is ", map.type(), " on ", map.device(), ", expected ", first.type(), " on ",
+            rois.device());
+        std::int64_t const expected[] = {rois.size(0), first.size(1)};
+        require(
+            map.size(0) == expected[0] && map.size(1) == expected[1], "feature map ", level,
+            " has batch and channels ", map.sizes().first(2), ", expected ", Sizes{expected, 2});
     }
+}
+
+void check(
+    Tensor const& rois, std::vector<Tensor> const& features, std::int64_t size, std::int64_t ratio,
+    std::vector<std::int64_t> const& strides, std::int64_t finest) {
+    require(
+        rois.axes() == 3 && rois.size(2) == 4, "rois has shape ", rois.sizes(),
+        ", expected [B, K, 4]");
+    require(
+        is_float32_or_64(rois.type()), "rois is ", rois.type(),
+        ", expected float32 whatever the features' dtype");
+    require(
+        !features.empty() && features.size() == strides.size(), features.size(),
+        " feature maps for ", strides.size(), " strides, expected one each");
+    bool fits = size >= 1 && ratio >= 0 && finest >= 1;
+    for (std::int64_t const stride : strides) fits = fits && stride >= 1;
+    Sizes const all{strides.data(), static_cast<std::int64_t>(strides.size())};
+    require(
+        fits, "output_size ", size, ", sampling_ratio ", ratio, ", finest_scale ", finest,
+        ", strides ", Listed{all}, ": only sampling_ratio may be zero");
+    check_maps(rois, features);
+}
+
+/// Strides of a tensor that is seen with other sizes, as those of torch's view().
+void view_strides(Sizes sizes, Sizes strides, Sizes wanted, std::int64_t* result) {
+    std::int64_t axis = wanted.count - 1;
+    std::int64_t base = strides[sizes.count - 1];
+    std::int64_t elements = 1;  // of axes that lie in memory as one
+    std::int64_t seen = 1;
+    for (std::int64_t i = sizes.count - 1; i >= 0; --i) {
+        elements *= sizes[i];
+        if (i > 0 && (sizes[i - 1] == 1 || strides[i - 1] == elements * base)) continue;
+        while (axis >= 0 && (seen < elements || wanted[axis] == 1)) {
+            result[axis] = seen * base;
+            seen *= wanted[axis];
+            --axis;
+        }
+        if (i == 0) break;
+        base = strides[i - 1];
+        elements = seen = 1;
+    }
+}
+
+/// [B, K, C, S, S], as a view of [B*K, C, S, S] in that order.
+Tensor empty_pooled(
+    Layout order, std::int64_t batch, std::int64_t count, std::int64_t channels, std::int64_t size,
+    Tensor const& features) {
+    std::int64_t const rows = times(batch, count);
+    if (rows == 0 || channels == 0) {
+        std::initializer_list<std::int64_t> const sizes{batch, count, channels, size, size};
+        return empty_rows(sizes, features.type(), features.device());
+    }
+    Map const map(order, rows, channels, size, size);
+    std::int64_t const sizes[] = {batch, count, channels, size, size};
+    std::int64_t strides[5];
+    view_strides({map.sizes, 4}, {map.strides, 4}, {sizes, 5}, strides);
+    return Tensor::empty({sizes, 5}, {strides, 5}, features.type(), features.device());
+}
+
+// --- NMS -----------------------------------------------------------------------------------------
+
+void check(
+    Tensor const& boxes, Tensor const& scores, double iou_threshold, double score_threshold,
+    std::int64_t max_output) {
+    require(
+        boxes.axes() == 4 && boxes.size(3) == 4, "boxes has shape ", boxes.sizes(),
+        ", expected [B, L, M, 4]");
+    bool fits = scores.axes() == 3;
+    for (std::int64_t axis = 0; fits && axis < 3; ++axis) {
+        fits = scores.size(axis) == boxes.size(axis);
+    }
+    require(fits, "scores has shape ", scores.sizes(), ", expected ", boxes.sizes().first(3));
+    require(
+        boxes.type() == scores.type() && is_float32_or_64(boxes.type()), "boxes is ", boxes.type(),
+        " and scores ", scores.type(), ", expected float32 both");
+    require(
+        boxes.device() == scores.device(), "boxes is on ", boxes.device(), ", scores on ",
+        scores.device(), ", expected one");
+    require(
+        iou_threshold >= 0 && iou_threshold <= 1, "iou_threshold is ", iou_threshold,
+        ", expected a number from 0 to 1");
+    require(
+        score_threshold < HUGE_VAL, "score_threshold is ", score_threshold,
+        ", expected a finite number");
+    require(max_output >= 1, "max_output is ", max_output, ", expected at least 1");
+}
+
+/// The largest float32 that is not above `value`: a float32 exceeds both or neither.
+float float_at_most(double value) {
+    auto const rounded = static_cast<float>(value);
+    return static_cast<double>(rounded) <= value ? rounded : std::nextafterf(rounded, -HUGE_VALF);
 }
 
 }  // namespace
 
-at::Tensor carafe(
-    at::Tensor const& features, at::Tensor const& masks, std::int64_t kernel_size,
-    std::int64_t group_size, std::int64_t scale_factor) {
-    return reassemble(
-        MaskSource::kNormalized, features, "masks", masks, kernel_size, group_size, scale_factor);
+std::optional<Tensor> carafe(
+    Tensor const& features, Tensor const& masks, std::int64_t kernel_size, std::int64_t group_size,
+    std::int64_t scale_factor) {
+    Weights const kind{"masks", MaskSource::kNormalized};
+    return reassemble(features, masks, kernel_size, group_size, scale_factor, kind);
 }
 
-at::Tensor carafe_encoded(
-    at::Tensor const& features, at::Tensor const& encoded, std::int64_t kernel_size,
+std::optional<Tensor> carafe_encoded(
+    Tensor const& features, Tensor const& encoded, std::int64_t kernel_size,
     std::int64_t group_size, std::int64_t scale_factor) {
-    return reassemble(
-        MaskSource::kEncoded, features, "encoded", encoded, kernel_size, group_size, scale_factor);
+    Weights const kind{"encoded", MaskSource::kEncoded};
+    return reassemble(features, encoded, kernel_size, group_size, scale_factor, kind);
 }
 
-at::Tensor multilevel_roi_align(
-    at::Tensor const& rois, at::TensorList features, std::int64_t output_size,
-    std::int64_t sampling_ratio, at::IntArrayRef strides, std::int64_t finest_scale) {
-    check_pyramid(rois, features, strides);
-    c10::DeviceGuard const guard(rois.device());
-    at::MemoryFormat const format = memory_format_of(features[0]);
+std::optional<Tensor> multilevel_roi_align(
+    Tensor const& rois, std::vector<Tensor> const& features, std::int64_t output_size,
+    std::int64_t sampling_ratio, std::vector<std::int64_t> const& strides,
+    std::int64_t finest_scale) {
+    check(rois, features, output_size, sampling_ratio, strides, finest_scale);
+    Tensor const& first = features.front();
+    if (!serves(first.type(), first.device()) || !serves(rois.type(), rois.device())) {
+        return std::nullopt;
+    }
+    if (features.size() > kMaxLevels) {
+        if (can_ask_pytorch()) return std::nullopt;
+        require(false, features.size(), " feature maps, expected at most ", kMaxLevels);
+    }
+    Layout const order = first.order();
+    std::int64_t const channels = first.size(1);
+    Tensor const dense_rois = rois.in_order(Layout::kNCHW);
+    Tensor out = empty_pooled(order, rois.size(0), rois.size(1), channels, output_size, first);
     RoiAlignParams params{};
-    params.dtype = dtype_of(features[0]);
-    params.layout = layout_of(format);
+    params.dtype = dtype_of(first.type());
+    params.layout = order;
     params.batch = narrow("batch", rois.size(0));
-    params.rois = narrow("the number of RoIs", rois.size(1));
-    params.channels = narrow("channels", features[0].size(1));
-    params.levels = narrow("the number of levels", static_cast<std::int64_t>(features.size()));
+    params.rois = narrow("rois", rois.size(1));
+    params.channels = narrow("channels", channels);
+    params.levels = static_cast<std::int32_t>(features.size());
     params.output_size = narrow("output_size", output_size);
     params.sampling_ratio = narrow("sampling_ratio", sampling_ratio);
     params.finest_scale = narrow("finest_scale", finest_scale);
     params.feature_pitch = params.out_pitch = params.channels;
-    std::vector<at::Tensor> maps;  // keeps what contiguous() makes alive until the call
-    std::vector<void const*> addresses;
+    std::vector<Tensor> maps;  // keeps copies alive until the call
+    maps.reserve(features.size());
+    void const* addresses[kMaxLevels];
     for (std::size_t level = 0; level < features.size(); ++level) {
-        maps.push_back(features[level].contiguous(format));
-        addresses.push_back(maps.back().const_data_ptr());
-        params.heights[level] = narrow("height", maps.back().size(2));
-        params.widths[level] = narrow("width", maps.back().size(3));
-        params.strides[level] = narrow("a stride", strides[level]);
+        maps.push_back(features[level].in_order(order));
+        addresses[level] = maps.back().data();
+        params.heights[level] = narrow("heights", maps.back().size(2));
+        params.widths[level] = narrow("widths", maps.back().size(3));
+        params.strides[level] = narrow("strides", strides[level]);
     }
-    at::Tensor const boxes = rois.contiguous();
-    at::Tensor out = at::empty(
-        {rois.size(0) * rois.size(1), maps[0].size(1), output_size, output_size},
-        maps[0].options().memory_format(format));
-    require(carafe_multilevel_roi_align(
-        &params, device_kind(rois), boxes.const_data_ptr<float>(), addresses.data(),
-        out.mutable_data_ptr(), stream_of(rois), at::get_num_threads()));
-    return out.view({rois.size(0), rois.size(1), maps[0].size(1), output_size, output_size});
+    Place const place(rois);
+    computed(carafe_multilevel_roi_align(
+        &params, place.device(), static_cast<float const*>(dense_rois.data()), addresses,
+        out.mutable_data(), place.stream(), place.threads()));
+    return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> batched_nms(
-    at::Tensor const& boxes, at::Tensor const& scores, double iou_threshold, double score_threshold,
+std::optional<std::tuple<Tensor, Tensor>> batched_nms(
+    Tensor const& boxes, Tensor const& scores, double iou_threshold, double score_threshold,
     std::int64_t max_output) {
-    TORCH_CHECK_VALUE(
-        boxes.dim() == 4 && boxes.size(3) == 4, "boxes has shape ", boxes.sizes(),
-        ", expected [B, L, M, 4]");
-    TORCH_CHECK_VALUE(
-        scores.sizes() == boxes.sizes().slice(0, 3), "scores has shape ", scores.sizes(),
-        ", expected ", boxes.sizes().slice(0, 3));
-    TORCH_CHECK_VALUE(
-        boxes.scalar_type() == at::kFloat && scores.scalar_type() == at::kFloat, "boxes is ",
-        boxes.scalar_type(), " and scores ", scores.scalar_type(), ", expected float32 both");
-    TORCH_CHECK_VALUE(
-        boxes.device() == scores.device(), "boxes is on ", boxes.device(), ", scores on ",
-        scores.device(), ", expected one");
-    c10::DeviceGuard const guard(boxes.device());
+    check(boxes, scores, iou_threshold, score_threshold, max_output);
+    if (!serves(boxes.type(), boxes.device())) return std::nullopt;
+    Tensor const dense_boxes = boxes.in_order(Layout::kNCHW);
+    Tensor const dense_scores = scores.in_order(Layout::kNCHW);
     NmsParams params{};
     params.batch = narrow("batch", boxes.size(0));
-    params.labels = narrow("the number of labels", boxes.size(1));
-    params.candidates = narrow("the number of candidates", boxes.size(2));
+    params.labels = narrow("labels", boxes.size(1));
+    params.candidates = narrow("candidates", boxes.size(2));
     params.max_output = narrow("max_output", max_output);
-    params.iou_threshold = static_cast<float>(iou_threshold);
+    params.iou_threshold = float_at_most(iou_threshold);
     params.score_threshold = static_cast<float>(score_threshold);
-    std::int64_t const workspace_size = carafe_batched_nms_workspace(&params);
-    TORCH_CHECK_VALUE(workspace_size >= 0, carafe_last_error());
-    at::Tensor const dense_boxes = boxes.contiguous();
-    at::Tensor const dense_scores = scores.contiguous();
-    at::Tensor num_dets = at::empty({boxes.size(0), 1}, boxes.options().dtype(at::kInt));
-    at::Tensor indices = at::empty({boxes.size(0), max_output}, boxes.options().dtype(at::kLong));
-    at::Tensor workspace =
-        at::empty({boxes.is_cuda() ? workspace_size : 0}, boxes.options().dtype(at::kByte));
-    require(carafe_batched_nms(
-        &params, device_kind(boxes), dense_boxes.const_data_ptr<float>(),
-        dense_scores.const_data_ptr<float>(), num_dets.mutable_data_ptr<std::int32_t>(),
-        indices.mutable_data_ptr<std::int64_t>(), workspace.mutable_data_ptr(), stream_of(boxes),
-        at::get_num_threads()));
-    return {num_dets, indices};
+    Device const device = boxes.device();
+    Tensor num_dets = empty_rows({boxes.size(0), 1}, {aoti_torch_dtype_int32()}, device);
+    Tensor indices = empty_rows({boxes.size(0), max_output}, {aoti_torch_dtype_int64()}, device);
+    std::int64_t const size = boxes.is_cuda() ? carafe_batched_nms_workspace(&params) : 0;
+    if (size < 0) computed(CARAFE_INVALID);
+    Tensor const workspace = empty_rows({size}, {aoti_torch_dtype_uint8()}, device);
+    Place const place(boxes);
+    computed(carafe_batched_nms(
+        &params, place.device(), static_cast<float const*>(dense_boxes.data()),
+        static_cast<float const*>(dense_scores.data()),
+        static_cast<std::int32_t*>(num_dets.mutable_data()),
+        static_cast<std::int64_t*>(indices.mutable_data()), workspace.mutable_data(),
+        place.stream(), place.threads()));
+    return std::tuple{std::move(num_dets), std::move(indices)};
 }
 
 }  // namespace carafe::torch_adapter

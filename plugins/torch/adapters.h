@@ -1,34 +1,39 @@
 // The operators on torch tensors: checks them and calls libcarafe_kernels.so.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
+#include <optional>
 #include <tuple>
+#include <vector>
+
+#include "tensor.h"
 
 namespace carafe::torch_adapter {
 
 /// All functions follow plugins/README.md, take float32, float16 and bfloat16 (the first two also
-/// float64 on the CPU), and throw c10::Error naming what does not fit. Channels-last feature maps
-/// give a channels-last result. On CUDA they enqueue on torch's current stream.
+/// float64 on the CPU), and throw std::invalid_argument naming what does not fit, in the words of
+/// carafe_deploy/ops. Channels-last feature maps give a channels-last result. On CUDA they enqueue
+/// on torch's current stream. Nothing comes back where PyTorch has to compute instead, which can
+/// be only where Python has registered that.
 
-at::Tensor carafe(
-    at::Tensor const& features, at::Tensor const& masks, std::int64_t kernel_size,
+std::optional<Tensor> carafe(
+    Tensor const& features, Tensor const& masks, std::int64_t kernel_size, std::int64_t group_size,
+    std::int64_t scale_factor);
+
+std::optional<Tensor> carafe_encoded(
+    Tensor const& features, Tensor const& encoded, std::int64_t kernel_size,
     std::int64_t group_size, std::int64_t scale_factor);
 
-at::Tensor carafe_encoded(
-    at::Tensor const& features, at::Tensor const& encoded, std::int64_t kernel_size,
-    std::int64_t group_size, std::int64_t scale_factor);
+std::optional<Tensor> multilevel_roi_align(
+    Tensor const& rois, std::vector<Tensor> const& features, std::int64_t output_size,
+    std::int64_t sampling_ratio, std::vector<std::int64_t> const& strides,
+    std::int64_t finest_scale);
 
-at::Tensor multilevel_roi_align(
-    at::Tensor const& rois, at::TensorList features, std::int64_t output_size,
-    std::int64_t sampling_ratio, at::IntArrayRef strides, std::int64_t finest_scale);
-
-std::tuple<at::Tensor, at::Tensor> batched_nms(
-    at::Tensor const& boxes, at::Tensor const& scores, double iou_threshold, double score_threshold,
+std::optional<std::tuple<Tensor, Tensor>> batched_nms(
+    Tensor const& boxes, Tensor const& scores, double iou_threshold, double score_threshold,
     std::int64_t max_output);
 
-/// What torch.library.custom_op is told in carafe_deploy/operators, by the functions' names.
+/// As carafe_deploy/operators has them, by the functions' names.
 namespace schemas {
 
 constexpr char const* carafe =

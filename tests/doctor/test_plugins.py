@@ -19,6 +19,7 @@ from carafe_deploy.doctor.plugins import (
     check_creators,
     check_gpu_code,
     check_kernels,
+    check_torch_library,
     check_variable,
     look_for,
     rebuild,
@@ -197,6 +198,38 @@ def test_the_variable_is_that_of_the_operators() -> None:
     from carafe_deploy.ops import _kernels
 
     assert plugins._KERNELS_VARIABLE == _kernels.ENVIRONMENT_VARIABLE
+
+
+# --- torch's operators ---------------------------------------------------------------------------
+
+SLOWER = "Python calls the kernels in its place, which is slower"
+
+
+def torch_library(folder: Path) -> Library:
+    write(folder, elf(None), "carafe_torch")
+    return look_for("carafe_torch")
+
+
+def test_operators_that_torch_takes(folder: Path) -> None:
+    found = torch_library(folder)
+    assert check_torch_library(found, {"without_cpp": ""}) == found.finding
+    assert check_torch_library(found, {}).status == "ok"  # torch is not installed
+
+
+def test_operators_that_torch_does_not_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, answer = torch_library(folder), {"without_cpp": "undefined symbol: torch_library_impl"}
+    finding = check_torch_library(found, answer)
+    assert (finding.status, finding.fact) == ("missing", f"{answer['without_cpp']}; {SLOWER}")
+    assert finding.remedy
+    monkeypatch.setenv("CARAFE_DEPLOY_KERNELS", "off")
+    finding = check_torch_library(found, {"without_cpp": "CARAFE_DEPLOY_KERNELS is 'off'"})
+    fact = "not used, since CARAFE_DEPLOY_KERNELS is 'off'"
+    assert finding == ok("libcarafe_torch.so", fact)
+
+
+def test_operators_that_are_missing(folder: Path) -> None:
+    finding = check_torch_library(look_for("carafe_torch"), {})
+    assert (finding.status, finding.fact) == ("missing", f"not in {folder}; {SLOWER}")
 
 
 # --- plugins -------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET, export_operator_network
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
+from carafe_deploy.ops import plain_operators
+from carafe_deploy.ops._torch_library import torch_library
 from carafe_deploy.types import DOMAIN
 from tests.ops.cases import Attributes, Case
 
@@ -55,6 +58,20 @@ def dtypes(name: str) -> tuple[torch.dtype, ...]:
 
 
 # --- torch ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def through_python() -> Iterator[None]:
+    """Inside, calls go on from libcarafe_torch.so to what is registered where it does not load."""
+    torch_library().prefer_pytorch(True)
+    try:
+        yield
+    finally:
+        torch_library().prefer_pytorch(False)
+
+
+#: Ways of a call: C++ calls the kernels, ctypes does, or PyTorch computes.
+PATHS = {"C++": contextlib.nullcontext, "ctypes": through_python, "PyTorch": plain_operators}
 
 
 def operator(name: str) -> Callable[..., Any]:

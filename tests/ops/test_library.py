@@ -1,4 +1,4 @@
-"""The torch operators through libcarafe_kernels.so and in plain PyTorch, and the library itself."""
+"""The torch operators on all three ways, and the library of the kernels through ctypes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from tests.ops.cases import CASES, Attributes, Case, named
 from tests.ops.layouts import LAYOUTS, has_layout_of
 from tests.ops.test_operators import each_case
 
-PATHS = {"kernels": nullcontext, "PyTorch": plain_operators}
+PATHS = faces.PATHS
 each_path = pytest.mark.parametrize("path", PATHS)
 
 
@@ -56,7 +55,7 @@ def library() -> KernelLibrary:
 
 @pytest.fixture(autouse=True)
 def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the library's functions that the operators called."""
+    """Names of the library's functions that the operators called from Python."""
     calls: list[str] = []
 
     class Spied(KernelLibrary):
@@ -70,7 +69,21 @@ def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     _kernels.kernel_library.cache_clear()
 
 
-# --- both paths, every case, every layout --------------------------------------------------------
+@pytest.fixture
+def in_python(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The type of each call that reached Python, where it asks for the library."""
+    calls: list[torch.dtype] = []
+
+    def ask(tensor: Tensor, **options: bool) -> KernelLibrary | None:
+        calls.append(tensor.dtype)
+        return library_for(tensor, **options)
+
+    library_for = _kernels.library_for
+    monkeypatch.setattr(_kernels, "library_for", ask)
+    return calls
+
+
+# --- all paths, every case, every layout ---------------------------------------------------------
 
 
 def fake(operator: Any, tensors: Sequence[Tensor], attributes: Attributes) -> Tensor:
@@ -93,7 +106,14 @@ IN_KERNELS = {"multilevel_roi_align": 3, "batched_nms": 1}
 @each_path
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_case
-def test_both_paths(called: list[str], path: str, layout: str, name: str, case: Case) -> None:
+def test_every_path(
+    called: list[str],
+    in_python: list[torch.dtype],
+    path: str,
+    layout: str,
+    name: str,
+    case: Case,
+) -> None:
     spec, dtypes = OPERATORS[name], faces.dtypes(name)
     for dtype in dtypes:
         inputs = LAYOUTS[layout](case, faces.typed(name, case, dtype))
@@ -104,8 +124,12 @@ def test_both_paths(called: list[str], path: str, layout: str, name: str, case: 
             features = next(x for i, x in enumerate(inputs) if spec.input_at(i).is_feature_map)
             assert has_layout_of(out.reshape(-1, *out.shape[-3:]), features)
             assert strides(out) == strides(fake(faces.operator(name), inputs, case.attributes))
-    by_kernels = path == "kernels" and spec.implementation.has_kernels
-    assert len(called) == (IN_KERNELS.get(name, len(dtypes)) if by_kernels else 0)
+    if not spec.implementation.has_kernels:
+        assert called == []
+        return
+    by_kernels = IN_KERNELS.get(name, len(dtypes))
+    assert len(called) == (by_kernels if path == "ctypes" else 0)
+    assert len(in_python) == len(dtypes) - (by_kernels if path == "C++" else 0)
 
 
 @each_path
@@ -208,9 +232,10 @@ def test_both_paths_suppress_alike(seed: int) -> None:
 
 
 def call() -> Tensor:
-    return carafe(
-        torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), kernel_size=1, group_size=1, scale_factor=1
-    )
+    """As registered where libcarafe_torch.so does not load, which is decided at import."""
+    ones = torch.ones(1, 1, 2, 2)
+    out: Tensor = OPERATORS["carafe"].implementation.forward(ones, ones, 1, 1, 1)
+    return out
 
 
 def test_without_the_library_pytorch_computes_and_says_so_once(
