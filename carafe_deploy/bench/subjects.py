@@ -220,6 +220,10 @@ def expand(
         raise BackendUnavailableError("tf32 needs a GPU, device is cpu: give --device cuda")
     if variants.tf32 and not any(opening.with_tf32 for opening in found):
         raise OptionError("tf32", True, "engines have it inside: leave it out")
+    for option in ("bodies", "provider_options"):
+        value = getattr(variants, option)
+        if value and not any("operators" in opening.backend.options for opening in found):
+            raise OptionError(option, value, "none of the artefacts is an ONNX file: leave it out")
     return found
 
 
@@ -238,7 +242,8 @@ def _variants_of(plain: Opening, variants: Variants, modes: Sequence[str]) -> It
         (None, False) if variants.bodies and "operators" in options else (None,),
     ):
         # What ONNX Runtime captures in no graph.
-        if mode == "cuda-graph" and (provider not in (None, "cuda") or operators is False):
+        other = plain.device != "cpu" and provider not in (None, "cuda")
+        if mode == "cuda-graph" and (other or operators is False):
             continue
         given = variants.provider_options if "provider_options" in options else None
         yield dataclasses.replace(

@@ -185,6 +185,9 @@ def bench(
         if artefacts:
             named = plural(len(artefacts), "artefact")
             raise UsageError(f"--op measures operators alone: drop {named}")
+        if bodies or provider_options:
+            given = "--bodies" if bodies else "--provider-option"
+            raise UsageError(f"{given} is about ONNX files, and --op measures operators: drop one")
         bench_operators(
             operators,
             device=device or "cpu",

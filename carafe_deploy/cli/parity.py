@@ -13,7 +13,6 @@ from carafe_deploy.backends import BACKENDS, backend_of
 from carafe_deploy.cli.common import (
     AnnotationsOption,
     BatchSizeOption,
-    BodiesOption,
     Command,
     ConfigOption,
     DeviceOption,
@@ -112,7 +111,14 @@ def parity(
             "exact.",
         ),
     ] = False,
-    bodies: BodiesOption = False,
+    bodies: Annotated[
+        bool,
+        typer.Option(
+            "--bodies",
+            help="Run the candidate, an ONNX file, by the function bodies in it; the reference "
+            "runs as usual, so a file can be compared with itself.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the report.")
     ] = None,

@@ -179,8 +179,8 @@ def check_onnxruntime(library: Library, code: Sequence[GpuCode] | None, answer: 
     if answer["computed"] != 6:
         fact = f"it computes 3 * 2 = {answer['computed']}"
         return wrong(name, fact, rebuild(library.path))
-    on_gpus = "function bodies run on GPUs" if code == () else "GPUs too"
-    return ok(name, f"it computes on the CPU, {on_gpus}, {library.path}")
+    on_gpus = "has none" if code == () else "has code"
+    return ok(name, f"it computes on the CPU and {on_gpus} for GPUs, {library.path}")
 
 
 def check_alias(library: Path, answer: Mapping[str, Any] | None) -> Finding:

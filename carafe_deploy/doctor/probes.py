@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.types import DOMAIN
+from carafe_deploy.types import DOMAIN, METADATA_KEY
 
 #: Facts by name; ``"error"`` tells why there are none, or no more.
 Answer = Mapping[str, Any]
@@ -149,8 +149,11 @@ def _torch() -> dict[str, Any]:
 def _onnxruntime() -> dict[str, Any]:
     """Version and providers, and which of those for GPUs take a model."""
     import onnxruntime
-    from onnxruntime.capi import build_and_package_info
 
+    try:
+        from onnxruntime.capi.build_and_package_info import cuda_version
+    except ImportError:  # not in every build
+        cuda_version = None
     providers = onnxruntime.get_available_providers()
     usable = []
     for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
@@ -159,7 +162,7 @@ def _onnxruntime() -> dict[str, Any]:
             usable += session.get_providers()[:1]
     return {
         "version": onnxruntime.__version__,
-        "cuda": getattr(build_and_package_info, "cuda_version", None),
+        "cuda": cuda_version,
         "providers": providers,
         "usable": usable,
     }
@@ -186,7 +189,11 @@ def _opens(path: str) -> dict[str, Any]:
     from carafe_deploy.artefacts import open_runner
     from carafe_deploy.backends import title_of
     from carafe_deploy.operators import several_structures
+    from carafe_deploy.runners._onnx_metadata import read_metadata
 
+    is_onnx = Path(path).suffix == ".onnx" and Path(path).is_file()
+    if is_onnx and METADATA_KEY not in read_metadata(path):
+        return _opens_network(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is told in the answer
         with open_runner(path) as runner:
@@ -195,6 +202,31 @@ def _opens(path: str) -> dict[str, Any]:
             words += [f"operators by {by}"] * bool(by)
             several = several_structures(info.operators)
             return {"runs": ", ".join(words), "several": several, "has_bodies": bool(by)}
+
+
+def _opens_network(path: str) -> dict[str, Any]:
+    """The same of an ONNX file that is no detector of ours, on the CPU."""
+    from carafe_deploy.engine.onnx_model import custom_nodes, read_onnx
+    from carafe_deploy.operators import BY_ONNX_NAME, several_structures
+    from carafe_deploy.runners._onnxruntime_session import (
+        Opener,
+        check_bodies,
+        kernels_for,
+        provider_options,
+    )
+    from carafe_deploy.runners.base import BODIES, KERNELS
+    from carafe_deploy.types import OperatorCall
+
+    nodes = custom_nodes(read_onnx(path))
+    calls = [OperatorCall(BY_ONNX_NAME[n.operator].name, (), n.attributes) for n in nodes]
+    kernels = kernels_for("cpu", None)
+    if kernels is None:
+        check_bodies(path, calls)
+    plain = provider_options("cpu", 0, tf32=False, half=False, static=False, given={})
+    Opener(Path(path), plain, kernels=kernels).open(path)
+    by = f", operators by {KERNELS if kernels else BODIES}" if calls else ""
+    several = several_structures(calls)
+    return {"runs": f"ONNX Runtime on cpu{by}", "several": several, "has_bodies": bool(calls)}
 
 
 def _plugins(flavour_name: str, library: str) -> dict[str, Any]:

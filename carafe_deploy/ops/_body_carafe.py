@@ -81,7 +81,10 @@ def carafe_body(
     weights = "encoded" if encoded else "masks"
     batch, channels, height, width = body.dims("features", 4)
     # A group reads no other group's channels or weights: treat it as an image of its own.
-    images = body.Mul(batch, group_size)
+    images = body.Mul(
+        body.Mul(batch, group_size),
+        body.called_with(kernel_size=kernel_size, group_size=group_size, scale_factor=scale_factor),
+    )
     call = Call(
         k=kernel_size, s=scale_factor, encoded=encoded, images=images,
         channels=body.Div(channels, group_size), height=height, width=width,

@@ -48,7 +48,10 @@ def multilevel_roi_align_body(
     body = BodyWriter()
     features = [f"features{level}" for level in range(num_levels)]
     batch, count = body.dims("rois", 2)
-    total = body.Mul(batch, count)
+    right = body.called_with(
+        sampling_ratio=sampling_ratio, strides=tuple(strides), finest_scale=finest_scale
+    )
+    total = body.Mul(body.Mul(batch, count), right)
     rois = body.reshape("rois", total, 4)
     # ONNX Runtime refuses RoIs that are not finite; one far outside pools to zeros. Only a finite
     # number times zero is zero.

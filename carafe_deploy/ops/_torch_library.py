@@ -72,7 +72,7 @@ def torch_library() -> TorchLibrary:
         return TorchLibrary(None, f"{ENVIRONMENT_VARIABLE} is {choice!r}")
     try:
         return _load()
-    except (BackendUnavailableError, OSError) as error:
+    except (BackendUnavailableError, OSError, AttributeError) as error:
         return TorchLibrary(None, str(error))
 
 

@@ -96,6 +96,25 @@ class BodyWriter:
         value: str = self.Constant(value_float=Given(name, kind), out=name)
         return value
 
+    def called_with(self, **attributes: int | Sequence[int]) -> str:
+        """[1] int64: 1 where the calling node has these attributes, else 0.
+
+        An ONNX Runtime before 1.27 takes one body for all nodes of an operator; multiplied into a
+        shape, this stops it where that is the wrong one.
+        """
+        given, expected = [], []
+        for name, value in attributes.items():
+            if isinstance(value, int):
+                given.append(self.given(name))
+                expected.append(value)
+            else:
+                kind = onnx.AttributeProto.INTS
+                given.append(self.Constant(value_ints=Given(name, kind), out=name))
+                expected += value
+        same = self.Equal(self.Concat(*given, axis=0), expected)
+        result: str = self.ReduceMin(self.Cast(same, to=INT64), 0)
+        return result
+
     def dims(self, value: str, count: int) -> list[str]:
         """The first ``count`` dimensions of a value, each a 1-D tensor of one element."""
         return [self.Shape(value, start=axis, end=axis + 1) for axis in range(count)]

@@ -226,7 +226,7 @@ def _by_torchvision(
         has_samples &= (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 4] > boxes[:, 2])
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (has_samples & (levels == level)).nonzero().squeeze(1)
-        if chosen.numel():
+        if chosen.numel() and feature.numel():  # torchvision reads an empty map
             pooled = roi_align(
                 feature.to(compute),
                 boxes[chosen],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
@@ -43,6 +45,7 @@ class Lifetime(ABC):
         """Open from now on; ``label`` names it in messages."""
         self.inputs, self.outputs = self.info.input_specs, self.info.output_specs
         self._label, self._process, self._closed = label, os.getpid(), False
+        _OPEN.add(self)
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -113,3 +116,16 @@ class Lifetime(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+#: Whatever has been opened in this process and is still there.
+_OPEN: weakref.WeakSet[Lifetime] = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """In a fork: what frees a runner of the parent waits for threads that are not there."""
+    for runner in tuple(_OPEN):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))
+
+
+os.register_at_fork(after_in_child=_keep_for_ever)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import onnxruntime
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError
 from carafe_deploy.libraries import onnxruntime_library, require_library
+from carafe_deploy.operators import several_structures
+from carafe_deploy.types import OperatorCall
 
-__all__ = ["PROVIDERS", "Device", "Opener", "kernels_for", "provider_options"]
+__all__ = ["PROVIDERS", "Device", "Opener", "check_bodies", "kernels_for", "provider_options"]
 
 #: Name -> ONNX Runtime's providers, the one that is meant first.
 PROVIDERS = {
@@ -89,6 +92,23 @@ def kernels_for(provider: str, wanted: bool | None) -> str | None:
         )
         return None
     return path
+
+
+def check_bodies(path: str | os.PathLike[str], calls: Iterable[OperatorCall]) -> None:
+    """Refuse what this ONNX Runtime would run by the wrong function body.
+
+    Raises:
+        BackendUnavailableError: it is older than 1.27, and an operator is called in several
+            settings.
+    """
+    several = several_structures(calls)
+    version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+    if several and version < (1, 27):
+        raise BackendUnavailableError(
+            f"{path} calls {', '.join(several)} in several settings, and ONNX Runtime "
+            f"{onnxruntime.__version__} takes one function body for all of them: run it with our "
+            "kernels (leave --bodies out, operators=True), or install onnxruntime 1.27 or newer"
+        )
 
 
 def _has_cuda() -> bool:

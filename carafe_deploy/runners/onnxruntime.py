@@ -20,7 +20,7 @@ from carafe_deploy.errors import (
     OptionError,
     UnsupportedLevelError,
 )
-from carafe_deploy.operators import OPERATORS, several_structures
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._onnx_metadata import read_metadata
 from carafe_deploy.runners._onnxruntime_buffers import Buffers
@@ -28,6 +28,7 @@ from carafe_deploy.runners._onnxruntime_session import (
     PROVIDERS,
     Device,
     Opener,
+    check_bodies,
     kernels_for,
     provider_options,
 )
@@ -50,8 +51,6 @@ MODES: tuple[str, ...] = BACKENDS["onnxruntime"].options["mode"]
 _ALWAYS_TF32 = ("tensorrt", "tensorrt-rtx")
 #: Set to 0, no library of NVIDIA's does.
 _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-#: The first version that tells bodies of one operator apart.
-_OVERLOADS = (1, 27)
 
 
 class OnnxRuntimeRunner(Lifetime):
@@ -119,10 +118,17 @@ class OnnxRuntimeRunner(Lifetime):
         kernels = kernels_for(self.provider, operators)
         self.implementations = (KERNELS, BODIES) if kernels else (BODIES,)
         if kernels is None:
-            self._check_bodies()
+            check_bodies(self._path, info.operators)
         if mode == "cuda-graph":
             self._check_graph()
-        told = self._provider_options(provider_options or {})
+        given = provider_options or {}
+        if not isinstance(given, Mapping) or any(
+            not isinstance(text, str) for text in (*given, *given.values())
+        ):
+            raise OptionError("provider_options", given, "give names and values, all of them text")
+        if given and self.provider == "cpu":
+            raise OptionError("provider_options", given, "ONNX Runtime's CPU provider takes none")
+        told = self._provider_options(given)
         self._opener = Opener(self._path, told, threads, kernels)
         self._session: Any = self._opener.open(str(self._path), graph=mode == "cuda-graph")
         self._stage_session: Any = None
@@ -152,18 +158,6 @@ class OnnxRuntimeRunner(Lifetime):
                 f"ONNX Runtime's provider {self.provider} rounds float32 to TF32, which none of "
                 f"its options stops: allow it (--tf32), set {_TF32_OVERRIDE}=0, or build "
                 "an engine"
-            )
-
-    def _check_bodies(self) -> None:
-        """Refuse what an old ONNX Runtime would run by the wrong body."""
-        several = several_structures(self.info.operators)
-        version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
-        if several and version < _OVERLOADS:
-            raise BackendUnavailableError(
-                f"{self._path} calls {', '.join(several)} in several settings, and "
-                f"ONNX Runtime {onnxruntime.__version__} takes one function body for all of them: "
-                "run it with our kernels (leave --bodies out, operators=True), or install "
-                "onnxruntime 1.27 or newer"
             )
 
     def _check_graph(self) -> None:

@@ -243,7 +243,8 @@ std::optional<Tensor> multilevel_roi_align(
     Layout const order = first.order();
     std::int64_t const channels = first.size(1);
     Tensor const dense_rois = rois.in_order(Layout::kNCHW);
-    Tensor out = empty_pooled(order, rois.size(0), rois.size(1), channels, output_size, first);
+    std::int32_t const side = narrow("output_size", output_size);
+    Tensor out = empty_pooled(order, rois.size(0), rois.size(1), channels, side, first);
     RoiAlignParams params{};
     params.dtype = dtype_of(first.type());
     params.layout = order;
@@ -251,7 +252,7 @@ std::optional<Tensor> multilevel_roi_align(
     params.rois = narrow("rois", rois.size(1));
     params.channels = narrow("channels", channels);
     params.levels = static_cast<std::int32_t>(features.size());
-    params.output_size = narrow("output_size", output_size);
+    params.output_size = side;
     params.sampling_ratio = narrow("sampling_ratio", sampling_ratio);
     params.finest_scale = narrow("finest_scale", finest_scale);
     params.feature_pitch = params.out_pitch = params.channels;

@@ -100,6 +100,12 @@ def test_by_kernels_and_by_bodies(run: Run, onnx_file: Path) -> None:
     assert subjects[1]["agreement"]["passed"]
 
 
+def test_what_is_about_onnx_files_alone(run: Run, checkpoint: Path) -> None:
+    for option in (("--bodies",), ("--provider-option", "a=1")):
+        run("bench", checkpoint, *option).assert_refused("none of the artefacts is an ONNX file")
+        run("bench", "--op", "nms", *option).assert_refused(f"{option[0]} is about ONNX files")
+
+
 @pytest.mark.parametrize("word", ["prefer_nhwc", "=1", "prefer_nhwc="])
 def test_an_option_of_a_provider_has_name_and_value(run: Run, onnx_file: Path, word: str) -> None:
     run("bench", onnx_file, "--provider-option", word).assert_refused(

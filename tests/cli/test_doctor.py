@@ -61,7 +61,24 @@ def test_files_are_opened(run: Run, onnx_file: Path, tmp_path: Path) -> None:
     assert found["fact"] == "ONNX Runtime fp32 on cpu, operators by kernels"
     [found] = purposes[f"run {broken}"]["findings"]
     assert (found["status"], found["name"]) == ("wrong", "broken.onnx")
-    assert "cannot be loaded by ONNX Runtime" in found["fact"]
+    assert "is truncated, damaged or no ONNX file" in found["fact"]
+
+
+def test_a_network_of_ones_own_is_opened(run: Run, tmp_path: Path) -> None:
+    import torch
+
+    from carafe_deploy.graph.onnx_export import export_operator_network
+    from carafe_deploy.ops import CARAFEPack
+
+    packs = torch.nn.Sequential(CARAFEPack(4, 2), CARAFEPack(4, 2, up_kernel=3)).eval()
+    path = tmp_path / "network.onnx"
+    export_operator_network(packs, (torch.zeros(1, 4, 3, 3),), path)
+    purposes = json.loads(run("doctor", path, "--json").out)["purposes"]
+    [found] = purposes[-1]["findings"]
+    assert found["fact"] == (
+        "ONNX Runtime on cpu, operators by kernels; function bodies of CarafeEncoded take ONNX "
+        "Runtime 1.27 or newer"
+    )
 
 
 def test_what_is_missing_is_no_failure(run: Run, found: Callable[..., None]) -> None:

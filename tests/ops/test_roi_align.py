@@ -231,3 +231,14 @@ def test_errors(
         multilevel_roi_align(rois, features, **attributes)
     with pytest.raises(ValueError, match=message):
         multilevel_roi_align_reference(rois, features, *attributes.values())
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 0, 6), (1, 3, 6, 0)])
+def test_a_map_without_pixels_pools_to_zeros(shape: tuple[int, ...]) -> None:
+    rois, feature = torch.tensor([[[0.0, 0.0, 20.0, 20.0]]]), torch.zeros(shape)
+    for dtype in (torch.float32, torch.float64):  # by kernels, by torchvision
+        out = torch.ops.carafe.multilevel_roi_align(
+            rois.to(dtype), [feature.to(dtype)], 2, 2, [4], 56
+        )
+        assert out.shape == (1, 1, 3, 2, 2)
+        assert not out.any()

@@ -146,6 +146,29 @@ def test_a_network_of_ones_own_in_three_settings(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("carafe", {"group_size": 4, "kernel_size": 1}),
+        ("carafe_encoded", {"scale_factor": 1, "kernel_size": 6}),
+        ("multilevel_roi_align", {"strides": [5, 8, 16, 32]}),
+        ("multilevel_roi_align", {"finest_scale": 28}),
+        ("multilevel_roi_align", {"sampling_ratio": 2}),
+    ],
+)
+def test_a_body_refuses_a_node_of_other_settings(name: str, change: Attributes) -> None:
+    """An old ONNX Runtime gives it one."""
+    case = CASES[name][0]
+    made = of_case(name, case, torch.float32, body=True)
+    run(opened(made, library=False), case.inputs)
+    [node] = (node for node in made.graph.node if node.domain == DOMAIN)
+    for attribute in node.attribute:
+        if attribute.name in change:
+            attribute.CopyFrom(helper.make_attribute(attribute.name, change[attribute.name]))
+    with pytest.raises(Exception, match=r"(?i)reshape"):
+        run(opened(made, library=False), case.inputs)
+
+
 def test_all_operators_are_in_it() -> None:
     assert set(NAMES) == {spec.name for spec in BY_ONNX_NAME.values()}
 

@@ -150,3 +150,14 @@ def test_what_works_in_processes_and_threads(
     assert found.keys() == expected.keys(), done.stdout + done.stderr
     for what, outcome in expected.items():
         assert outcome in found[what], what
+
+
+def test_a_fork_frees_nothing_of_its_parent(shapes_files: dict[str, Path]) -> None:
+    """ONNX Runtime's session would wait for threads that are not there."""
+    with open_runner(shapes_files["onnxruntime"]) as runner:
+        references = sys.getrefcount(runner)
+        child = os.fork()
+        if child == 0:
+            runner.close()
+            os._exit(sys.getrefcount(runner) - references)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1  # that is never given back

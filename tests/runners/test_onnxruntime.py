@@ -270,6 +270,21 @@ def test_what_onnx_runtime_does_not_capture(
         OnnxRuntimeRunner(path, "cuda", mode="cuda-graph")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": "1"}, "ONNX Runtime's CPU provider takes none"),
+        (["x"], "give names and values, all of them text"),
+        ({"x": 1}, "give names and values, all of them text"),
+    ],
+)
+def test_options_that_the_provider_does_not_take(
+    shapes_files: dict[str, Path], options: Any, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        open_runner(shapes_files["onnxruntime"], provider_options=options)
+
+
 def test_no_such_mode(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="choose from eager, cuda-graph"):
         OnnxRuntimeRunner(tmp_path / "x.onnx", mode="compile")
