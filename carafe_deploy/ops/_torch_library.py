@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.libraries import check_whole, find_library, missing
 from carafe_deploy.operators import OPERATORS
@@ -30,8 +31,8 @@ _ABI_VERSION = 1
 _VERSION_FUNCTION = "carafe_torch_abi_version"
 
 
-@dataclass(frozen=True)
-class TorchLibrary:
+@dataclass(frozen=True, repr=False)
+class TorchLibrary(OneLine):
     """The library, or why it does not serve.
 
     Attributes:

@@ -280,7 +280,7 @@ def test_config_needs_a_checkpoint(ts_file: Path) -> None:
 def test_levels_left_out_are_named(
     run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Any, call: Any, inputs: Any) -> Any:
+    def refuse(self: Any, call: Any, inputs: Any, implementation: str = "") -> Any:
         raise UnsupportedLevelError("x.engine runs as a whole")
 
     monkeypatch.setattr("carafe_deploy.runners.torchscript.TorchScriptRunner.run_operator", refuse)
