@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -76,6 +78,12 @@ def time_ms(function: Callable[[], object], *, repeats: int, warmup: int = 3) ->
         "slowest_ms": round(max(wall), 3),
         "median_cpu_ms": round(statistics.median(cpu), 3),
     }
+
+
+def in_process(script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
+    """What a script prints as JSON with ``--measure``, in a process of its own."""
+    command = [sys.executable, script, "--measure", *arguments]
+    return json.loads(subprocess.check_output(command, env=environment))
 
 
 def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:

@@ -14,13 +14,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from _common import RESULTS, argument_parser, write_result
+from _common import RESULTS, argument_parser, in_process, write_result
 
 from carafe_deploy.libraries import find_library
 from carafe_deploy.ops._library import CarafeParams, DType, KernelLibrary, Layout, MaskSource
@@ -89,13 +87,12 @@ def available() -> list[str]:
     return [name for name, needed in NEEDS.items() if needed <= set(flags)]
 
 
-def in_process(name: str) -> dict[str, float]:
+def measure_with(name: str) -> dict[str, float]:
     """:func:`measure` in a process that is given the instruction set."""
     environment = {key: value for key, value in os.environ.items() if key != "CARAFE_CPU_ISA"}
     if name != "chosen":
         environment["CARAFE_CPU_ISA"] = name
-    command = [sys.executable, __file__, "--measure"]
-    found: dict[str, float] = json.loads(subprocess.check_output(command, env=environment))
+    found: dict[str, float] = in_process(__file__, environment=environment)
     return found
 
 
@@ -109,7 +106,7 @@ def main() -> None:
         return
     names = available()
     rounds = [
-        {name: in_process(name) for name in names[i % len(names) :] + names[: i % len(names)]}
+        {name: measure_with(name) for name in names[i % len(names) :] + names[: i % len(names)]}
         for i in range(ROUNDS)
     ]
     times = {

@@ -17,8 +17,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from _common import RESULTS, argument_parser, write_result
+from _common import RESULTS, argument_parser, in_process, write_result
 
 from carafe_deploy.libraries import require_library
 
@@ -84,15 +82,12 @@ def measure() -> dict[str, dict[str, float]]:
     return found
 
 
-def in_process(way: str, kernels_alone: Path) -> dict[str, dict[str, float]]:
+def measure_by(way: str, kernels_alone: Path) -> dict[str, dict[str, float]]:
     """:func:`measure` in a process where the operators are registered that way."""
     environment = dict(os.environ)
     if way == "ctypes":
         environment["CARAFE_DEPLOY_PLUGIN"] = str(kernels_alone)
-    command = [sys.executable, __file__, "--measure"]
-    found: dict[str, dict[str, float]] = json.loads(
-        subprocess.check_output(command, env=environment)
-    )
+    found: dict[str, dict[str, float]] = in_process(__file__, environment=environment)
     return found
 
 
@@ -108,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(require_library("carafe_kernels"), folder)
         rounds = [
-            {way: in_process(way, Path(folder)) for way in (WAYS if i % 2 else WAYS[::-1])}
+            {way: measure_by(way, Path(folder)) for way in (WAYS if i % 2 else WAYS[::-1])}
             for i in range(ROUNDS)
         ]
     times = {

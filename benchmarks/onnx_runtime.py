@@ -16,8 +16,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import RESULTS, argument_parser, write_result
+from _common import RESULTS, argument_parser, in_process, write_result
 
 SIZE = 832, 1344
 MODEL = "mask_r50"
@@ -112,7 +110,7 @@ def inputs(batch: int) -> dict[str, np.ndarray]:
 def measure(path: Path, file: File, device: str, rounds: int) -> list[dict[str, Any]]:
     """A row for each way; one that cannot be opened or fails says why."""
     from carafe_deploy.artefacts import open_runner
-    from carafe_deploy.bench.probe import _gpu_memory
+    from carafe_deploy.bench.probe import gpu_memory
 
     given = inputs(file.batch)
     rows: list[dict[str, Any]] = [{"file": file.name, **asdict(way)} for way in file.ways]
@@ -121,7 +119,7 @@ def measure(path: Path, file: File, device: str, rounds: int) -> list[dict[str, 
     with ExitStack() as stack:
         runners = {}
         for index, way in enumerate(file.ways):
-            before = _gpu_memory(device)
+            before = gpu_memory(device)
             threads = {} if device != "cpu" else {"threads": 2}
             try:
                 runner = stack.enter_context(
@@ -131,7 +129,7 @@ def measure(path: Path, file: File, device: str, rounds: int) -> list[dict[str, 
             except Exception as error:  # a provider of some version may refuse an option
                 rows[index]["error"] = f"{type(error).__name__}: {error}"
                 continue
-            after = _gpu_memory(device)
+            after = gpu_memory(device)
             if before is not None and after is not None:
                 rows[index]["device_memory_mb"] = round(after - before)
             first = first or found
@@ -169,11 +167,9 @@ def measure_release(path: Path, release: Path | None, rounds: int) -> list[dict[
     """On the CPU, in a process of its own; None for the release that is installed."""
     before = [] if release is None else [str(release)]
     search = os.pathsep.join([*before, os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--measure", str(path), "--rounds", str(rounds)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": search}, stdout=subprocess.PIPE, check=True
-    )
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    arguments = (str(path), "--rounds", str(rounds))
+    environment = {**os.environ, "PYTHONPATH": search}
+    rows: list[dict[str, Any]] = in_process(__file__, *arguments, environment=environment)
     return rows
 
 

@@ -23,7 +23,7 @@ from carafe_deploy.bench.subjects import Opening
 from carafe_deploy.failures import LOGGER, caught
 from carafe_deploy.pipeline import Pipeline
 
-__all__ = ["probe"]
+__all__ = ["gpu_memory", "probe"]
 
 #: Seconds after which a process is given up.
 LIMIT = 900
@@ -61,7 +61,7 @@ def _ended(status: int) -> str:
 def _measure(opening: Opening, height: int, width: int) -> Cold:
     load(BACKENDS[opening.kind].open)  # imports what opening would; loading is timed without that
     imported = _peak_memory()
-    taken_before = _gpu_memory(opening.device)
+    taken_before = gpu_memory(opening.device)
     begun = time.perf_counter()
     with opening.open() as runner:
         loaded = time.perf_counter()
@@ -70,7 +70,7 @@ def _measure(opening: Opening, height: int, width: int) -> Cold:
         prepared = time.perf_counter()
         runner.run(inputs)
         finished = time.perf_counter()
-        taken = _gpu_memory(opening.device)
+        taken = gpu_memory(opening.device)
     device_memory = None
     if taken is not None and taken_before is not None:
         device_memory = taken - taken_before
@@ -94,7 +94,7 @@ def _peak_memory() -> float:
     return 0.0
 
 
-def _gpu_memory(device: str) -> float | None:
+def gpu_memory(device: str) -> float | None:
     """Memory taken on the GPU by all processes, in 10^6 bytes; None where nothing tells."""
     kind, _, index = device.partition(":")
     if kind != "cuda":

@@ -285,6 +285,11 @@ def open_pair(
     first, second = runners
     assert first is not None
     assert second is not None
+    if bodies and paths[0] == paths[1] and first.implementations == second.implementations:
+        raise UsageError(
+            f"--bodies compares {reference} by our kernels with itself by its function bodies, and "
+            "the kernels cannot be had here: name another reference"
+        )
     return first, second
 
 

@@ -121,7 +121,8 @@ def remembering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*arguments)
         except BaseException as error:
-            _failed.error = error
+            if _plain.get():  # where it is given back; elsewhere it would only be kept
+                _failed.error = error
             raise
 
     return remember

@@ -16,7 +16,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """``metadata_props``, as far as the file can be read; a runtime says what is wrong with it.
 
-    What comes before is skipped, so that it takes as long for any size of file.
+    Graph and weights are skipped, not read.
 
     Raises:
         OSError: the file cannot be opened.

@@ -22,6 +22,7 @@ from carafe_deploy.cli.parity_tables import bars, show_report
 from carafe_deploy.errors import UnsupportedLevelError
 from carafe_deploy.images import save_image
 from carafe_deploy.parity import ParityReport, ParityRow, StageWalk
+from carafe_deploy.runners import onnxruntime as onnxruntime_module
 
 Run = Callable[..., Any]
 
@@ -267,6 +268,14 @@ def test_a_file_by_its_bodies_against_itself(run: Run, onnx_file: Path, images: 
     assert report["candidate"].startswith("onnxruntime (function bodies) fp32")
     errors = [row["max_abs_error"] for row in report["rows"] if row["name"].startswith("carafe")]
     assert 0 < max(errors) < 1e-4  # two ways to sum, not one against itself
+
+
+def test_bodies_are_not_compared_with_themselves(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_module, "kernels_for", lambda provider, wanted: None)
+    with ExitStack() as stack, pytest.raises(UsageError, match="the kernels cannot be had here"):
+        open_pair(str(onnx_file), str(onnx_file), "cpu", None, stack, bodies=True)
 
 
 def test_config_needs_a_checkpoint(ts_file: Path) -> None:
