@@ -87,6 +87,50 @@ int32_t carafe_forward(
     return computed([&] { carafe::carafe_cpu(*params, features, masks, out, threads); });
 }
 
+int32_t carafe_rpn_candidates(
+    carafe::RpnCandidatesParams const* params, int32_t device, float const* image_sizes,
+    float const* anchors, float const* normalization, void const* const* maps, float* boxes,
+    float* scores, [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(params, device, status)) return status;
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "rpn_candidates",
+            carafe::launch_rpn_candidates(
+                *params, image_sizes, anchors, normalization, maps, boxes, scores,
+                static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] {
+        carafe::rpn_candidates_cpu(
+            *params, image_sizes, anchors, normalization, maps, boxes, scores, threads);
+    });
+}
+
+int32_t carafe_box_candidates(
+    carafe::BoxCandidatesParams const* params, int32_t device, void const* logits,
+    void const* deltas, float const* proposals, int32_t const* num_proposals,
+    float const* image_sizes, float const* normalization, float* boxes, float* scores,
+    [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(params, device, status)) return status;
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "box_candidates",
+            carafe::launch_box_candidates(
+                *params, logits, deltas, proposals, num_proposals, image_sizes, normalization,
+                boxes, scores, static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] {
+        carafe::box_candidates_cpu(
+            *params, logits, deltas, proposals, num_proposals, image_sizes, normalization, boxes,
+            scores, threads);
+    });
+}
+
 int32_t carafe_multilevel_roi_align(
     carafe::RoiAlignParams const* params, int32_t device, float const* rois,
     void const* const* features, void* out, [[maybe_unused]] void* stream, int32_t threads) {
