@@ -83,8 +83,10 @@ def test_metadata_survives_json_and_names_every_operator_call() -> None:
     assert ModelInfo.from_json(info.to_json()) == info
     assert [call.name for call in info.operators] == [
         *["carafe_encoded"] * 4,
+        "rpn_candidates",
         "batched_nms",
         "multilevel_roi_align",
+        "box_candidates",
         "batched_nms",
         "multilevel_roi_align",
         "carafe_encoded",
