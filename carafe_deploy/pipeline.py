@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -142,11 +141,13 @@ class Pipeline:
         results = self.stream(
             files, load_image, lambda path, _, found: (path, found), overlap=overlap
         )
-        with contextlib.closing(results):
+        try:
             for done, result in enumerate(results, 1):
                 if progress is not None:
                     progress(done, len(files))
                 yield result
+        finally:
+            results.close()
 
     def stream(
         self,
@@ -209,9 +210,11 @@ class Pipeline:
             else (end(run(step())) for step in preparation)
         )
         # Closed with this one: a generator that is merely dropped may live on in a traceback.
-        with contextlib.closing(results):
+        try:
             for ready in in_order(itertools.chain.from_iterable(results)):
                 yield from ready
+        finally:
+            results.close()
 
     def detect_timed(
         self, images: GivenImage | Iterable[GivenImage]

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.termination import end_with_parent
 from carafe_deploy.types import DOMAIN, METADATA_KEY
 
 #: Facts by name; ``"error"`` tells why there are none, or no more.
@@ -90,6 +91,7 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
 
 def main(question: list[str]) -> None:
     """Answer one question on the last line of stdout; does not return."""
+    end_with_parent()
     name, *arguments = question
     try:
         answer = _FUNCTIONS[name](*arguments)

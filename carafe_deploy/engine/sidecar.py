@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ from typing import Any
 from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.profiles import Profile
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.files import sha256_of
 from carafe_deploy.types import ModelInfo
 
 #: Raised whenever the meaning of a field below changes.
 SIDECAR_SCHEMA = 1
+
+#: Begins each record where a file holds several (RFC 7464); JSON itself has no such character.
+_SEPARATOR = "\x1e"
 
 #: A capability that stands for itself and all later ones.
 ANY_LATER = "+"
@@ -132,9 +136,29 @@ def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
     Raises:
         ArtefactError: it is missing or unreadable.
     """
+    first, *others = read_records(engine)
+    if others:
+        digest = sha256_of(engine)
+        return next((one for one in (first, *others) if one.sha256 == digest), first)
+    return first
+
+
+def join_records(records: Sequence[Sidecar]) -> str:
+    """What a sidecar of several engines holds; see :mod:`carafe_deploy.engine.pair`."""
+    texts = [record.to_json() for record in records]
+    return texts[0] if len(texts) == 1 else "".join(_SEPARATOR + text for text in texts)
+
+
+def read_records(engine: str | os.PathLike[str]) -> tuple[Sidecar, ...]:
+    """The sidecar of an engine, and those of the engines that it is about to replace.
+
+    Raises:
+        ArtefactError: it is missing or unreadable.
+    """
     path = sidecar_path(engine)
     try:
-        return Sidecar.from_json(path.read_text(encoding="utf-8"))
+        first, *several = path.read_text(encoding="utf-8").split(_SEPARATOR)
+        return tuple(map(Sidecar.from_json, several or [first]))
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is missing: copy it along with the engine, or build the engine again with "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from carafe_deploy.errors import (
     OptionError,
     UnsupportedLevelError,
 )
+from carafe_deploy.files import temporary_folder
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._onnx_metadata import read_metadata
@@ -207,8 +207,8 @@ class OnnxRuntimeRunner(Lifetime):
                 "on a GPU ONNX Runtime's profiler times launches, not what is launched: profile "
                 "with --device cpu, or an engine"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._opener.open(str(self._path), profile=Path(folder, "profile"))
+        with temporary_folder() as folder:
+            session = self._opener.open(str(self._path), profile=folder / "profile")
             for _ in range(runs + 1):
                 session.run(list(self.info.output_names), self._feeds(inputs))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
