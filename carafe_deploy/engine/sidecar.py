@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import os
@@ -73,7 +74,7 @@ class Sidecar(OneLine):
     profiles: tuple[Profile, ...]
     stages: bool
     layers: Mapping[str, int]
-    build: Mapping[str, int | float | bool | None]
+    build: Mapping[str, Any]
     model: ModelInfo
 
     @property
@@ -100,7 +101,7 @@ class Sidecar(OneLine):
         return json.dumps(content, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: object) -> Sidecar:
+    def from_json(cls, text: str | builtins.bytes, source: object) -> Sidecar:
         """Inverse of :meth:`to_json`; ``source`` names the file in messages.
 
         Raises:
@@ -127,6 +128,9 @@ class Sidecar(OneLine):
         for name in ("file", "sha256"):
             if name not in self.source:
                 raise ValueError(f"source.{name} is missing")
+        for name, value in self.build.items():
+            if not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"build.{name} is {brief(value)}, expected a number or null")
         for text in self.compute_capabilities:
             if not re.fullmatch(r"\d{1,3}\.\d{1,3}\+?", text):
                 raise ValueError(

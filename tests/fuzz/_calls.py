@@ -303,8 +303,6 @@ def call_roi_align(library: Any, g: Generator) -> str:
         image = maps[level][1][row // count]
         expected[row] = np.einsum("bh,chw,dw->cbd", rows, image, columns)
     known = np.isfinite(expected).reshape(len(expected), -1).all(axis=1)
-    if layout == api.Layout.NHWC:
-        out.array = out.array.reshape(*out.array.shape)
     out.array = out.array[known]
     text = f"roi_align {list(shape)}, {sizes}, ratio {ratio}, {dtype.name}"
     check_map(out, expected[known], dtype, layout, text)
@@ -366,6 +364,7 @@ def call_with_nothing(library: Any, g: Generator) -> str:
             ctypes.byref(params), 0, None, None, None, None, threads
         )
     else:
+        raw.carafe_batched_nms_workspace.restype = ctypes.c_int64
         if raw.carafe_batched_nms_workspace(ctypes.byref(params)) < -1:
             raise Broken("a workspace of fewer bytes than none")
         status = raw.carafe_batched_nms(

@@ -228,7 +228,8 @@ def _forked(arguments: Arguments, folder: Path) -> tuple[Any, str, str]:
     if isinstance(status, int) and status < 0:
         status = signal.Signals(-status).name
     out, errors = (
-        (folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")
+        (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name in ("stdout.txt", "stderr.txt")
     )
     return status, out, errors
 
@@ -237,7 +238,7 @@ def _become_command(arguments: Arguments, folder: Path) -> None:
     status = 99
     try:
         os.chdir(folder)
-        for stream, name in ((1, "out"), (2, "err")):
+        for stream, name in ((1, "stdout.txt"), (2, "stderr.txt")):
             os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), stream)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY

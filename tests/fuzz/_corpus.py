@@ -99,8 +99,10 @@ class Toy(torch.nn.Module):
         batch = image_sizes.shape[0]
         return (
             torch.tensor([[2]], dtype=torch.int32).repeat(batch, 1),
-            torch.tensor([[[1.0, 2, 30, 40], [5, 5, 60, 60], [0, 0, 0, 0]]]).repeat(batch, 1, 1),
-            torch.tensor([[0.9, 0.6, 0]]).repeat(batch, 1),
+            torch.tensor([[[1, 2, 30, 40], [5, 5, 60, 60], [0, 0, 0, 0]]])
+            .float()
+            .repeat(batch, 1, 1),
+            torch.tensor([[9, 6, 0]]).repeat(batch, 1) / 10,
             torch.tensor([[2, 0, -1]], dtype=torch.int32).repeat(batch, 1),
         )
 

@@ -10,10 +10,10 @@ from typing import Any
 
 #: What stands where something else belongs.
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 64, 1 << 16, 1_000_000, 1 << 31, 1 << 63, -(1 << 40),
-    10**400, 0.0, -0.5, 1e-300, 1e300, float("inf"), float("nan"), "", "x", "inf", "0", "\ud800",
-    "\x00", "../../x", "é" * 300, "<b>&", [], {}, [0, 0], [0], [[]], [1, 2, 3, 4, 5], ["a", ["b"]],
-    {"a": 1}, {"": {}},
+    None, True, False, 0, 1, -1, 2, 3, 7, 28, 64, 128, 4096, 1 << 16, 1_000_000, 1 << 31, 1 << 63,
+    -(1 << 40), 10**400, 0.0, 0.3, 1.0, 17.5, -0.5, 1e-300, 1e300, float("inf"), float("nan"), "",
+    "x", "inf", "0", "\ud800", "\x00", "../../x", "é" * 300, "<b>&", [], {}, [0, 0], [0], [[]],
+    [1, 2, 3, 4, 5], ["a", ["b"]], {"a": 1}, {"": {}},
 )  # fmt: skip
 
 
@@ -26,8 +26,11 @@ def spoilt_json(random_: random.Random, data: Any, times: int | None = None) -> 
             return random_.choice(NASTY)
         container, key = random_.choice(places)
         how = random_.random()
-        if how < 0.7:
-            container[key] = copy.deepcopy(random_.choice(NASTY))
+        if how < 0.75:
+            kind = type(container[key])
+            alike = [value for value in NASTY if type(value) is kind]
+            values = alike if alike and random_.random() < 0.6 else NASTY
+            container[key] = copy.deepcopy(random_.choice(values))
         elif how < 0.85:
             del container[key]
         elif isinstance(container, list):
