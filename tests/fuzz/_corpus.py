@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,22 @@ class Toy(torch.nn.Module):
         return self.forward(images, image_sizes)
 
 
-def write_torchscript(path: Path, metadata: bytes) -> None:
+class Broken(Toy):
+    """Loads, and fails when it runs."""
+
+    def forward(self, images: torch.Tensor, image_sizes: torch.Tensor) -> tuple[
+        torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+    ]:  # fmt: skip
+        return images, image_sizes, images.reshape(7), images
+
+
+def write_torchscript(path: Path, metadata: bytes, broken: bool = False) -> None:
     """With this text for its metadata."""
-    torch.jit.save(torch.jit.script(Toy()), str(path), _extra_files={METADATA_KEY: metadata})
+    module = Broken() if broken else Toy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.script(module)
+        torch.jit.save(scripted, str(path), _extra_files={METADATA_KEY: metadata})
 
 
 def sidecar_of(plan: bytes) -> dict[str, Any]:
