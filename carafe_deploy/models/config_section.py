@@ -63,12 +63,17 @@ class Section:
         """A dict inside; empty where absent."""
         return Section(self.raw(name), self.key(name))
 
-    def integer(self, *names: str, default: int, minimum: int = 1) -> int:
-        """A whole number, at least `minimum`."""
+    def integer(
+        self, *names: str, default: int, minimum: int = 1, maximum: int | None = None
+    ) -> int:
+        """A whole number, at least `minimum` and at most `maximum`."""
         value = self.raw(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self._bad(names, f"a whole number of at least {minimum}")
-        return value
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or value < minimum or (maximum is not None and value > maximum):
+            most = "" if maximum is None else f" and at most {maximum}"
+            raise self._bad(names, f"a whole number of at least {minimum}{most}")
+        number: int = value
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""

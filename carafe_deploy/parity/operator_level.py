@@ -12,7 +12,7 @@ import numpy as np
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.operators import OPERATORS, is_feature_map
 from carafe_deploy.operators.specification import Operator
-from carafe_deploy.parity.array_error import array_error, rounded
+from carafe_deploy.parity.array_error import array_error, largest, rounded
 from carafe_deploy.parity.report import ParityRow
 from carafe_deploy.runners.base import Array, Runner
 from carafe_deploy.tolerances import coarsest, tolerance
@@ -81,7 +81,10 @@ def _compare_elements(
     candidate: tuple[Array, ...],
 ) -> ParityRow:
     limit = tolerance("operators", operator.tolerance, precision)
-    error = array_error(operator.label_of(call), reference[0], candidate[0], limit.value)
+    error = largest(
+        array_error(operator.label_of(call), ours, theirs, limit.value)
+        for ours, theirs in zip(reference, candidate, strict=True)
+    )
     return ParityRow(
         level="operators",
         name=operator.label_of(call),

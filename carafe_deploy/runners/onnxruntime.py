@@ -258,6 +258,7 @@ class OnnxRuntimeRunner(Lifetime):
             value.name: value.type.tensor_type.elem_type
             for value in (*model.graph.value_info, *model.graph.output, *model.graph.input)
         }
+        types |= {each.name: each.data_type for each in model.graph.initializer}
         feeds = {}
         values = []
         for index, (name, array) in enumerate(zip(node.input, inputs, strict=True)):

@@ -42,6 +42,48 @@ bool check_addresses(
 }
 
 bool check_addresses(
+    carafe::RpnCandidatesParams const& p, float const* image_sizes, float const* anchors,
+    float const* normalization, void const* const* maps, float const* boxes, float const* scores) {
+    int64_t const written = carafe::elements_of({p.batch, p.levels, p.candidates});
+    if (written == 0) return true;
+    if (!check_addresses(
+            {{"image_sizes", image_sizes, int64_t{2} * p.batch},
+             {"anchors", anchors, carafe::elements_of({p.levels, p.anchors, 4})},
+             {"normalization", normalization, 8},
+             {"maps", maps, int64_t{2} * p.levels},
+             {"boxes", boxes, 4 * written},
+             {"scores", scores, written}})) {
+        return false;
+    }
+    for (int32_t map = 0; map < 2 * p.levels; ++map) {
+        int32_t const level = map % p.levels;
+        if (!check_addresses(
+                {{map < p.levels ? "a map of logits" : "a map of deltas", maps[map],
+                  carafe::elements_of({p.batch, p.anchors, p.heights[level], p.widths[level]})}})) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool check_addresses(
+    carafe::BoxCandidatesParams const& p, void const* logits, void const* deltas,
+    float const* proposals, int32_t const* num_proposals, float const* image_sizes,
+    float const* normalization, float const* boxes, float const* scores) {
+    int64_t const rows = int64_t{p.batch} * p.proposals, written = rows * p.classes;
+    if (rows == 0) return true;
+    return check_addresses(
+        {{"logits", logits, rows + written},
+         {"deltas", deltas, 4 * written},
+         {"proposals", proposals, 4 * rows},
+         {"num_proposals", num_proposals, p.batch},
+         {"image_sizes", image_sizes, int64_t{2} * p.batch},
+         {"normalization", normalization, 8},
+         {"boxes", boxes, 4 * written},
+         {"scores", scores, written}});
+}
+
+bool check_addresses(
     carafe::RoiAlignParams const& p, float const* rois, void const* const* features,
     void const* out) {
     int64_t const written = carafe::out_elements(p);
@@ -148,6 +190,54 @@ int32_t carafe_forward(
     }
 #endif
     return computed([&] { carafe::carafe_cpu(*params, features, masks, out, threads); });
+}
+
+int32_t carafe_rpn_candidates(
+    carafe::RpnCandidatesParams const* params, int32_t device, float const* image_sizes,
+    float const* anchors, float const* normalization, void const* const* maps, float* boxes,
+    float* scores, [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(params, device, status, image_sizes, anchors, normalization, maps, boxes, scores)) {
+        return status;
+    }
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "rpn_candidates", carafe::launch_rpn_candidates(
+                                  *params, image_sizes, anchors, normalization, maps, boxes, scores,
+                                  static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] {
+        carafe::rpn_candidates_cpu(
+            *params, image_sizes, anchors, normalization, maps, boxes, scores, threads);
+    });
+}
+
+int32_t carafe_box_candidates(
+    carafe::BoxCandidatesParams const* params, int32_t device, void const* logits,
+    void const* deltas, float const* proposals, int32_t const* num_proposals,
+    float const* image_sizes, float const* normalization, float* boxes, float* scores,
+    [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(
+            params, device, status, logits, deltas, proposals, num_proposals, image_sizes,
+            normalization, boxes, scores)) {
+        return status;
+    }
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "box_candidates", carafe::launch_box_candidates(
+                                  *params, logits, deltas, proposals, num_proposals, image_sizes,
+                                  normalization, boxes, scores, static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] {
+        carafe::box_candidates_cpu(
+            *params, logits, deltas, proposals, num_proposals, image_sizes, normalization, boxes,
+            scores, threads);
+    });
 }
 
 int32_t carafe_multilevel_roi_align(

@@ -131,6 +131,43 @@ TEST(CApi, NullWhereSomethingIsReadOrWrittenIsNamed) {
     EXPECT_EQ(carafe_batched_nms_workspace(nullptr), -1);
 }
 
+TEST(CApi, CandidatesNameWhatIsNull) {
+    std::vector<float> const some(64, 0.5f);
+    std::vector<float> out(64);
+    RpnCandidatesParams rpn{};
+    rpn.batch = rpn.levels = rpn.anchors = rpn.candidates = 1;
+    rpn.heights[0] = rpn.widths[0] = rpn.strides[0] = 1;
+    auto const propose = [&](float const* anchors, void const* const* maps, float* boxes) {
+        return carafe_rpn_candidates(
+            &rpn, CARAFE_CPU, some.data(), anchors, some.data(), maps, boxes, out.data(), nullptr,
+            1);
+    };
+    void const* const maps[] = {some.data(), some.data()};
+    void const* const half[] = {some.data(), nullptr};
+    EXPECT_EQ(propose(some.data(), maps, out.data()), CARAFE_OK);
+    expect_invalid(propose(nullptr, maps, out.data()), "anchors is null");
+    expect_invalid(propose(some.data(), nullptr, out.data()), "maps is null");
+    expect_invalid(propose(some.data(), half, out.data()), "a map of deltas is null");
+    expect_invalid(propose(some.data(), maps, nullptr), "boxes is null");
+    rpn.batch = 0;
+    EXPECT_EQ(propose(nullptr, nullptr, nullptr), CARAFE_OK);
+
+    BoxCandidatesParams box{};
+    box.batch = box.proposals = box.classes = 1;
+    std::int32_t const one = 1;
+    auto const classify = [&](void const* logits, std::int32_t const* count, float* boxes) {
+        return carafe_box_candidates(
+            &box, CARAFE_CPU, logits, some.data(), some.data(), count, some.data(), some.data(),
+            boxes, out.data(), nullptr, 1);
+    };
+    EXPECT_EQ(classify(some.data(), &one, out.data() + 32), CARAFE_OK);
+    expect_invalid(classify(nullptr, &one, out.data()), "logits is null");
+    expect_invalid(classify(some.data(), nullptr, out.data()), "num_proposals is null");
+    expect_invalid(classify(some.data(), &one, nullptr), "boxes is null");
+    box.proposals = 0;
+    EXPECT_EQ(classify(nullptr, nullptr, nullptr), CARAFE_OK);
+}
+
 TEST(CApi, NullIsRightForWhatIsEmpty) {
     CarafeParams p = one_pixel();
     p.width = 0;

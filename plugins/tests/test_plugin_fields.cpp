@@ -59,6 +59,10 @@ TEST(PluginCreators, AnnounceTheAttributesOfTheContract) {
         names("BatchedNms"),
         (std::vector<std::string>{
             "iou_threshold: float", "score_threshold: float", "max_output: int"}));
+    EXPECT_EQ(
+        names("RpnCandidates"),
+        (std::vector<std::string>{"num_candidates: int", "min_size: float", "strides: int"}));
+    EXPECT_EQ(names("BoxCandidates"), std::vector<std::string>{});
 }
 
 TEST(PluginFields, AreReadIntoTheAttributes) {
@@ -71,6 +75,10 @@ TEST(PluginFields, AreReadIntoTheAttributes) {
     EXPECT_EQ(
         metadata(PluginHandle("BatchedNms", *nms_fields(7))),
         "iou_threshold=0.5 score_threshold=0.100000001 max_output=7");
+    EXPECT_EQ(
+        metadata(PluginHandle("RpnCandidates", *rpn_candidates_fields(50))),
+        "num_candidates=50 min_size=0 strides=4,8");
+    EXPECT_EQ(metadata(PluginHandle("BoxCandidates", *fields_of("BoxCandidates"))), "");
 }
 
 TEST(PluginFields, MissingOnesAreNamed) {
@@ -172,7 +180,8 @@ TEST(PluginFields, ValuesOutOfRangeAreNamed) {
           Case{"MultilevelRoiAlign", "output_size", 0},
           Case{"MultilevelRoiAlign", "sampling_ratio", -1},
           Case{"MultilevelRoiAlign", "strides", 0}, Case{"MultilevelRoiAlign", "finest_scale", 0},
-          Case{"BatchedNms", "max_output", 0}}) {
+          Case{"RpnCandidates", "num_candidates", 0}, Case{"RpnCandidates", "num_candidates", 4097},
+          Case{"RpnCandidates", "strides", 0}, Case{"BatchedNms", "max_output", 0}}) {
         auto const fields = fields_of(plugin);
         fields->remove(field).add(field, std::vector<std::int32_t>{value});
         std::string const message = refusal(plugin, *fields);
