@@ -21,6 +21,8 @@ function(carafe_target target)
     set(sanitizers address,undefined)
     if(CARAFE_SANITIZE STREQUAL "THREAD")
       set(sanitizers thread)
+      # GCC then takes vectors that it has just written for uninitialised.
+      target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized)
     endif()
     # Checks in every vectorised loop take the compiler minutes at -O3.
     target_compile_options(${target} PRIVATE

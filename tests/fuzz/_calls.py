@@ -343,9 +343,19 @@ def call_nms(library: Any, g: Generator) -> str:
 NASTY = (0, 1, 2, 3, 7, 64, 46341, 65536, 1 << 29, 2**31 - 2, 2**31 - 1, -1, -(2**31))
 
 
+#: Parameters, function, and how many addresses it takes, the stream among them.
+FUNCTIONS = (
+    (api.CarafeParams, "carafe_forward", 4),
+    (api.RpnCandidatesParams, "carafe_rpn_candidates", 7),
+    (api.BoxCandidatesParams, "carafe_box_candidates", 9),
+    (api.RoiAlignParams, "carafe_multilevel_roi_align", 4),
+    (api.NmsParams, "carafe_batched_nms", 6),
+)
+
+
 def call_with_nothing(library: Any, g: Generator) -> str:
     """Any parameters, no addresses: refused, or right since there is nothing to do."""
-    kind = [api.CarafeParams, api.RoiAlignParams, api.NmsParams][pick(g, 0, 1, 2)]
+    kind, function, addresses = FUNCTIONS[pick(g, *range(len(FUNCTIONS)))]
     params = kind()
     for name, field in kind._fields_:
         if field is ctypes.c_float:
@@ -356,24 +366,16 @@ def call_with_nothing(library: Any, g: Generator) -> str:
         else:
             setattr(params, name, field(*(pick(g, *NASTY) for _ in range(field._length_))))
     raw = library._library
-    threads = pick(g, 0, 1, -1, 2**31 - 1)
-    if kind is api.CarafeParams:
-        status = raw.carafe_forward(ctypes.byref(params), 0, None, None, None, None, threads)
-    elif kind is api.RoiAlignParams:
-        status = raw.carafe_multilevel_roi_align(
-            ctypes.byref(params), 0, None, None, None, None, threads
-        )
-    else:
+    if kind is api.NmsParams:
         raw.carafe_batched_nms_workspace.restype = ctypes.c_int64
         if raw.carafe_batched_nms_workspace(ctypes.byref(params)) < -1:
             raise Broken("a workspace of fewer bytes than none")
-        status = raw.carafe_batched_nms(
-            ctypes.byref(params), 0, None, None, None, None, None, None, threads
-        )
+    threads = pick(g, 0, 1, -1, 2**31 - 1)
+    status = getattr(raw, function)(ctypes.byref(params), 0, *[None] * addresses, threads)
     if status not in (0, 1):
-        raise Broken(f"{kind.__name__}: status {status}")
+        raise Broken(f"{function}: status {status}")
     if status == 1 and not raw.carafe_last_error():
-        raise Broken(f"{kind.__name__}: refused without a word")
+        raise Broken(f"{function}: refused without a word")
     return "refused" if status else "nothing to do"
 
 
