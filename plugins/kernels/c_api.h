@@ -1,9 +1,9 @@
 // Interface of libcarafe_kernels.so with C linkage, for ctypes and other foreign-function
-// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h
-// and nms.h. Functions return
-// CARAFE_OK or a code below; carafe_last_error() then tells the calling thread why. `stream` is a
-// cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On CUDA the calls only
-// enqueue, on the current device.
+// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h and nms.h.
+// Functions return CARAFE_OK or a code below; carafe_last_error() then tells the calling thread
+// why. A null address is CARAFE_INVALID where something is to be read or written, and right
+// otherwise. `stream` is a cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On
+// CUDA the calls only enqueue, on the current device.
 #pragma once
 
 #include <stdint.h>

@@ -40,23 +40,25 @@ class CarafeKernel final : public Kernel {
     explicit CarafeKernel(Attributes const& attributes)
         : kernel_size_(attributes.number("kernel_size")),
           groups_(attributes.number("group_size")),
-          scale_(attributes.number("scale_factor")) {}
+          scale_(attributes.number("scale_factor")) {
+        // The shapes that follow from the attributes can be computed once these are checked.
+        CarafeParams const empty = attributes_only();
+        if (carafe_forward(&empty, CARAFE_CPU, nullptr, nullptr, nullptr, nullptr, 1) !=
+            CARAFE_OK) {
+            throw Invalid(carafe_last_error());
+        }
+    }
 
     void compute(Run const& run) const override {
         Tensor const features = run.input(0);
         Tensor const masks = run.input(1);
         check_axes("features", features.shape, 4, "[N, C, H, W]");
-        CarafeParams params{};
+        CarafeParams params = attributes_only();
         params.dtype = dtype_of(features.element);
-        params.layout = Layout::kNCHW;
-        params.source = source;
         params.batch = narrow("batch", features.shape[0]);
         params.channels = narrow("channels", features.shape[1]);
         params.height = narrow("height", features.shape[2]);
         params.width = narrow("width", features.shape[3]);
-        params.kernel_size = kernel_size_;
-        params.groups = groups_;
-        params.scale = scale_;
         bool const encoded = source == MaskSource::kEncoded;
         std::int64_t const scale = encoded ? 1 : scale_;
         check_shape(
@@ -75,6 +77,16 @@ class CarafeKernel final : public Kernel {
     }
 
   private:
+    CarafeParams attributes_only() const {
+        CarafeParams params{};
+        params.layout = Layout::kNCHW;
+        params.source = source;
+        params.kernel_size = kernel_size_;
+        params.groups = groups_;
+        params.scale = scale_;
+        return params;
+    }
+
     std::int32_t kernel_size_, groups_, scale_;
 };
 

@@ -144,6 +144,20 @@ TEST(PluginFields, UnknownAndRepeatedOnesAreRefused) {
         nullptr);
 }
 
+TEST(PluginFields, WhatIsCountedMustBeThereAndNamed) {
+    for (std::string const& name : kPlugins) {
+        auto const fields = fields_of(name);
+        fields->add(nullptr, nullptr, PluginFieldType::kINT32, 1);
+        auto const count = std::to_string(fields->collection().nbFields - 1);
+        EXPECT_EQ(
+            refusal(name, *fields), "carafe: " + name + ": field " + count + " has no name\n");
+        nvinfer1::PluginFieldCollection const absent{3, nullptr};
+        EXPECT_EQ(
+            creator(name).createPlugin("test", &absent, nvinfer1::TensorRTPhase::kRUNTIME),
+            nullptr);
+    }
+}
+
 TEST(PluginFields, NamesOfThePluginAreNoAttributes) {
     auto const fields = carafe_fields();
     fields->add("plugin_version", "1", PluginFieldType::kCHAR, 1);

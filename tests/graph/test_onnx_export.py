@@ -101,7 +101,7 @@ def test_file_speaks_of_no_machine(onnx_file: Path) -> None:
 
 def test_metadata_is_in_the_file(onnx_file: Path, checkpoints: dict[str, Path]) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(onnx_file).metadata_props}
-    info = ModelInfo.from_json(properties[METADATA_KEY])
+    info = ModelInfo.from_json(properties[METADATA_KEY], "it")
     assert info.classes == ("circle", "square", "triangle")
     assert info.preprocessing.scale == (160, 128)
     assert info.source == {
