@@ -45,7 +45,7 @@ def guard() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
-    os.register_at_fork(after_in_child=_release)
+    os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_release)
 
 
 class interrupts_raise:
@@ -114,9 +114,20 @@ def _remove(path: str) -> None:
         pass
 
 
+# A fork has no such thread, and the pipe is its parent's: its signals wait until it has let go.
+
+
+def _hold() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _release() -> None:
-    """A fork has no such thread, and the pipe is its parent's."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) == _handle:
             signal.signal(number, signal.SIG_DFL)
+    _let()

@@ -52,6 +52,23 @@ def test_json_describes_the_engine(run: Run, model: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_inside_tensorrt_ends_it_at_once(
+    process: Run, model: Path, tmp_path: Path, name: str, status: int
+) -> None:
+    """It comes in a callback from C++, where whatever a handler raises is lost."""
+    code = (
+        "import os, signal\n"
+        "from carafe_deploy.engine.progress import Tracker\n"
+        f"Tracker.start = lambda *phase: os.kill(os.getpid(), signal.{name})"
+    )
+    outcome = process("build", model, "-o", "out/x.engine", code=code)
+    assert outcome.status == status
+    assert outcome.err == ("terminated\n" if status == 143 else "interrupted\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@needs_rtx
 def test_summary_and_next_steps(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carafe_deploy.cli.build.gpu_capability", lambda: None)
     outcome = run("build", model, "-o", "out/x", "--flavour", "tensorrt_rtx", "--stages")
