@@ -68,12 +68,17 @@ test-cpp: plugins ## C++ tests, on the CPU; they take GoogleTest from the system
 	$(BIN)/cmake --build $(BUILD)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
-test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, threads under their own
 	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitized
 	$(BIN)/ctest --test-dir build/sanitized --output-on-failure --no-tests=error
+	$(CMAKE) -B build/threads -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=THREAD
+	$(BIN)/cmake --build build/threads --target test_threads carafe_kernels
+	build/threads/plugins/tests/test_threads
 
 fuzz: plugins ## Attack whatever reads files, arrays and signals, SECONDS for each of ATTACKS
+	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitized --target carafe_kernels fuzz_creators
 	$(BIN)/python tests/fuzz/run.py $(ATTACKS) --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP) ## Linters and type checker

@@ -32,6 +32,9 @@ WINDOW = 8
 #: Images that wait for others of their size take no more than this, unless all have one size.
 WAITING_BYTES = 256 << 20
 
+#: A batch is filled up with copies to an artefact's smallest up to so much.
+FILLED_BYTES = 4 << 30
+
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
 
@@ -254,6 +257,12 @@ class Pipeline:
         missing = self._smallest - len(batch)
         if missing <= 0:
             return batch.inputs
+        filled = self._smallest * batch.images[0].nbytes
+        if filled > FILLED_BYTES:
+            raise InputShapeError(
+                f"the artefact's smallest batch is {self._smallest} images, of this size "
+                f"{filled / 1e9:.1f} GB: export it with a smaller one"
+            )
         return {
             name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
             for name, array in batch.inputs.items()
@@ -266,6 +275,7 @@ class Pipeline:
             batch,
             mask_threshold=info.mask_threshold,
             with_masks=info.has_masks,
+            num_classes=len(info.classes),
             paste=self._paste,
         )
 

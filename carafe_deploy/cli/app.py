@@ -162,6 +162,8 @@ def _message(error: Exception) -> str | None:
             f"this needs {package}, which is not installed: "
             f'pip install "carafe-deploy[{EXTRAS[package]}]"'
         )
+    if isinstance(error, MemoryError):
+        return f"memory is short ({error}): give smaller or fewer images, or end other programs"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     # A full disk is the one that comes without a name.

@@ -20,7 +20,7 @@ from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.termination import end_with_parent
-from carafe_deploy.types import DOMAIN, METADATA_KEY
+from carafe_deploy.types import DOMAIN
 
 #: Facts by name; ``"error"`` tells why there are none, or no more.
 Answer = Mapping[str, Any]
@@ -194,7 +194,7 @@ def _opens(path: str) -> dict[str, Any]:
     from carafe_deploy.runners._onnx_metadata import read_metadata
 
     is_onnx = Path(path).suffix == ".onnx" and Path(path).is_file()
-    if is_onnx and METADATA_KEY not in read_metadata(path):
+    if is_onnx and read_metadata(path) is None:
         return _opens_network(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is told in the answer

@@ -22,7 +22,7 @@ from carafe_deploy.engine.onnx_model import SourceModel, read_model
 from carafe_deploy.engine.pair import written_pair
 from carafe_deploy.engine.profiles import Profile, Size, make_profile, narrowed
 from carafe_deploy.engine.progress import Progress, make_monitor, signals_wait
-from carafe_deploy.engine.sidecar import ANY_LATER, PluginRecord, Sidecar
+from carafe_deploy.engine.sidecar import ANY_LATER, PluginLayer, PluginRecord, Sidecar
 from carafe_deploy.errors import EngineError
 from carafe_deploy.files import atomic_path, sha256_of
 from carafe_deploy.libraries import require_library
@@ -288,8 +288,7 @@ class _Build:
 
 def _plugin_record(library: Path, source: SourceModel) -> PluginRecord:
     layers = tuple(
-        {"name": node.name, "operator": node.operator, "attributes": dict(node.attributes)}
-        for node in source.nodes
+        PluginLayer(node.name, node.operator, dict(node.attributes)) for node in source.nodes
     )
     return PluginRecord(library.name, sha256_of(library), __version__, layers)
 

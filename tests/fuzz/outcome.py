@@ -6,6 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: An attack that found as many stops: the first few say what is wrong.
 MOST_FAILURES = 10
@@ -20,7 +23,7 @@ class Outcome:
     """What an attack came to.
 
     Attributes:
-        count: of cases.
+        count: of cases, those that failed among them.
         outcomes: how many ended in which allowed way, by its name.
         failures: what ended otherwise, each with the seed that repeats it.
     """

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":  # tests.fuzz is found from the root
+if __name__ == "__main__":  # its package is found from the root
     sys.path[0] = str(HERE.parents[1])
 
 from tests.fuzz.outcome import Outcome  # noqa: E402

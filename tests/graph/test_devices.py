@@ -20,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from carafe_deploy.graph.options import ExportOptions, deployable
-from carafe_deploy.models.boxes import BoxCoder
+from carafe_deploy.models import rpn
+from carafe_deploy.models.boxes import gather_rows
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import Detector, ImageNormalization, StagedDetector
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.types import ModelInfo
 
@@ -79,7 +81,7 @@ def run(module: Callable[..., Any], arguments: Any) -> Devices:
         outputs = module(*arguments)
     assert {output.device.type for output in outputs} == {"cuda"}
     assert sum("convolution" in name for name in devices.calls) > 30
-    assert {"carafe::batched_nms", "carafe::multilevel_roi_align"} <= set(devices.calls)
+    assert {f"carafe::{name}" for name in OPERATORS if name != "carafe"} <= set(devices.calls)
     return devices
 
 
@@ -96,10 +98,15 @@ def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
 
 
 def ready(
-    detector: Detector, options: ExportOptions, *, staged: bool = True, channels_last: bool = False
+    detector: Detector,
+    options: ExportOptions,
+    *,
+    staged: bool = True,
+    channels_last: bool = False,
+    fused: bool = False,
 ) -> nn.Module:
     """As exporters and runners have it."""
-    deployed = deployable(detector, options, channels_last=channels_last)
+    deployed = deployable(detector, options, channels_last=channels_last, fused=fused)
     module: nn.Module = StagedDetector(deployed) if staged else deployed
     if options.uint8_input:
         module = ImageNormalization(module, detector.config.preprocessing, channels_last)
@@ -115,15 +122,28 @@ def eager(detector: Detector, options: ExportOptions) -> Devices:
         return run(place(module), inputs(options))
 
 
+def fused(detector: Detector, options: ExportOptions) -> Devices:
+    """As runners on a GPU have it; the stages hook into it as into the other."""
+    module = ready(detector, options, channels_last=True, fused=True)
+    with fake_cuda():
+        found = run(place(module), inputs(options))
+    assert found.calls.count("carafe::convolution_relu") > 20
+    assert "aten::relu_" not in found.calls
+    return found
+
+
 def compiled(detector: Detector, options: ExportOptions) -> Devices:
-    """The operators that the runner's compiled detector consists of, as Inductor is given them."""
+    """The operators that the runner's compiled detector consists of, as Inductor is given them.
+
+    One of the detectors is fused first.
+    """
     graphs: list[tuple[Any, Any]] = []
 
     def keep(graph: Any, arguments: Any) -> Any:
         graphs.append((graph, arguments))
         return graph
 
-    module = ready(detector, options, staged=False)
+    module = ready(detector, options, staged=False, fused=options is UINT8)
     info = ModelInfo("x", "faster_rcnn", ("a",))
     torch._dynamo.reset()
     with pytest.MonkeyPatch.context() as patch, fake_cuda():
@@ -134,7 +154,9 @@ def compiled(detector: Detector, options: ExportOptions) -> Devices:
         with torch.no_grad():
             runner.module(*inputs(options))
         [(graph, arguments)] = graphs
-        return run(graph, arguments)
+        found = run(graph, arguments)
+    assert ("carafe::convolution_relu" in found.calls) == (options is UINT8)
+    return found
 
 
 def exported(detector: Detector, options: ExportOptions) -> Devices:
@@ -157,8 +179,11 @@ def exported(detector: Detector, options: ExportOptions) -> Devices:
 
 
 @CHOICES
-def test_nothing_is_made_on_another_device(detector: Detector, options: ExportOptions) -> None:
-    assert eager(detector, options).elsewhere == []
+@pytest.mark.parametrize("path", [eager, fused])
+def test_nothing_is_made_on_another_device(
+    detector: Detector, path: Callable[..., Devices], options: ExportOptions
+) -> None:
+    assert path(detector, options).elsewhere == []
 
 
 @pytest.mark.parametrize("path", [compiled, exported])
@@ -174,12 +199,10 @@ def test_nothing_is_compiled_for_another_device(
 def test_what_is_made_elsewhere_is_found(
     shapes_dir: Path, path: Callable[..., Devices], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = BoxCoder.forward
+    def planted(values: Tensor, index: Tensor) -> Tensor:
+        return gather_rows(values, index) + torch.zeros(())
 
-    def planted(self: BoxCoder, *arguments: Tensor) -> Tensor:
-        return decode(self, *arguments) + torch.zeros(())
-
-    monkeypatch.setattr(BoxCoder, "forward", planted)
+    monkeypatch.setattr(rpn, "gather_rows", planted)
     small = load_detector(shapes_dir / CHECKPOINTS[0])[0]
     found = path(small, FLOAT).elsewhere
     assert any("aten.add" in call and "'cpu', 'cuda'" in call for call in found)
