@@ -141,8 +141,10 @@ def test_without_the_onnx_package_its_extra_is_named(process: Run, model: Path) 
 @needs_rtx
 def test_script(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `run` is asked for because it changes into an empty folder.
+    guarded: list[bool] = []
+    monkeypatch.setattr("carafe_deploy.termination.guard", lambda: guarded.append(True))
     monkeypatch.setattr("sys.argv", ["build_engine.py", str(model), "-o", "out.engine"])
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(ROOT / "export" / "build_engine.py"), run_name="__main__")
-    assert done.value.code == 0
+    assert (done.value.code, guarded) == (0, [True])
     assert {path.name for path in Path().iterdir()} == {"out.engine", "out.engine.json"}
