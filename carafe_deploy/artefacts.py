@@ -22,6 +22,7 @@ def open_runner(
     *,
     device: str | None = None,
     mode: str | None = None,
+    fused: bool | None = None,
     tf32: bool | None = None,
     config: str | os.PathLike[str] | None = None,
     precision: str | None = None,
@@ -42,9 +43,14 @@ def open_runner(
             (TensorRT).
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default the CPU, and the first GPU for an
             engine, which runs on no CPU.
-        mode: ``"eager"``, the usual one; ``"compile"``, for a checkpoint; or ``"cuda-graph"``, for
-            a checkpoint, an engine or an ONNX file of one input size, on a GPU, which captures the
-            whole detector for each input size.
+        mode: ``"eager"``, the usual one; ``"compile"``, for a checkpoint; ``"cuda-graph"``, for a
+            checkpoint, an engine or an ONNX file of one input size, on a GPU, which captures the
+            whole detector for each input size; or ``"compile-graph"``, for a checkpoint, which
+            compiles it and captures the result.
+        fused: for a checkpoint or a TorchScript file on a GPU, let convolutions and matrix products
+            add biases and shortcuts and apply ReLUs themselves
+            (:mod:`carafe_deploy.ops.convolutions`). By default they do, but in mode ``"compile"``,
+            where the compiler fuses those itself.
         tf32: on a GPU, let what is computed in float32 round the factors of convolutions and matrix
             products to 10 bits of mantissa: faster, and off by as much as half types can be. By
             default float32 is float32. An engine has this inside.
@@ -72,6 +78,7 @@ def open_runner(
     name = known_backend(path)
     given: dict[str, Any] = {
         "mode": mode,
+        "fused": fused,
         "tf32": tf32,
         "config": config,
         "precision": precision,
@@ -114,7 +121,7 @@ def known_backend(path: Path) -> str:
 # --- what fits -----------------------------------------------------------------------------------
 
 #: What only a GPU does.
-_ON_A_GPU = (("mode", "cuda-graph"), ("tf32", True))
+_ON_A_GPU = (("mode", "cuda-graph"), ("mode", "compile-graph"), ("fused", True), ("tf32", True))
 
 
 def _check_options(

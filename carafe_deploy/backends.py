@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 #: How an artefact can be run.
-MODES = ("eager", "compile", "cuda-graph")
+MODES = ("eager", "compile", "cuda-graph", "compile-graph")
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +104,7 @@ _TENSORRT = Backend(
     open="carafe_deploy.runners.tensorrt:TensorRTRunner",
     device="cuda",
     options={"mode": ("eager", "cuda-graph")},
-    reasons={"compile": ": it is compiled already"},
+    reasons=dict.fromkeys(("compile", "compile-graph"), ": it is compiled already"),
     packages=(
         Package(
             "TensorRT", "tensorrt", "10.1", "trt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
@@ -127,6 +127,7 @@ BACKENDS: dict[str, Backend] = {
         options={
             "mode": MODES,
             "tf32": (True, False),
+            "fused": (True, False),
             "config": (),
             "precision": ("fp32", "fp16", "bf16"),
             "options": (),
@@ -143,8 +144,11 @@ BACKENDS: dict[str, Backend] = {
         kind="a TorchScript file",
         suffixes=(".ts", ".torchscript"),
         open="carafe_deploy.runners.torchscript:TorchScriptRunner",
-        options={"mode": ("eager",), "tf32": (True, False)},
-        reasons={"cuda-graph": ": the checkpoint itself takes cuda-graph"},
+        options={"mode": ("eager",), "tf32": (True, False), "fused": (True, False)},
+        reasons={
+            mode: f": the checkpoint itself takes {mode}"
+            for mode in ("compile", "cuda-graph", "compile-graph")
+        },
         packages=_TORCH,
         profile="carafe_deploy.bench.layers.pytorch:operator_rows",
         profiler="PyTorch's profiler, by operator",
@@ -163,7 +167,9 @@ BACKENDS: dict[str, Backend] = {
             "operators": (True, False),
             "provider_options": (),
         },
-        reasons={"compile": ": ONNX Runtime optimises it as it loads"},
+        reasons=dict.fromkeys(
+            ("compile", "compile-graph"), ": ONNX Runtime optimises it as it loads"
+        ),
         packages=(
             *_ONNX,
             Package("ONNX Runtime", "onnxruntime", "1.20", "ort", _ORT, exclusive=True, reported=0),

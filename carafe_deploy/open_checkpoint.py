@@ -11,6 +11,7 @@ from carafe_deploy.graph.metadata import model_info
 from carafe_deploy.graph.options import ExportOptions, deployable
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.models.detector import ImageNormalization, StagedDetector
+from carafe_deploy.runners._fused import fuses
 from carafe_deploy.runners._torch import resolve_device
 from carafe_deploy.runners.pytorch import PyTorchRunner
 from carafe_deploy.types import InputFormat
@@ -21,6 +22,7 @@ def open_checkpoint(
     device: str,
     *,
     mode: str = "eager",
+    fused: bool | None = None,
     tf32: bool = False,
     config: str | os.PathLike[str] | None = None,
     precision: str = "fp32",
@@ -34,7 +36,10 @@ def open_checkpoint(
         options = ExportOptions(anything.batch, anything.height, anything.width, precision)
     detector, checkpoint = load_detector(path, config)
     info = model_info(detector.config, options, name=checkpoint.name, source=checkpoint.source)
-    deployed = deployable(detector, options, channels_last=channels_last).to(target)
+    if fused is None and mode == "compile":
+        fused = False  # the compiler fuses these itself, and measured figures are of that
+    fused = fuses(fused, target, options.precision, tf32)
+    deployed = deployable(detector, options, channels_last=channels_last, fused=fused).to(target)
     forward: torch.nn.Module = deployed
     stages: torch.nn.Module = StagedDetector(deployed)
     if options.uint8_input:

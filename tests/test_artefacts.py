@@ -51,7 +51,11 @@ def _refusal(folder: Path, name: str, options: dict[str, Any]) -> CarafeDeployEr
         ("a.ts", {"mode": "cuda-graph"}, "the checkpoint itself takes cuda-graph"),
         ("a.engine", {"mode": "compile"}, "an engine, which takes eager or cuda-graph: it is comp"),
         ("a.onnx", {"config": "nowhere.py"}, "config is 'nowhere.py': a.onnx is an ONNX file, whi"),
-        ("a.ts", {"config": "x.py"}, "a TorchScript file, which takes mode or tf32: leave it out"),
+        (
+            "a.ts",
+            {"config": "x.py"},
+            "a TorchScript file, which takes mode, tf32 or fused: leave it out",
+        ),
         ("a.onnx", {"channels_last": False}, "channels_last is False: a.onnx is an ONNX file"),
         ("a.engine", {"channels_last": True}, "channels_last is True: a.engine is an engine"),
         ("a.ts", {"channels_last": True}, "channels_last is True: a.ts is a TorchScript file"),

@@ -86,8 +86,8 @@ def bench(
         typer.Option(
             "--mode",
             metavar="A,B",
-            help="Of all but TorchScript: eager, compile (checkpoints only), cuda-graph; by "
-            "default eager, on a GPU cuda-graph as well.",
+            help="Of all but TorchScript: eager, cuda-graph; checkpoints also compile and "
+            "compile-graph; by default eager, on a GPU cuda-graph as well.",
         ),
     ] = None,
     layouts: Annotated[

@@ -47,6 +47,7 @@ class Mode(StrEnum):
     eager = "eager"
     compile = "compile"
     cuda_graph = "cuda-graph"
+    compile_graph = "compile-graph"
 
 
 ArtefactArgument = Annotated[
@@ -107,8 +108,9 @@ ModeOption = Annotated[
     Mode | None,
     typer.Option(
         "--mode",
-        help="Of all but TorchScript: eager (default), compile (checkpoints), or cuda-graph, which "
-        "captures the whole detector once for each input size (GPU).",
+        help="Of all but TorchScript: eager (default), compile (checkpoints), cuda-graph, which "
+        "captures the whole detector once for each input size (GPU), or compile-graph, both "
+        "(checkpoints, GPU).",
     ),
 ]
 BodiesOption = Annotated[

@@ -131,9 +131,13 @@ def padded_limits(config: DetectorConfig) -> tuple[int, int]:
 
 
 def deployable(
-    detector: Detector, options: ExportOptions, *, channels_last: bool = False
+    detector: Detector,
+    options: ExportOptions,
+    *,
+    channels_last: bool = False,
+    fused: bool = False,
 ) -> Detector:
-    """A copy ready to trace: options applied, batch norm folded, weights in their precision.
+    """A copy ready to run or trace: options applied, batch norm folded, weights in their precision.
 
     Weights that stay as they are share their memory with the detector's.
 
@@ -141,6 +145,8 @@ def deployable(
         detector: as trained; it stays as it is.
         options: see there.
         channels_last: lay the weights out for channels-last feature maps.
+        fused: on a GPU, fewer kernels; see :func:`~carafe_deploy.models.detector
+            .prepare_for_inference`. Not to be traced: files hold the usual operators.
     """
     with torch.device("meta"):  # no memory, and no random numbers that nobody needs
         copy = build_detector(options.apply(detector.config))
@@ -148,7 +154,7 @@ def deployable(
     for name, buffer in detector.named_buffers():  # constants are in no state_dict
         owner, _, leaf = name.rpartition(".")
         setattr(copy.get_submodule(owner), leaf, buffer)
-    prepare_for_inference(copy, getattr(torch, DTYPES[options.precision]))
+    prepare_for_inference(copy, getattr(torch, DTYPES[options.precision]), fused=fused)
     return lay_out_channels_last(copy) if channels_last else copy
 
 

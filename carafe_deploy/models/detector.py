@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from carafe_deploy.models.config import DetectorConfig, MaskHeadConfig
 from carafe_deploy.models.fpn_carafe import FPNCarafe
-from carafe_deploy.models.resnet import BLOCKS, ResNet
+from carafe_deploy.models.resnet import BLOCKS, ResNet, join_biases
 from carafe_deploy.models.roi_heads import RoIHead
 from carafe_deploy.models.rpn import ProposalSelector, RPNHead
+from carafe_deploy.ops.convolutions import fuse_epilogues
 from carafe_deploy.stages import DETECTIONS, detector_stages
 from carafe_deploy.types import Preprocessing
 
@@ -61,10 +62,18 @@ def build_detector(config: DetectorConfig) -> Detector:
     return Detector(config).eval()
 
 
-def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32) -> Detector:
+def prepare_for_inference(
+    detector: Detector, dtype: torch.dtype = torch.float32, *, fused: bool = False
+) -> Detector:
     """Fold batch normalisation into the convolutions in float32, then convert to `dtype`, in place.
 
     RoIs, box decoding, softmaxes and NMS stay float32 whatever the dtype.
+
+    Args:
+        detector: in evaluation mode.
+        dtype: of convolutions and matrix products.
+        fused: on a GPU, let these add biases and shortcuts and apply ReLUs themselves; see
+            :mod:`carafe_deploy.ops.convolutions`. Results are the same up to rounding.
     """
     for module in list(detector.backbone.modules()):
         children = dict(module.named_children())
@@ -78,6 +87,10 @@ def prepare_for_inference(detector: Detector, dtype: torch.dtype = torch.float32
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 setattr(module, conv, fuse_conv_bn_eval(first, second))
                 setattr(module, norm, nn.Identity())
+    if fused:
+        for block in list(detector.backbone.modules()):
+            join_biases(block)
+        fuse_epilogues(detector)
     return detector.requires_grad_(False).to(dtype)
 
 
@@ -226,7 +239,7 @@ def _probes(config: DetectorConfig) -> list[_Probe]:
 
 def _mask_probes(config: MaskHeadConfig) -> list[_Probe]:
     head = "roi_head.mask_head"
-    following = [f"convs.{i}" for i in range(1, config.num_convs)]
+    following = [f"convs.{i}.conv" for i in range(1, config.num_convs)]
     following += ["upsample.channel_compressor"] * (config.num_convs > 0)
     probes = [
         _Probe(head, ("mask_roi_features",), given=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from carafe_deploy.models.config import BackboneConfig
+from carafe_deploy.ops.convolutions import conv_add_relu, conv_relu
 
 #: Residual blocks of layer1..layer4, by depth.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -25,15 +26,12 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, width, H/stride, W/stride]."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += self.downsample(x)
-        return self.relu(out)
+        out = conv_relu(x, self.conv1, self.bn1)
+        return conv_add_relu(out, self.conv2, self.bn2, self.downsample, x)
 
 
 class Bottleneck(nn.Module):
@@ -50,16 +48,26 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv(width, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, 4*width, H/stride, W/stride]."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += self.downsample(x)
-        return self.relu(out)
+        out = conv_relu(x, self.conv1, self.bn1)
+        out = conv_relu(out, self.conv2, self.bn2)
+        return conv_add_relu(out, self.conv3, self.bn3, self.downsample, x)
+
+
+def join_biases(block: nn.Module) -> None:
+    """Let the last convolution add the shortcut's bias with its own, if both are folded; in place.
+
+    Then the shortcut's convolution has nothing to add, and the sum one bias.
+    """
+    if not isinstance(block, BasicBlock | Bottleneck) or isinstance(block.downsample, nn.Identity):
+        return
+    last = block.conv2 if isinstance(block, BasicBlock) else block.conv3
+    shortcut = block.downsample.get_submodule("0")
+    last.bias = nn.Parameter(last.get_parameter("bias") + shortcut.get_parameter("bias"))
+    shortcut.register_parameter("bias", None)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -77,7 +85,6 @@ class ResNet(nn.Module):
         block = BasicBlock if config.depth < 50 else Bottleneck
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         inputs = base
         for stage, count in enumerate(BLOCKS[config.depth]):
@@ -90,7 +97,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """[B, 3, H, W] normalised -> C2, C3, C4, C5."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(conv_relu(images, self.conv1, self.bn1))
         levels = []
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)

@@ -13,6 +13,7 @@ from carafe_deploy.models.config import BoxHeadConfig, DetectorConfig, MaskHeadC
 from carafe_deploy.models.fpn_carafe import conv_module, upsampler
 from carafe_deploy.models.rpn import Proposals
 from carafe_deploy.ops import batched_nms, box_candidates, multilevel_roi_align
+from carafe_deploy.ops.convolutions import conv_relu, linear_relu
 
 
 class BoxHead(nn.Module):
@@ -48,7 +49,7 @@ class BoxHead(nn.Module):
             pooled = pooled.permute(0, 1, 3, 4, 2)
         x = pooled.flatten(2)
         for layer in self.shared_fcs:
-            x = layer(x).relu_()
+            x = linear_relu(x, layer)
         return self.fc_cls(x), self.fc_reg(x)
 
 
@@ -78,7 +79,7 @@ class DetectionSelector(nn.Module):
             logits,
             deltas,
             proposals.boxes,
-            proposals.count,
+            proposals.num_proposals,
             image_sizes,
             self.coder.normalization,
         )
@@ -128,7 +129,7 @@ class MaskHead(nn.Module):
         """[R, C, S, S] and the label of each RoI [R] int64 -> its logits [R, s*S, s*S]."""
         x = pooled
         for conv in self.convs:
-            x = conv(x).relu_()
+            x = conv_relu(x, conv.get_submodule("conv"))
         assert self.conv_logits.bias is not None
         weight = self.conv_logits.weight[classes].flatten(1).unsqueeze(1)  # [R, 1, C]
         bias = self.conv_logits.bias[classes].view(-1, 1, 1)

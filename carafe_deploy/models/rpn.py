@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from carafe_deploy.models.boxes import Anchors, BoxCoder, gather_rows
 from carafe_deploy.models.config import RpnConfig
 from carafe_deploy.ops import batched_nms, rpn_candidates
+from carafe_deploy.ops.convolutions import conv_relu
 
 #: Below every finite logit, above the -inf of padding.
 _ANY_LOGIT = torch.finfo(torch.float32).min
@@ -28,7 +29,7 @@ class RPNHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """P2..P6 -> logits [B, A, H_l, W_l] a level, deltas [B, A*4, H_l, W_l] a level."""
-        hidden = [self.rpn_conv(level).relu_() for level in pyramid]
+        hidden = [conv_relu(level, self.rpn_conv) for level in pyramid]
         return tuple(map(self.rpn_cls, hidden)), tuple(map(self.rpn_reg, hidden))
 
 
@@ -39,7 +40,7 @@ class Proposals(NamedTuple):
 
     boxes: Tensor
     scores: Tensor
-    count: Tensor
+    num_proposals: Tensor
 
 
 class ProposalSelector(nn.Module):

@@ -399,7 +399,9 @@ def _rpn_candidates(
     levels = len(strides)
     memory_format = _kernels.memory_format_of(maps[levels])  # logits may have one channel
     dense = [tensor.contiguous(memory_format=memory_format) for tensor in maps]
-    constants = [tensor.contiguous() for tensor in (image_sizes, anchors, normalization)]
+    sizes, base, statistics = (
+        tensor.contiguous() for tensor in (image_sizes, anchors, normalization)
+    )
     boxes, scores = _empty(image_sizes, len(image_sizes), levels, num_candidates)
     params = RpnCandidatesParams(
         dtype=_kernels.KERNEL_DTYPES[maps[0].dtype],
@@ -418,7 +420,9 @@ def _rpn_candidates(
     with _kernels.launching_on(maps[0]) as where:
         library.rpn_candidates(
             params,
-            *(tensor.data_ptr() for tensor in constants),
+            sizes.data_ptr(),
+            base.data_ptr(),
+            statistics.data_ptr(),
             [tensor.data_ptr() for tensor in dense],
             boxes.data_ptr(),
             scores.data_ptr(),

@@ -1,7 +1,10 @@
-"""PyTorch behind the Runner protocol: eager, compiled, or as CUDA graphs."""
+"""PyTorch behind the Runner protocol: eager, compiled, as CUDA graphs, or both."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,8 +34,9 @@ class PyTorchRunner(TorchRunner):
         forward: images and image sizes in, outputs out.
         stages: the same with intermediate tensors; always run eagerly.
         mode: one of :data:`MODES`. ``"compile"`` compiles for every input shape
-            (:func:`torch.compile`), ``"cuda-graph"`` captures a graph for each; the first run of a
-            shape takes that long.
+            (:func:`torch.compile`), ``"cuda-graph"`` captures a graph for each, and
+            ``"compile-graph"`` compiles and then captures; the first run of a shape takes that
+            long, with a compiler half a minute.
         channels_last: images are handed over in that memory format; the weights should have it.
         tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
             of mantissa.
@@ -40,7 +44,8 @@ class PyTorchRunner(TorchRunner):
 
     Raises:
         BackendUnavailableError: CUDA graphs were asked for on another device, or the operators have
-            no CUDA kernels; in plain PyTorch they wait for the device, which no graph can hold.
+            no CUDA kernels; in plain PyTorch they wait for the device, which no graph can hold. Or
+            the detector is to be compiled for a GPU, and Triton or a C compiler is not there.
         CarafeDeployError: there is no such mode, or ``tf32`` and another precision than fp32.
     """
 
@@ -60,18 +65,21 @@ class PyTorchRunner(TorchRunner):
     ) -> None:
         if mode not in MODES:
             raise CarafeDeployError(f"mode is {mode!r}: choose from {', '.join(MODES)}")
-        if mode == "cuda-graph" and device.type != "cuda":
+        is_compiled, is_graph = mode.startswith("compile"), mode.endswith("graph")
+        if is_graph and device.type != "cuda":
             raise BackendUnavailableError(
-                f"mode cuda-graph needs a GPU, device is {device.type}: give --device cuda"
+                f"mode {mode} needs a GPU, device is {device.type}: give --device cuda"
             )
-        if mode == "cuda-graph":
-            _need_kernels()
-        if mode == "compile":
+        if is_graph:
+            _need_kernels(mode)
+        if is_compiled:
+            if device.type == "cuda":
+                _need_compiler(mode)
             # Beyond torch's limit of 8 shapes a model would run eagerly; with fullgraph it fails.
             config = torch._dynamo.config
             config.recompile_limit = max(config.recompile_limit, SHAPES)
             forward = torch.compile(forward, dynamic=False, fullgraph=True)
-        elif mode == "cuda-graph":
+        if is_graph:
             forward = _Graphed(forward)
         self.mode = mode
         super().__init__(info, device, forward, stages, channels_last, tf32=tf32, label=label)
@@ -80,7 +88,7 @@ class PyTorchRunner(TorchRunner):
         return (*(self.mode,) * (self.mode != "eager"), *super()._settings())
 
 
-def _need_kernels() -> None:
+def _need_kernels(mode: str) -> None:
     library = kernel_library()
     if library is None or not library.has_cuda:
         found = (
@@ -89,8 +97,24 @@ def _need_kernels() -> None:
             else f"{library.path} is for CPUs only"
         )
         raise BackendUnavailableError(
-            f"mode cuda-graph needs libcarafe_kernels.so with CUDA kernels, {found}: build it with "
+            f"mode {mode} needs libcarafe_kernels.so with CUDA kernels, {found}: build it with "
             "`make plugins`, or choose mode eager"
+        )
+
+
+def _need_compiler(mode: str) -> None:
+    """Triton compiles the kernels, and a C compiler what launches them."""
+    if importlib.util.find_spec("triton") is None:
+        raise BackendUnavailableError(
+            f"mode {mode} needs Triton on a GPU, and it is not installed: pip install triton, or "
+            "choose mode cuda-graph"
+        )
+    named = os.environ.get("CC")
+    compilers = (named,) if named else ("gcc", "clang")
+    if not any(map(shutil.which, compilers)):
+        raise BackendUnavailableError(
+            f"mode {mode} needs a C compiler on a GPU, and there is no {' or '.join(compilers)}: "
+            "install one or name it in CC, or choose mode cuda-graph"
         )
 
 

@@ -10,6 +10,8 @@ import torch
 
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.known_warnings import without_known_warnings
+from carafe_deploy.runners._fused import fuses
+from carafe_deploy.runners._fused_torchscript import fuse_convolutions
 from carafe_deploy.runners._torch import TorchRunner, resolve_device
 from carafe_deploy.types import METADATA_KEY, ModelInfo
 
@@ -24,17 +26,24 @@ class TorchScriptRunner(TorchRunner):
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
             of mantissa.
+        fused: on a GPU, let convolutions add shortcuts and apply ReLUs themselves; None for where
+            it can be.
 
     Raises:
         ArtefactError: the file is missing, truncated or was exported by something else.
-        BackendUnavailableError: there is no such device here.
+        BackendUnavailableError: there is no such device here, or it is none that fuses.
         CarafeDeployError: ``tf32`` and another precision than fp32.
     """
 
     backend = "torchscript"
 
     def __init__(
-        self, path: str | os.PathLike[str], device: str = "cpu", *, tf32: bool = False
+        self,
+        path: str | os.PathLike[str],
+        device: str = "cpu",
+        *,
+        tf32: bool = False,
+        fused: bool | None = None,
     ) -> None:
         path = Path(path)
         target = resolve_device(device)
@@ -57,4 +66,7 @@ class TorchScriptRunner(TorchRunner):
         stages = getattr(module, "stages", None)
         if not callable(stages):
             raise ArtefactError(f"{path} has no method `stages`: export it again")
+        if fuses(fused, target, info.precision, tf32):
+            fuse_convolutions(module)
+            stages = module.stages
         super().__init__(info, target, module, stages, tf32=tf32, label=str(path))

@@ -98,10 +98,15 @@ def detector(request: pytest.FixtureRequest, shapes_dir: Path) -> Detector:
 
 
 def ready(
-    detector: Detector, options: ExportOptions, *, staged: bool = True, channels_last: bool = False
+    detector: Detector,
+    options: ExportOptions,
+    *,
+    staged: bool = True,
+    channels_last: bool = False,
+    fused: bool = False,
 ) -> nn.Module:
     """As exporters and runners have it."""
-    deployed = deployable(detector, options, channels_last=channels_last)
+    deployed = deployable(detector, options, channels_last=channels_last, fused=fused)
     module: nn.Module = StagedDetector(deployed) if staged else deployed
     if options.uint8_input:
         module = ImageNormalization(module, detector.config.preprocessing, channels_last)
@@ -117,15 +122,28 @@ def eager(detector: Detector, options: ExportOptions) -> Devices:
         return run(place(module), inputs(options))
 
 
+def fused(detector: Detector, options: ExportOptions) -> Devices:
+    """As runners on a GPU have it; the stages hook into it as into the other."""
+    module = ready(detector, options, channels_last=True, fused=True)
+    with fake_cuda():
+        found = run(place(module), inputs(options))
+    assert found.calls.count("carafe::convolution_relu") > 20
+    assert "aten::relu_" not in found.calls
+    return found
+
+
 def compiled(detector: Detector, options: ExportOptions) -> Devices:
-    """The operators that the runner's compiled detector consists of, as Inductor is given them."""
+    """The operators that the runner's compiled detector consists of, as Inductor is given them.
+
+    One of the detectors is fused first.
+    """
     graphs: list[tuple[Any, Any]] = []
 
     def keep(graph: Any, arguments: Any) -> Any:
         graphs.append((graph, arguments))
         return graph
 
-    module = ready(detector, options, staged=False)
+    module = ready(detector, options, staged=False, fused=options is UINT8)
     info = ModelInfo("x", "faster_rcnn", ("a",))
     torch._dynamo.reset()
     with pytest.MonkeyPatch.context() as patch, fake_cuda():
@@ -136,7 +154,9 @@ def compiled(detector: Detector, options: ExportOptions) -> Devices:
         with torch.no_grad():
             runner.module(*inputs(options))
         [(graph, arguments)] = graphs
-        return run(graph, arguments)
+        found = run(graph, arguments)
+    assert ("carafe::convolution_relu" in found.calls) == (options is UINT8)
+    return found
 
 
 def exported(detector: Detector, options: ExportOptions) -> Devices:
@@ -159,8 +179,11 @@ def exported(detector: Detector, options: ExportOptions) -> Devices:
 
 
 @CHOICES
-def test_nothing_is_made_on_another_device(detector: Detector, options: ExportOptions) -> None:
-    assert eager(detector, options).elsewhere == []
+@pytest.mark.parametrize("path", [eager, fused])
+def test_nothing_is_made_on_another_device(
+    detector: Detector, path: Callable[..., Devices], options: ExportOptions
+) -> None:
+    assert path(detector, options).elsewhere == []
 
 
 @pytest.mark.parametrize("path", [compiled, exported])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +23,18 @@ from carafe_deploy.errors import (
     CarafeDeployError,
     RunError,
 )
+from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.images import load_image
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.runners import _fused
 from carafe_deploy.runners import pytorch as pytorch_module
 from carafe_deploy.runners._onnxruntime_buffers import Buffers
 from carafe_deploy.runners.pytorch import PyTorchRunner
-from carafe_deploy.types import METADATA_KEY
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 from tests.fuzz import _corpus as toy
 from tests.runners.conftest import STATIC
+
+NOTHING: Any = None
 
 
 @pytest.fixture
@@ -116,8 +125,10 @@ def test_ways_to_run_pytorch_that_there_are_not(files: dict[str, Path]) -> None:
     with pytest.raises(CarafeDeployError, match="mode is 'fast': choose from eager, compile, cuda"):
         open_runner(files["pytorch"], mode="fast")
     if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailableError, match="cuda-graph needs a GPU, device is cpu"):
-            open_runner(files["pytorch"], mode="cuda-graph")
+        for named in ("mode cuda-graph", "mode compile-graph", "fused"):
+            option, _, value = named.partition(" ")
+            with pytest.raises(BackendUnavailableError, match=f"{named} needs a GPU, device is"):
+                open_runner(files["pytorch"], **{option: value or True})
 
 
 @pytest.mark.parametrize(
@@ -131,9 +142,99 @@ def test_a_cuda_graph_needs_kernels(
     monkeypatch: pytest.MonkeyPatch, library: Any, reason: str
 ) -> None:
     monkeypatch.setattr(pytorch_module, "kernel_library", lambda: library)
-    nothing: Any = None
-    with pytest.raises(BackendUnavailableError, match=f"needs libcarafe_kernels.so.*{reason}"):
-        PyTorchRunner(nothing, torch.device("cuda"), nothing, nothing, mode="cuda-graph")
+    for mode in ("cuda-graph", "compile-graph"):
+        with pytest.raises(BackendUnavailableError, match=f"{mode} needs libcarafe_k.*{reason}"):
+            PyTorchRunner(NOTHING, torch.device("cuda"), NOTHING, NOTHING, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "programs", "reason"),
+    [
+        ("", {"gcc", "triton"}, ""),
+        ("", {"clang", "triton"}, ""),
+        ("icc", {"icc", "triton"}, ""),
+        ("", {"gcc"}, "needs Triton on a GPU, and it is not installed"),
+        ("", {"triton"}, "needs a C compiler on a GPU, and there is no gcc or clang"),
+        ("icc", {"gcc", "triton"}, "there is no icc"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["compile", "compile-graph"])
+def test_compiling_for_a_gpu_needs_compilers(
+    monkeypatch: pytest.MonkeyPatch, mode: str, compiler: str, programs: set[str], reason: str
+) -> None:
+    """The compiled function is what a graph is captured of."""
+    made: list[str] = []
+
+    def make(name: str) -> Any:
+        return lambda forward, **settings: made.append(name) or name
+
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: n if n in programs else None)
+    monkeypatch.setattr(pytorch_module, "kernel_library", lambda: SimpleNamespace(has_cuda=True))
+    monkeypatch.setattr(torch, "compile", make("compile"))
+    monkeypatch.setattr(pytorch_module, "_Graphed", make("graph"))
+    info = ModelInfo("x", "faster_rcnn", ("a",))
+
+    def build() -> PyTorchRunner:
+        return PyTorchRunner(info, torch.device("cuda"), NOTHING, NOTHING, mode=mode)
+
+    if reason:
+        with pytest.raises(BackendUnavailableError, match=f"mode {mode} .*{reason}"):
+            build()
+        assert made == []
+    else:
+        assert build().mode == mode
+        assert made == mode.split("-")
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_what_cudnn_refuses_is_not_fused(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool | None
+) -> None:
+    asked: list[Any] = []
+    answers = ["no engine", ""]
+    monkeypatch.setattr(_fused, "refusal", lambda *a: asked.append(a) or answers[len(asked) - 1])
+    cuda = torch.device("cuda")
+    if wanted is None:
+        with pytest.warns(UserWarning, match=r"cuda computes no fp16 convolution.*\(no engine\)"):
+            assert not _fused.fuses(None, cuda, "fp16", tf32=False)
+    elif wanted:
+        with pytest.raises(BackendUnavailableError, match=r"\(no engine\): leave out fused"):
+            _fused.fuses(True, cuda, "fp16", tf32=False)
+    assert _fused.fuses(wanted, cuda, "bf16", tf32=False) == (wanted is not False)
+    dtypes = [] if wanted is False else [torch.float16, torch.bfloat16]
+    assert asked == [(cuda, dtype) for dtype in dtypes]
+    assert not _fused.fuses(None, torch.device("cpu"), "fp32", tf32=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("mode", "precision"),
+    [
+        *itertools.product(("eager", "cuda-graph"), ("fp32", "fp16", "bf16")),
+        ("compile-graph", "fp16"),
+    ],
+)
+def test_every_mode_finds_the_same_on_a_gpu(
+    files: dict[str, Path], shapes_dir: Path, mode: str, precision: str
+) -> None:
+    """Fused or not: of what is sure, scores to what the precision leaves of them."""
+    options = ExportOptions(precision=precision)
+    limit = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}[precision]
+    image = load_image(min((shapes_dir / "val").iterdir()))
+    with open_runner(files["pytorch"], device="cuda", options=options, fused=False) as runner:
+        batch = Preprocessor(runner.info)([image])
+        inputs = {"images": batch.images, "image_sizes": batch.image_sizes}
+        scores = runner.run(inputs)["det_scores"]
+    sure = int((scores > 0.8).sum())
+    assert sure
+    for fused in (True, False):
+        settings: dict[str, Any] = {"device": "cuda", "options": options, "mode": mode}
+        with open_runner(files["pytorch"], fused=fused, **settings) as runner:
+            for _ in range(2):
+                found = runner.run(inputs)["det_scores"]
+                np.testing.assert_allclose(found[:, :sure], scores[:, :sure], atol=limit)
 
 
 @pytest.mark.gpu
