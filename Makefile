@@ -1,7 +1,8 @@
 # Every target sets up what it needs in .venv. Variables: PYTHON, PIP_ARGS (for pip install),
 # CUDA_ARCHITECTURES (what `plugins` compiles for; "native" is the GPU of this machine), OUT (where
 # `gpu-check` writes), BUDGET (its seconds), STEPS (of it; all by default), WORKERS (processes that
-# `test` runs the Python tests in; each takes some GB of memory).
+# `test` runs the Python tests in; each takes some GB of memory), SECONDS (of each attack of
+# `fuzz`), ATTACKS (all by default), SEED (of their first cases).
 PYTHON ?= python3
 PIP_ARGS ?=
 CUDA_ARCHITECTURES ?= 75;120
@@ -9,6 +10,9 @@ OUT ?= out/gpu-check
 BUDGET ?= 400
 STEPS ?=
 WORKERS ?= 2
+SECONDS ?= 60
+ATTACKS ?=
+SEED ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +24,7 @@ CPP_SOURCES = $(shell git ls-files 'plugins/**.cpp' 'plugins/**.h' 'plugins/**.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo plugins test test-matrix test-onnxruntime test-cpp test-sanitized lint format bench wheel \
+.PHONY: help setup demo plugins test test-matrix test-onnxruntime test-cpp test-sanitized fuzz lint format bench wheel \
   release-check kernel-report mutants gpu-check clean
 
 help: ## List the targets
@@ -64,10 +68,18 @@ test-cpp: plugins ## C++ tests, on the CPU; they take GoogleTest from the system
 	$(BIN)/cmake --build $(BUILD)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error
 
-test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, threads under their own
 	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitized
 	$(BIN)/ctest --test-dir build/sanitized --output-on-failure --no-tests=error
+	$(CMAKE) -B build/threads -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=THREAD
+	$(BIN)/cmake --build build/threads --target test_threads carafe_kernels
+	build/threads/plugins/tests/test_threads
+
+fuzz: plugins ## Attack whatever reads files, arrays and signals, SECONDS for each of ATTACKS
+	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitized --target carafe_kernels fuzz_creators
+	$(BIN)/python tests/fuzz/run.py $(ATTACKS) --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP) ## Linters and type checker
 	$(BIN)/ruff check

@@ -43,6 +43,10 @@ class ArtefactError(CarafeDeployError):
     """A file made by this toolkit (.onnx, .ts, ...) is truncated, foreign or inconsistent."""
 
 
+class RunError(CarafeDeployError):
+    """A runtime gives up while it runs an artefact: the file is broken, or memory is short."""
+
+
 class BackendUnavailableError(CarafeDeployError):
     """The package or device that would run an artefact is not installed here."""
 

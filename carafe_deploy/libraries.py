@@ -37,22 +37,6 @@ def require_library(name: str) -> Path:
     return path
 
 
-def onnxruntime_library() -> str:
-    """Path of the operators' library for ONNX Runtime 1.20 and newer, see docs/onnxruntime.md.
-
-    With it in a session, an exported file runs by our kernels, without it by its function bodies::
-
-        options = onnxruntime.SessionOptions()
-        options.register_custom_ops_library(carafe_deploy.onnxruntime_library())
-
-    Raises:
-        BackendUnavailableError: it was not built, or is cut short.
-    """
-    path = require_library("carafe_onnxruntime")
-    check_whole(path)
-    return str(path)
-
-
 def check_whole(path: Path) -> None:
     """Refuse a shared library that is cut short: loading it would end the process (SIGBUS).
 

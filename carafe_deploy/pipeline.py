@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -32,6 +31,9 @@ _Result = TypeVar("_Result")
 WINDOW = 8
 #: Images that wait for others of their size take no more than this, unless all have one size.
 WAITING_BYTES = 256 << 20
+
+#: A batch is filled up with copies to an artefact's smallest up to so much.
+FILLED_BYTES = 4 << 30
 
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
@@ -142,11 +144,13 @@ class Pipeline:
         results = self.stream(
             files, load_image, lambda path, _, found: (path, found), overlap=overlap
         )
-        with contextlib.closing(results):
+        try:
             for done, result in enumerate(results, 1):
                 if progress is not None:
                     progress(done, len(files))
                 yield result
+        finally:
+            results.close()
 
     def stream(
         self,
@@ -209,9 +213,11 @@ class Pipeline:
             else (end(run(step())) for step in preparation)
         )
         # Closed with this one: a generator that is merely dropped may live on in a traceback.
-        with contextlib.closing(results):
+        try:
             for ready in in_order(itertools.chain.from_iterable(results)):
                 yield from ready
+        finally:
+            results.close()
 
     def detect_timed(
         self, images: GivenImage | Iterable[GivenImage]
@@ -251,6 +257,12 @@ class Pipeline:
         missing = self._smallest - len(batch)
         if missing <= 0:
             return batch.inputs
+        filled = self._smallest * batch.images[0].nbytes
+        if filled > FILLED_BYTES:
+            raise InputShapeError(
+                f"the artefact's smallest batch is {self._smallest} images, of this size "
+                f"{filled / 1e9:.1f} GB: export it with a smaller one"
+            )
         return {
             name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
             for name, array in batch.inputs.items()
@@ -263,6 +275,7 @@ class Pipeline:
             batch,
             mask_threshold=info.mask_threshold,
             with_masks=info.has_masks,
+            num_classes=len(info.classes),
             paste=self._paste,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ def postprocess(
     *,
     mask_threshold: float = 0.5,
     with_masks: bool = False,
+    num_classes: int | None = None,
     paste: Paste = paste_masks,
 ) -> list[Detections]:
     """Scale boxes back and paste masks, as mmdetection 3.3 does with ``rescale=True``.
@@ -31,14 +32,15 @@ def postprocess(
         batch: what the runner was given.
         mask_threshold: pixels with at least this probability belong to an instance.
         with_masks: paste ``det_masks``; needs pycocotools.
+        num_classes: that have a name; None takes any label.
         paste: what pastes them, :func:`carafe_deploy.masks.paste_masks` or its like.
 
     Returns:
         One :class:`Detections` an image of the batch.
 
     Raises:
-        ArtefactError: an output is missing or has fewer rows than the batch, or a box or score is
-            not finite.
+        ArtefactError: an output is missing, has another shape or fewer rows than the batch; or a
+            box or score is not finite, or a label has no name.
     """
     names = ["num_dets", "det_boxes", "det_scores", "det_classes"]
     names += ["det_masks"] * with_masks
@@ -52,10 +54,47 @@ def postprocess(
                 f"output {name!r} has {len(outputs[name])} rows for {len(batch)} images: "
                 "export the artefact again"
             )
-    return [
+    _check_shapes({name: outputs[name] for name in names})
+    found = [
         _detections_of(row, outputs, batch, mask_threshold if with_masks else None, paste)
         for row in range(len(batch))
     ]
+    if num_classes is not None:
+        _check_labels(found, num_classes)
+    return found
+
+
+def _check_shapes(outputs: Mapping[str, Array]) -> None:
+    boxes = outputs["det_boxes"]
+    room = boxes.shape[1] if boxes.ndim == 3 else 0
+    expected: Mapping[str, tuple[int | None, ...]] = {
+        "num_dets": (1,),
+        "det_boxes": (room, 4),
+        "det_scores": (room,),
+        "det_classes": (room,),
+        "det_masks": (room, None, None),
+    }
+    for name, array in outputs.items():
+        shape = expected[name]
+        fits = array.ndim == 1 + len(shape) and all(
+            size in (found, None) for found, size in zip(array.shape[1:], shape, strict=True)
+        )
+        if not fits or array.dtype.kind not in "fiu":
+            axes = ", ".join("?" if size is None else str(size) for size in shape)
+            raise ArtefactError(
+                f"output {name!r} is {array.dtype} {list(array.shape)}, expected numbers of shape "
+                f"[{len(array)}, {axes}]: export the artefact again"
+            )
+
+
+def _check_labels(found: Sequence[Detections], num_classes: int) -> None:
+    for detections in found:
+        wrong = detections.labels[(detections.labels < 0) | (detections.labels >= num_classes)]
+        if len(wrong):
+            raise ArtefactError(
+                f"the artefact returned label {wrong[0]} and names {num_classes} classes: export "
+                "it again"
+            )
 
 
 def _detections_of(

@@ -15,6 +15,9 @@ from carafe_deploy.errors import ArtefactError, InputShapeError
 from carafe_deploy.images import check_image
 from carafe_deploy.types import ModelInfo, Preprocessing
 
+#: Of an input; an artefact that asks for more was made so by accident or malice.
+MOST_PIXELS = 1 << 26
+
 
 @dataclass(frozen=True, repr=False)
 class Batch(OneLine):
@@ -100,6 +103,12 @@ class Preprocessor:
         divisor = self._settings.pad_size_divisor
         height = _padded(max(new_height for new_height, _, _ in plans), divisor, self._height)
         width = _padded(max(new_width for _, new_width, _ in plans), divisor, self._width)
+        if height * width > MOST_PIXELS:
+            raise ArtefactError(
+                f"the artefact resizes to {list(self._settings.scale)} and pads to multiples of "
+                f"{divisor}, so to {height}x{width}, which is more than {MOST_PIXELS} pixels: "
+                "export it with a smaller scale"
+            )
         return height, width
 
     def _plan(self, height: int, width: int) -> tuple[int, int, bool]:

@@ -56,7 +56,6 @@ OTHERS = (
     Package("pycocotools", "pycocotools", "2.0.8", "eval", ("pycocotools",)),
     Package("NumPy", "numpy", "1.24", "", ("numpy",), reported=0),
     Package("matplotlib", "matplotlib", "3.8", "bench", ("matplotlib",), reported=0),
-    Package("cattrs", "cattrs", "23.2", "bench", ("cattrs",), reported=0),
     Package("jinja2", "jinja2", "3.1", "bench", ("jinja2",), reported=0),
 )
 

@@ -21,8 +21,15 @@ IMAGES = "images"
 DETECTIONS = "detections"
 
 _LEVELS = range(2, 7)
-_CARAFE_ENCODED, _MULTILEVEL_ROI_ALIGN, _BATCHED_NMS = (
-    OPERATORS[name].onnx_name for name in ("carafe_encoded", "multilevel_roi_align", "batched_nms")
+_CARAFE_ENCODED, _RPN_CANDIDATES, _MULTILEVEL_ROI_ALIGN, _BOX_CANDIDATES, _BATCHED_NMS = (
+    OPERATORS[name].onnx_name
+    for name in (
+        "carafe_encoded",
+        "rpn_candidates",
+        "multilevel_roi_align",
+        "box_candidates",
+        "batched_nms",
+    )
 )
 
 
@@ -114,7 +121,7 @@ def _rpn() -> list[Stage]:
     ]
     names = tuple(stage.name for stage in outputs)
     selected = [
-        Stage(name, "proposals", names, operators=(_BATCHED_NMS,), rows="proposals")
+        Stage(name, "proposals", names, operators=(_RPN_CANDIDATES, _BATCHED_NMS), rows="proposals")
         for name in ("proposals", "proposal_scores")
     ]
     return [*stages, *outputs, *selected]
@@ -140,7 +147,7 @@ def _box_head() -> list[Stage]:
             DETECTIONS,
             "detections",
             ("cls_score", "bbox_pred", "proposals"),
-            operators=(_BATCHED_NMS,),
+            operators=(_BOX_CANDIDATES, _BATCHED_NMS),
             rows=DETECTIONS,
         ),
     ]

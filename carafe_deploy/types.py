@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from carafe_deploy.brief import OneLine
+from carafe_deploy.brief import OneLine, brief
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.schema import OneOf, SchemaError, Within, parse, structure
 
 #: Architectures -> for people.
 ARCHITECTURES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}
@@ -32,6 +34,15 @@ METADATA_KEY = "carafe_deploy"
 
 #: Raised whenever the meaning of a field below changes.
 METADATA_SCHEMA = 1
+
+#: Pixels of an edge, and images of a batch.
+_Size = Annotated[int, Within(1, 1 << 16)]
+_Bounds = tuple[_Size, _Size]
+_Level = Annotated[float, Within(-1e6, 1e6)]
+_Spread = Annotated[float, Within(1e-6, 1e6)]
+_Share = Annotated[float, Within(0, 1)]
+#: Elements of a tensor that an operator is called with.
+_MOST_ELEMENTS = 1 << 31
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,11 +70,11 @@ class Preprocessing(OneLine):
         pad_size_divisor: height and width are zero-padded, right and bottom, to a multiple of it.
     """
 
-    scale: tuple[int, int] = (1333, 800)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    scale: tuple[_Size, _Size] = (1333, 800)
+    mean: tuple[_Level, _Level, _Level] = (123.675, 116.28, 103.53)
+    std: tuple[_Spread, _Spread, _Spread] = (58.395, 57.12, 57.375)
     bgr_to_rgb: bool = True
-    pad_size_divisor: int = 64
+    pad_size_divisor: Annotated[int, Within(1, 1 << 12)] = 64
 
 
 @dataclass(frozen=True)
@@ -78,15 +89,22 @@ class InputFormat:
         width: (smallest, largest) padded width in pixels; equal when static.
     """
 
-    layout: str = "nchw_float32"
-    batch: tuple[int, int] = (1, 1 << 16)
-    height: tuple[int, int] = (64, 1 << 16)
-    width: tuple[int, int] = (64, 1 << 16)
+    layout: Annotated[str, OneOf(("nchw_float32", "nhwc_uint8"))] = "nchw_float32"
+    batch: _Bounds = (1, 1 << 16)
+    height: _Bounds = (64, 1 << 16)
+    width: _Bounds = (64, 1 << 16)
 
     @property
     def is_static(self) -> bool:
         """Batch, height and width each take one value only."""
         return all(low == high for low, high in (self.batch, self.height, self.width))
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        for name in ("batch", "height", "width"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {low} to {high}, expected the smaller one first")
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,8 +119,16 @@ class OperatorCall(OneLine):
     """
 
     name: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[Annotated[int, Within(0, _MOST_ELEMENTS)], ...], ...]
     attributes: Mapping[str, Any]
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        for shape in self.shapes:
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise ValueError(
+                    f"shape {list(shape)} has more than {_MOST_ELEMENTS} elements, as no call has"
+                )
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,16 +155,16 @@ class ModelInfo(OneLine):
     """
 
     name: str
-    architecture: str
-    classes: tuple[str, ...]
+    architecture: Annotated[str, OneOf(tuple(ARCHITECTURES))]
+    classes: Annotated[tuple[str, ...], Within(1, 1 << 16)]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     input: InputFormat = field(default_factory=InputFormat)
-    precision: str = "fp32"
-    score_threshold: float = 0.05
-    nms_iou_threshold: float = 0.5
-    max_detections: int = 100
-    mask_threshold: float = 0.5
-    mask_size: int = 0
+    precision: Annotated[str, OneOf(tuple(DTYPES))] = "fp32"
+    score_threshold: _Share = 0.05
+    nms_iou_threshold: _Share = 0.5
+    max_detections: Annotated[int, Within(1, 1 << 20)] = 100
+    mask_threshold: _Share = 0.5
+    mask_size: Annotated[int, Within(0, 1 << 10)] = 0
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     operators: tuple[OperatorCall, ...] = ()
@@ -191,39 +217,31 @@ class ModelInfo(OneLine):
         return json.dumps({"schema": METADATA_SCHEMA, **dataclasses.asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelInfo:
-        """Inverse of :meth:`to_json`.
+    def from_json(cls, text: str | bytes, source: object) -> ModelInfo:
+        """Inverse of :meth:`to_json`; ``source`` names the artefact in messages.
 
         Raises:
-            ArtefactError: the text is no JSON, of another schema version, or lacks a field.
+            ArtefactError: the text is no JSON, of another schema version, or a field is missing,
+                unknown or out of range.
         """
         try:
-            data = json.loads(text)
-            schema = data.pop("schema")
+            data = parse(text)
+            schema = data.pop("schema", None) if isinstance(data, dict) else METADATA_SCHEMA
             if schema != METADATA_SCHEMA:
                 raise ArtefactError(
-                    f"metadata has schema {schema}, this version reads {METADATA_SCHEMA}: "
-                    "export the model again"
+                    f"metadata of {source} has schema {brief(schema)}, this version reads "
+                    f"{METADATA_SCHEMA}: export the model again"
                 )
-            data["preprocessing"] = Preprocessing(**_tuples(data["preprocessing"]))
-            data["input"] = InputFormat(**_tuples(data["input"]))
-            data["operators"] = tuple(
-                OperatorCall(
-                    call["name"],
-                    tuple(tuple(shape) for shape in call["shapes"]),
-                    call["attributes"],
-                )
-                for call in data["operators"]
-            )
-            for name in ("classes", "stages"):
-                data[name] = tuple(data[name])
-            return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtefactError(f"metadata is damaged ({error}): export the model again") from error
+            return structure(cls, data)
+        except SchemaError as error:
+            raise ArtefactError(
+                f"metadata of {source} is damaged ({error}): export the model again"
+            ) from error
 
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        if self.has_masks and not self.mask_size:
+            raise ValueError("mask_size is 0, expected at least 1 of a mask_rcnn")
 
 
 @dataclass(frozen=True, repr=False)

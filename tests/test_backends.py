@@ -34,7 +34,7 @@ class ToyRunner(Lifetime):
     backend = "toy"
 
     def __init__(self, path: Path, device: str, *, threads: int = 1) -> None:
-        self.info = ModelInfo.from_json(path.read_text())
+        self.info = ModelInfo.from_json(path.read_text(), path)
         self.device, self.threads = device, threads
         self._begin(str(path))
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -166,17 +170,81 @@ def test_an_exception_of_the_consumer_stops_everything() -> None:
     assert pool_threads() == []
 
 
-def test_ctrl_c_in_the_run_stops_everything_at_once() -> None:
-    """Results that are done by then are not waited for: whoever presses Ctrl-C wants to leave."""
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_is_finished_when_somebody_interrupts_goes_out_before(
+    kind: type[BaseException],
+) -> None:
+    found: list[int] = []
+    with pytest.raises(kind, match="leave"):
+        found.extend(overlapped(range(1000), same, *interrupted(kind("leave"))))
+    assert found == [0]
+    assert pool_threads() == []
+
+
+@pytest.mark.parametrize("end", ["close", "next"])
+def test_an_interrupt_is_not_lost_among_the_results_before_it(end: str) -> None:
+    stream = overlapped(range(1000), same, *interrupted(KeyboardInterrupt("leave")))
+    assert next(stream) == 0
+    with pytest.raises(KeyboardInterrupt, match="leave"):
+        stream.close() if end == "close" else next(stream)
+
+
+def interrupted(error: BaseException) -> tuple[Callable[[int], int], Callable[[int], int]]:
+    """The run raises at item 2, when 0 is finished since a moment, and 1 is not."""
+    begun, finished = threading.Event(), threading.Event()
 
     def run(item: int) -> int:
-        if item == 3:
-            raise KeyboardInterrupt
+        if item == 2:
+            begun.set()
+            assert finished.wait(10)
+            time.sleep(0.05)  # from the call's last line to its result
+            raise error
         return item
 
-    found: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        found.extend(overlapped(range(1000), same, run, same))
-    assert found == list(range(len(found)))
-    assert len(found) <= 3
-    assert pool_threads() == []
+    def finish(item: int) -> int:
+        assert begun.wait(10)
+        if item == 1:
+            time.sleep(0.5)
+        finished.set()
+        return item
+
+    return run, finish
+
+
+def test_no_thread_is_left_wherever_a_signal_comes() -> None:
+    class Alarm(BaseException):
+        pass
+
+    def alarm(number: int, frame: object) -> None:
+        raise Alarm
+
+    def work(item: int) -> int:
+        time.sleep(0.001)
+        return item
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        for number in range(100):
+            found: list[int] = []
+            stream = overlapped(range(1000), work, work, work)
+            signal.setitimer(signal.ITIMER_REAL, 1e-3 + number * 1e-4)
+            with pytest.raises(Alarm):
+                found.extend(stream)
+            assert found == list(range(len(found)))
+            assert pool_threads() == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_stream_that_nobody_closes_does_not_keep_the_program_from_its_end(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "from carafe_deploy.overlap import overlapped\n"
+        "stream = overlapped(range(9), int, int, int)\n"
+        "print(next(stream))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

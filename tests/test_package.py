@@ -189,13 +189,18 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
 
 
-def test_types_import_only_errors_and_their_repr_from_the_package() -> None:
+def test_types_import_only_errors_their_repr_and_their_schema_from_the_package() -> None:
     internal = [n for n in imports_of(PACKAGE / "types.py") if is_within(n, "carafe_deploy")]
     assert internal
-    allowed = ("carafe_deploy.errors", "carafe_deploy.brief")
+    allowed = ("carafe_deploy.errors", "carafe_deploy.brief", "carafe_deploy.schema")
     assert [n for n in internal if not any(is_within(n, name) for name in allowed)] == []
     brief = imports_of(PACKAGE / "brief.py")
     assert [n for n in brief if is_within(n, "carafe_deploy")] == []
+    schema = imports_of(PACKAGE / "schema.py")
+    assert {n for n in schema if is_within(n, "carafe_deploy")} <= {
+        "carafe_deploy.brief",
+        "carafe_deploy.brief.brief",
+    }
 
 
 def test_only_the_command_line_and_the_report_print() -> None:

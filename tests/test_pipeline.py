@@ -513,3 +513,11 @@ def test_a_trained_detector_finds_the_same_with_any_batch_size(shapes_dir):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
     assert list(map(len, mixed)) != list(map(len, alone))
+
+
+def test_a_smallest_batch_that_no_memory_holds_is_refused(monkeypatch):
+    monkeypatch.setattr("carafe_deploy.pipeline.FILLED_BYTES", 3 * 64 * 64 * 3 * 4)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert len(Pipeline(FrameRunner((3, 8))).detect([image])) == 1
+    with pytest.raises(InputShapeError, match=r"smallest batch is 4 images, of this size 0\.0 GB"):
+        Pipeline(FrameRunner((4, 8))).detect([image])

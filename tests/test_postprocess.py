@@ -184,3 +184,33 @@ def test_masks_that_are_no_numbers_are_refused(row: int, refused: bool) -> None:
         return
     with pytest.raises(ArtefactError, match="masks that are not finite"):
         postprocess(outputs, batch_of((40, 40)), with_masks=True)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_without_a_name_is_refused(label: int) -> None:
+    outputs = outputs_of(2)
+    outputs["det_classes"][0, 1] = label
+    with pytest.raises(ArtefactError, match=rf"returned label {label} and names 3 classes: export"):
+        postprocess(outputs, batch_of((8, 8)), num_classes=3)
+    outputs["det_classes"][0, 1] = 2
+    assert len(postprocess(outputs, batch_of((8, 8)), num_classes=3)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        (
+            "num_dets",
+            np.ones((1, 2), np.int32),
+            r"int32 \[1, 2\], expected .* \[1, 1\]",
+        ),
+        ("det_boxes", np.ones((1, ROWS), np.float32), r"float32 \[1, \d+\], expected .*, 4\]"),
+        ("det_scores", np.ones((1, 1), np.float32), r"float32 \[1, 1\], expected"),
+        ("det_classes", np.full((1, ROWS), "x"), r"<U1 \[1, \d+\], expected numbers"),
+        ("det_masks", np.ones((1, ROWS, 28), np.float32), r"expected .* \[1, \d+, \?, \?\]"),
+    ],
+)
+def test_outputs_of_another_shape_are_refused(name: str, array: np.ndarray, expected: str) -> None:
+    outputs = {**outputs_of(1, masks=True), name: array}
+    with pytest.raises(ArtefactError, match=rf"output '\w+' is .*{expected}.*: export"):
+        postprocess(outputs, batch_of((8, 8)), with_masks=True)

@@ -147,6 +147,12 @@ class TestBounds:
         with pytest.raises(ArtefactError, match=r"height 65 to 127, which holds no multiple of 64"):
             Preprocessor(info(input_format=InputFormat(height=(65, 127))))
 
+    def test_more_pixels_than_any_detector_takes_are_refused_before_they_are_made(self):
+        vast = info(preprocessing=Preprocessing(scale=(65536, 65536)))
+        message = r"scale|resizes to \[65536, 65536\] .* so to 49152x65536, which is more than"
+        with pytest.raises(ArtefactError, match=message):
+            Preprocessor(vast).padded_size(noise(48, 64))
+
 
 class TestNormalisation:
     def test_bgr_order_can_be_kept(self):

@@ -38,6 +38,7 @@ from carafe_deploy.operators import FAMILIES, OPERATORS
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners._torch import resolve_device, torch_threads
+from carafe_deploy.termination import interrupts_raise
 from carafe_deploy.tolerances import tolerance
 from carafe_deploy.types import DTYPES, PRECISIONS
 
@@ -128,14 +129,15 @@ def measure_operators(
         peaks = [_peaks(clock)]
         is_partial = False
         try:
-            for operator in dict.fromkeys(options.operators):
-                step(operator)
-                workloads = WORKLOADS[operator]
-                for done, workload in enumerate(workloads):
-                    progress(done, len(workloads))
-                    bench.measure(workload)
-                with caught():  # whatever keeps the GPU from answering is in the rows
-                    peaks.append(_peaks(clock))
+            with interrupts_raise():
+                for operator in dict.fromkeys(options.operators):
+                    step(operator)
+                    workloads = WORKLOADS[operator]
+                    for done, workload in enumerate(workloads):
+                        progress(done, len(workloads))
+                        bench.measure(workload)
+                    with caught():  # whatever keeps the GPU from answering is in the rows
+                        peaks.append(_peaks(clock))
         except KeyboardInterrupt:
             is_partial = True
         bandwidth, flops = map(max, zip(*peaks, strict=True))

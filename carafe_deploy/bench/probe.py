@@ -22,6 +22,7 @@ from carafe_deploy.bench.record import Cold
 from carafe_deploy.bench.subjects import Opening
 from carafe_deploy.failures import LOGGER, caught
 from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.termination import end_with_parent
 
 __all__ = ["gpu_memory", "probe"]
 
@@ -108,6 +109,7 @@ def gpu_memory(device: str) -> float | None:
 
 
 def _main() -> None:
+    end_with_parent()
     width, _, height = sys.argv[2].partition("x")
     with caught() as attempt:
         found = _measure(Opening.from_json(sys.argv[1]), int(height), int(width))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from carafe_deploy.bench.statistics import Ratio, Summary, ratio, summary
 from carafe_deploy.brief import OneLine
+from carafe_deploy.schema import OneOf, Within
 from carafe_deploy.verdict import state_of
 
 __all__ = [
@@ -29,6 +31,12 @@ __all__ = [
     "Throughput",
 ]
 
+#: A duration that ratios are made of, and one that may be nothing, in any unit.
+_Duration = Annotated[float, Within(1e-9, 1e18)]
+_Part = Annotated[float, Within(0, 1e12)]
+_Count = Annotated[int, Within(0, 1 << 62)]
+_Share = Annotated[float, Within(0, 1)]
+
 #: What an image goes through, in order. Upload and download are copies between host and device.
 PARTS = ("preprocess", "upload", "compute", "download", "postprocess")
 
@@ -45,10 +53,19 @@ class Samples(OneLine):
         enqueue_ms: host time spent on launching the device's work; empty on a CPU.
     """
 
-    rounds: tuple[int, ...]
-    total_ms: tuple[float, ...]
-    parts_ms: Mapping[str, tuple[float, ...]]
-    enqueue_ms: tuple[float, ...] = ()
+    rounds: Annotated[tuple[_Count, ...], Within(1, 1 << 24)]
+    total_ms: tuple[_Duration, ...]
+    parts_ms: Mapping[str, tuple[_Part, ...]]
+    enqueue_ms: tuple[_Part, ...] = ()
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        lists = {"total_ms": self.total_ms, **self.parts_ms}
+        for name, samples in lists.items():
+            if len(samples) != len(self.rounds):
+                raise ValueError(
+                    f"{name} has {len(samples)} entries, expected {len(self.rounds)} as rounds has"
+                )
 
     @property
     def total(self) -> Summary:
@@ -82,10 +99,10 @@ class Throughput(OneLine):
             results of earlier versions.
     """
 
-    batch: int
-    samples_ms: tuple[float, ...] = ()
+    batch: Annotated[int, Within(1, 1 << 16)]
+    samples_ms: tuple[_Duration, ...] = ()
     reason: str = ""
-    pipelined_ms: tuple[float, ...] = ()
+    pipelined_ms: tuple[_Duration, ...] = ()
 
     @property
     def images_per_second(self) -> float | None:
@@ -111,11 +128,11 @@ class Cold:
         reason: why there are no figures, which are zero then.
     """
 
-    load_s: float = 0.0
-    first_s: float = 0.0
-    peak_memory_mb: float = 0.0
-    import_memory_mb: float = 0.0
-    device_memory_mb: float | None = None
+    load_s: _Part = 0.0
+    first_s: _Part = 0.0
+    peak_memory_mb: _Part = 0.0
+    import_memory_mb: _Part = 0.0
+    device_memory_mb: _Part | None = None
     reason: str = ""
 
 
@@ -133,11 +150,11 @@ class Agreement:
             nothing was compared.
     """
 
-    matched: int
-    total: int
+    matched: _Count
+    total: _Count
     max_score_error: float
-    min_iou: float | None
-    min_mask_iou: float | None
+    min_iou: _Share | None
+    min_mask_iou: _Share | None
     passed: bool | None
 
     @property
@@ -164,7 +181,7 @@ class Layer:
 
     name: str
     kind: str
-    milliseconds: float
+    milliseconds: _Part
     operator: str = ""
 
 
@@ -176,7 +193,7 @@ class Layers(OneLine):
     """
 
     source: str
-    runs: int
+    runs: _Count
     rows: tuple[Layer, ...] = ()
     reason: str = ""
 
@@ -224,9 +241,9 @@ class Subject(OneLine):
     precision: str
     variant: str
     file: str
-    file_mb: float
-    build_s: float | None = None
-    status: str = "measured"
+    file_mb: _Part
+    build_s: _Part | None = None
+    status: Annotated[str, OneOf(("measured", "skipped", "failed"))] = "measured"
     reason: str = ""
     samples: Samples | None = None
     throughput: tuple[Throughput, ...] = ()
@@ -248,8 +265,14 @@ class SampleDetections(OneLine):
 
     boxes: tuple[tuple[float, float, float, float], ...]
     scores: tuple[float, ...]
-    labels: tuple[int, ...]
+    labels: tuple[_Count, ...]
     masks: tuple[str, ...] = ()
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        lists = [self.scores, self.labels, *([self.masks] if self.masks else [])]
+        if any(len(each) != len(self.boxes) for each in lists):
+            raise ValueError(f"{len(self.boxes)} boxes, expected as many scores, labels and masks")
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,8 +280,8 @@ class Sample(OneLine):
     """One image as base64, and by subject what was found in it; height and width in pixels."""
 
     name: str
-    height: int
-    width: int
+    height: Annotated[int, Within(1, 1 << 16)]
+    width: Annotated[int, Within(1, 1 << 16)]
     jpeg: str
     found: Mapping[str, SampleDetections]
 
@@ -321,10 +344,10 @@ class OperatorRow(OneLine):
     entry: str
     dtype: str
     layout: str
-    samples_us: tuple[float, ...] = ()
-    num_bytes: int = 0
-    flops: int = 0
-    copy_us: float = 0.0
+    samples_us: tuple[_Duration, ...] = ()
+    num_bytes: _Count = 0
+    flops: _Count = 0
+    copy_us: _Part = 0.0
     max_error: float | None = None
     reason: str = ""
 
@@ -363,8 +386,8 @@ class OperatorsResult(OneLine):
     settings: Mapping[str, str]
     device: str
     cache: str
-    copy_bytes_per_second: float
-    flops_per_second: float
+    copy_bytes_per_second: _Duration
+    flops_per_second: _Duration
     rows: tuple[OperatorRow, ...]
     partial: bool = False
 

@@ -6,17 +6,19 @@ A file says which kind of result it holds (``kind``) and in which version of the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from carafe_deploy.bench.record import BenchResult, OperatorsResult
+from carafe_deploy.brief import brief
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.files import atomic_write_text
+from carafe_deploy.schema import SchemaError, parse, structure
 
 __all__ = ["SCHEMA", "Result", "from_dict", "read_json", "read_result", "to_json", "write_result"]
 
@@ -53,17 +55,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ArtefactError: the file is missing or no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse(Path(path).read_bytes())
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is no JSON ({error}): measure again") from error
+    except SchemaError as error:
+        raise ArtefactError(f"{path} is damaged ({error}): measure again") from error
 
 
 def to_json(result: Result) -> str:
     """Indented, lists of numbers on one line."""
     [kind] = [name for name, layout in _KINDS.items() if isinstance(result, layout)]
-    data = {"schema": SCHEMA, "kind": kind, **_converter().unstructure(result)}
+    data = {"schema": SCHEMA, "kind": kind, **dataclasses.asdict(result)}
     text = json.dumps(_rounded(data), indent=1, allow_nan=False)
     numbers = re.compile(r"\[\s+(-?[\d.]+(?:e-?\d+)?(?:,\s+-?[\d.]+(?:e-?\d+)?)*)\s+\]")
     return numbers.sub(lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text) + "\n"
@@ -75,31 +77,22 @@ def from_dict(data: Any, name: str) -> Result:
     Raises:
         ArtefactError: see :func:`read_result`.
     """
-    kind = str(data.get("kind")) if isinstance(data, dict) else ""
-    if kind not in _KINDS:
+    kind = data.get("kind") if isinstance(data, dict) else ""
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ArtefactError(
             f"{name} is no benchmark result: write one with `carafe-deploy bench ... -o FILE.json`"
         )
     if data.get("schema") != SCHEMA:
         raise ArtefactError(
-            f"{name} has schema {data.get('schema')}, this version reads {SCHEMA}: measure again"
+            f"{name} has schema {brief(data.get('schema'))}, this version reads {SCHEMA}: "
+            "measure again"
         )
     content = {key: value for key, value in data.items() if key not in ("schema", "kind")}
     try:
-        result: Result = _converter().structure(content, _KINDS[kind])
-    except Exception as error:  # cattrs groups whatever went wrong
-        from cattrs import transform_error
-
-        reason = "; ".join(transform_error(error)[:3])
-        raise ArtefactError(f"{name} is damaged ({reason}): measure again") from error
+        result: Result = structure(_KINDS[kind], content)
+    except SchemaError as error:
+        raise ArtefactError(f"{name} is damaged ({error}): measure again") from error
     return result
-
-
-@cache
-def _converter() -> Any:
-    import cattrs
-
-    return cattrs.Converter(forbid_extra_keys=True)
 
 
 def _rounded(value: Any) -> Any:

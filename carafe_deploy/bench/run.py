@@ -32,6 +32,7 @@ from carafe_deploy.images import Image
 from carafe_deploy.pictures import jpeg_text
 from carafe_deploy.pipeline import Progress
 from carafe_deploy.runners.base import Runner
+from carafe_deploy.termination import interrupts_raise
 
 __all__ = ["run_bench"]
 
@@ -142,25 +143,29 @@ class _Bench:
 
     def run(self) -> None:
         try:
-            self._warm_up()
-            self._step("detections")
-            self._each(self._detect)
-            self._step("latency")
-            self._latency()
-            self._timed_turns = list(self._turns)
-            self._begin("throughput")
-            self._throughput()
-            if self._options.annotations is not None:
-                self._begin("average precision")
-                self._each(self._evaluate)
-            if self._options.layers:
-                self._begin("layers")
-                self._each(self._profile)
-            if self._options.cold:
-                self._begin("memory and loading")
-                self._each(self._probe)
+            with interrupts_raise():
+                self._measure()
         except KeyboardInterrupt:
             self._partial = True
+
+    def _measure(self) -> None:
+        self._warm_up()
+        self._step("detections")
+        self._each(self._detect)
+        self._step("latency")
+        self._latency()
+        self._timed_turns = list(self._turns)
+        self._begin("throughput")
+        self._throughput()
+        if self._options.annotations is not None:
+            self._begin("average precision")
+            self._each(self._evaluate)
+        if self._options.layers:
+            self._begin("layers")
+            self._each(self._profile)
+        if self._options.cold:
+            self._begin("memory and loading")
+            self._each(self._probe)
 
     def _begin(self, part: str) -> None:
         """A part after latency; a reason names it."""

@@ -183,7 +183,7 @@ def _options_like(like: str, precision: str) -> ExportOptions:
     if not like:
         anything = InputFormat()
         return ExportOptions(anything.batch, anything.height, anything.width, precision or "fp32")
-    info = ModelInfo.from_json(like)
+    info = ModelInfo.from_json(like, "the checkpoint's likeness")
     return dataclasses.replace(ExportOptions.like(info), precision=precision or info.precision)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from carafe_deploy import termination
+
 __all__ = ["main"]
 
 
@@ -12,11 +14,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: without the program's name; None takes those of the process.
+        arguments: without the program's name; None takes those of the process, and its signals
+            from then on: SIGTERM, SIGHUP and Ctrl-C end it.
 
     Returns:
         The exit status: 0 success, 1 a comparison or check failed, 2 bad input, 130 interrupted.
     """
+    if arguments is None:
+        termination.guard()
     try:
         from carafe_deploy.cli.app import run
     except ModuleNotFoundError as error:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -44,7 +43,7 @@ app = typer.Typer(
     name=PROGRAM,
     help="Deploy mmdetection detectors trained with CARAFE (arXiv:1905.02188).",
     epilog="Exit status: 0 success, 1 a comparison or check failed or something broke, "
-    "2 bad input, 130 interrupted.",
+    "2 bad input, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -99,8 +98,6 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ✓ gets ?
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminate)
     command = next((i for i, text in enumerate(arguments) if not text.startswith("-")), None)
     debug = "--debug" in arguments[:command] or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
@@ -147,11 +144,6 @@ def _tracebacks_shown() -> Iterator[None]:
         logger.propagate = propagate
 
 
-def _terminate(number: int, frame: object) -> None:
-    """End as on an error, so that temporary files go."""
-    sys.exit(128 + number)
-
-
 def _status(code: str | int | None) -> int:
     if code == 130:
         typer.echo("interrupted", err=True)
@@ -170,6 +162,8 @@ def _message(error: Exception) -> str | None:
             f"this needs {package}, which is not installed: "
             f'pip install "carafe-deploy[{EXTRAS[package]}]"'
         )
+    if isinstance(error, MemoryError):
+        return f"memory is short ({error}): give smaller or fewer images, or end other programs"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     # A full disk is the one that comes without a name.

@@ -283,7 +283,7 @@ class _Machine:
         return ok(name, f"by {usable[0]}{others}")
 
     def _bench(self, also: list[Finding]) -> Purpose:
-        findings = [self.findings[name] for name in ("matplotlib", "cattrs", "jinja2")]
+        findings = [self.findings[name] for name in ("matplotlib", "jinja2")]
         return make_purpose("measure and plot", findings, also)
 
     def _compile(self) -> Purpose:

@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.types import DOMAIN, METADATA_KEY
+from carafe_deploy.termination import end_with_parent
+from carafe_deploy.types import DOMAIN
 
 #: Facts by name; ``"error"`` tells why there are none, or no more.
 Answer = Mapping[str, Any]
@@ -90,6 +91,7 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
 
 def main(question: list[str]) -> None:
     """Answer one question on the last line of stdout; does not return."""
+    end_with_parent()
     name, *arguments = question
     try:
         answer = _FUNCTIONS[name](*arguments)
@@ -192,7 +194,7 @@ def _opens(path: str) -> dict[str, Any]:
     from carafe_deploy.runners._onnx_metadata import read_metadata
 
     is_onnx = Path(path).suffix == ".onnx" and Path(path).is_file()
-    if is_onnx and METADATA_KEY not in read_metadata(path):
+    if is_onnx and read_metadata(path) is None:
         return _opens_network(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is told in the answer

@@ -7,7 +7,7 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from carafe_deploy.engine.device import open_device
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, choose_flavour
 from carafe_deploy.engine.log import Heard, Listener
 from carafe_deploy.engine.onnx_model import SourceModel, read_model
+from carafe_deploy.engine.pair import written_pair
 from carafe_deploy.engine.profiles import Profile, Size, make_profile, narrowed
-from carafe_deploy.engine.progress import Progress, interruptible, make_monitor
-from carafe_deploy.engine.sidecar import ANY_LATER, PluginRecord, Sidecar, sidecar_path
+from carafe_deploy.engine.progress import Progress, make_monitor, signals_wait
+from carafe_deploy.engine.sidecar import ANY_LATER, PluginLayer, PluginRecord, Sidecar
 from carafe_deploy.errors import EngineError
 from carafe_deploy.files import atomic_path, sha256_of
 from carafe_deploy.libraries import require_library
@@ -71,11 +72,13 @@ def build_engine(
 ) -> Sidecar:
     """Build an engine of a detector and write it with its sidecar ``<path>.json``, returned.
 
-    TensorRT-RTX needs no GPU for this. An interrupt ends the build at its next step.
+    TensorRT-RTX needs no GPU for this. SIGINT (Ctrl-C) and SIGTERM end the build at its next step;
+    the handlers that the program has for them are called when nothing is left of it.
 
     Args:
         model: ONNX file written by ``export_onnx``.
-        path: of the engine; both files appear complete or not at all.
+        path: of the engine; both files appear complete or not at all, and a reader never sees one
+            without the other.
         options: see :class:`BuildOptions`.
         progress: called with a fraction from 0 to 1 and the name of the phase.
 
@@ -83,7 +86,7 @@ def build_engine(
         ArtefactError: the model is missing, damaged or was exported by something else.
         BackendUnavailableError: the flavour or the plugin library is not installed.
         EngineError: the options contradict the model or the flavour, TensorRT refuses the model,
-            or it did not take a plugin for every custom node.
+            it did not take a plugin for every custom node, or the build was interrupted.
         CarafeDeployError: an output cannot be written.
     """
     options = options or BuildOptions()
@@ -100,18 +103,16 @@ def build_engine(
     flavour.load()
     targets = _targets(flavour, options)
     library = require_library(PLUGIN_LIBRARY) if source.nodes else None
-    with ExitStack() as stack:
-        sidecar_file = stack.enter_context(atomic_path(sidecar_path(path)))
-        engine_file = stack.enter_context(atomic_path(path))
+    with signals_wait() as is_interrupted, ExitStack() as stack:
+        put = stack.enter_context(written_pair(path))
         listener = None if options.log is None else stack.enter_context(_log_file(options.log))
         if library is not None:
             flavour.load_plugins(library)
             flavour.prepare_parser(library)
         begun = time.perf_counter()
         build = _Build(flavour, source, profile, options)
-        plan = build.run(listener, progress)
+        plan = build.run(listener, progress, is_interrupted)
         seconds = time.perf_counter() - begun
-        engine_file.write_bytes(plan)
         sidecar = Sidecar(
             bytes=len(plan),
             sha256=hashlib.sha256(plan).hexdigest(),
@@ -131,7 +132,9 @@ def build_engine(
             },
             model=narrowed(source.info, profile),
         )
-        sidecar_file.write_text(sidecar.to_json(), encoding="utf-8")
+        if is_interrupted():
+            raise build.interrupted()
+        put(plan, sidecar)
     return sidecar
 
 
@@ -160,9 +163,14 @@ class _Build:
         self._options = options
         self.layers: dict[str, int] = {}
 
-    def run(self, listener: Listener | None, progress: Progress | None) -> bytes:
+    def run(
+        self,
+        listener: Listener | None,
+        progress: Progress | None,
+        is_interrupted: Callable[[], bool],
+    ) -> bytes:
         """Parse, check, build."""
-        with self._flavour.log.listening(listener) as heard, interruptible() as is_interrupted:
+        with self._flavour.log.listening(listener) as heard:
             builder = self._builder(heard)
             network = self._flavour.create_network(builder)
             self._parse(network, heard)
@@ -178,7 +186,7 @@ class _Build:
             config.progress_monitor = monitor
             plan = builder.build_serialized_network(network, config)
             if is_interrupted():
-                raise KeyboardInterrupt
+                raise self.interrupted()
             if monitor.error is not None:
                 raise monitor.error
             if plan is None:
@@ -188,6 +196,10 @@ class _Build:
                 )
             self._write_timing_cache(config)
             return bytes(plan)
+
+    def interrupted(self) -> EngineError:
+        """For programs whose handler of the signal raises nothing."""
+        return EngineError(f"building an engine of {self._source.path} was interrupted")
 
     def _builder(self, heard: Heard) -> Any:
         try:
@@ -276,8 +288,7 @@ class _Build:
 
 def _plugin_record(library: Path, source: SourceModel) -> PluginRecord:
     layers = tuple(
-        {"name": node.name, "operator": node.operator, "attributes": dict(node.attributes)}
-        for node in source.nodes
+        PluginLayer(node.name, node.operator, dict(node.attributes)) for node in source.nodes
     )
     return PluginRecord(library.name, sha256_of(library), __version__, layers)
 

@@ -22,9 +22,16 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is missing, truncated or no ONNX, or its metadata is damaged.
     """
-    from carafe_deploy.engine.onnx_model import custom_nodes, read_onnx
+    from carafe_deploy.engine.onnx_model import read_onnx, text_of
 
     model = read_onnx(path)
+    with text_of(path):
+        return _onnx_contents(path, model)
+
+
+def _onnx_contents(path: str | os.PathLike[str], model: Any) -> dict[str, Any]:
+    from carafe_deploy.engine.onnx_model import custom_nodes
+
     graph = model.graph
     initialised = {tensor.name for tensor in graph.initializer}
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -44,7 +51,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> dict[str, Any]:
         "functions": len(model.functions),
         "plugins": [dataclasses.asdict(node) for node in custom_nodes(model)],
         "metadata": properties,
-        "model": None if text is None else described(ModelInfo.from_json(text)),
+        "model": None if text is None else described(ModelInfo.from_json(text, path)),
     }
 
 

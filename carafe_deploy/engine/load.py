@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 from carafe_deploy.backends import mistaken
 from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.flavours import PLUGIN_LIBRARY, Flavour, find_flavour
-from carafe_deploy.engine.sidecar import Sidecar, read_sidecar
+from carafe_deploy.engine.pair import read_pair
+from carafe_deploy.engine.sidecar import Sidecar
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError, EngineError
 from carafe_deploy.files import sha256_of
 from carafe_deploy.libraries import require_library
@@ -48,19 +48,7 @@ def read_engine(path: str | os.PathLike[str]) -> tuple[Sidecar, bytes]:
         )
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist: build it with `carafe-deploy build`")
-    sidecar = read_sidecar(path)
-    plan = path.read_bytes()
-    if len(plan) != sidecar.bytes:
-        raise ArtefactError(
-            f"{path} has {len(plan)} bytes, its sidecar says {sidecar.bytes}: it is truncated or "
-            "of another build. Copy both files again, or build it again"
-        )
-    if hashlib.sha256(plan).hexdigest() != sidecar.sha256:
-        raise ArtefactError(
-            f"{path} has another SHA-256 than its sidecar says: it is damaged or of another "
-            "build. Copy both files again, or build it again"
-        )
-    return sidecar, plan
+    return read_pair(path)
 
 
 def check_engine(path: str | os.PathLike[str]) -> CheckedEngine:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
+@contextmanager
+def text_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, texts of the file that are none are refused by its name; protobuf decodes late.
+
+    Raises:
+        ArtefactError: there is one.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ArtefactError(
+            f"{path} holds a text that is no UTF-8 ({error}): export it again"
+        ) from error
+
+
 def _remedy(path: Path) -> str:
     backend = backend_of(path)
     if backend == "pytorch":
@@ -85,13 +101,17 @@ def read_model(path: str | os.PathLike[str]) -> SourceModel:
         ArtefactError: see :func:`read_onnx`; or it was exported by something else.
     """
     model = read_onnx(path)
-    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    with text_of(path):
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        nodes = custom_nodes(model)
+    text = properties.get(METADATA_KEY)
     if text is None:
         raise ArtefactError(
             f"{path} holds no carafe_deploy metadata: export the checkpoint with "
             "`carafe-deploy export`"
         )
-    return SourceModel(Path(path), sha256_of(path), ModelInfo.from_json(text), custom_nodes(model))
+    info = ModelInfo.from_json(text, path)
+    return SourceModel(Path(path), sha256_of(path), info, nodes)
 
 
 def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:
@@ -110,4 +130,4 @@ def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:
 
 def _value(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

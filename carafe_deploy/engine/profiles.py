@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import EngineError
+from carafe_deploy.schema import Within
 from carafe_deploy.types import InputFormat, ModelInfo
 
+_Edge = Annotated[int, Within(1, 1 << 16)]
+
 #: (batch, height, width); height and width padded, in pixels.
-Size = tuple[int, int, int]
+Size = tuple[_Edge, _Edge, _Edge]
 
 _NAMES = ("batch", "height", "width")
 
@@ -33,11 +36,6 @@ class Profile(OneLine):
             "images": tuple((b, h, w, 3) if uint8 else (b, 3, h, w) for b, h, w in sizes),
             "image_sizes": tuple((b, 2) for b, _, _ in sizes),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """Inverse of ``dataclasses.asdict``, after JSON."""
-        return cls(*(_size(map(int, data[name])) for name in ("min", "opt", "max")))
 
 
 def make_profile(

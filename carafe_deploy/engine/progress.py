@@ -70,7 +70,7 @@ def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.error: Exception | None = None
+            self.error: BaseException | None = None
             self._lock = threading.Lock()
             self._tracker = Tracker()
 
@@ -94,24 +94,32 @@ def make_monitor(trt: Any, progress: Progress | None, is_interrupted: Callable[[
                 return
             try:
                 progress(self._tracker.fraction, phase)
-            except Exception as error:  # raised again by whoever started the build
+            except BaseException as error:  # raised again by whoever started the build
                 self.error = error
 
     return Monitor()
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells of an interrupt (Ctrl-C): KeyboardInterrupt must not cross C++.
+def signals_wait() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGINT or SIGTERM has come.
 
-    Outside the main thread, where Python handles no signals, it stays false.
+    Python would call their handlers inside callbacks from C++, and what they raise would be lost.
+    Here they are called at the end of the block. Outside the main thread, which alone handles
+    signals, it stays false.
     """
-    event = threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event.is_set
+        yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: event.set())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in handlers if handlers[number] not in (None, signal.SIG_IGN)]
+    for number in handled:
+        signal.signal(number, lambda which, frame: came.append(which))
     try:
-        yield event.is_set
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in handled:
+            signal.signal(number, handlers[number])
+        for which in dict.fromkeys(came):
+            signal.raise_signal(which)

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from carafe_deploy.brief import OneLine
+from carafe_deploy.brief import OneLine, brief
 from carafe_deploy.engine.profiles import Profile
 from carafe_deploy.errors import ArtefactError
+from carafe_deploy.files import sha256_of
+from carafe_deploy.schema import SchemaError, Within, parse, structure
 from carafe_deploy.types import ModelInfo
 
 #: Raised whenever the meaning of a field below changes.
 SIDECAR_SCHEMA = 1
+
+#: Begins each record where a file holds several (RFC 7464); JSON itself has no such character.
+_SEPARATOR = "\x1e"
 
 #: A capability that stands for itself and all later ones.
 ANY_LATER = "+"
 
 
 @dataclass(frozen=True, repr=False)
-class PluginRecord(OneLine):
-    """The plugin library an engine was built with; ``version`` is that of carafe_deploy.
+class PluginLayer(OneLine):
+    """The ONNX node of a plugin layer."""
 
-    ``layers`` are name, operator and attributes of each plugin layer's ONNX node.
-    """
+    name: str
+    operator: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class PluginRecord(OneLine):
+    """The plugin library an engine was built with; ``version`` is that of carafe_deploy."""
 
     file: str
     sha256: str
     version: str
-    layers: tuple[Mapping[str, Any], ...]
+    layers: tuple[PluginLayer, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +68,7 @@ class Sidecar(OneLine):
         model: the model; its bounds are the profile's.
     """
 
-    bytes: int
+    bytes: Annotated[int, Within(0, 1 << 62)]
     sha256: str
     flavour: str
     version: str
@@ -92,32 +105,41 @@ class Sidecar(OneLine):
         return json.dumps(content, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Sidecar:
-        """Inverse of :meth:`to_json`.
+    def from_json(cls, text: str | builtins.bytes, source: object) -> Sidecar:
+        """Inverse of :meth:`to_json`; ``source`` names the file in messages.
 
         Raises:
-            ArtefactError: the text is no JSON, of another schema version, or lacks a field.
+            ArtefactError: the text is no JSON, of another schema version, or a field is missing,
+                unknown or out of range.
         """
         try:
-            data = json.loads(text)
-            schema = data.pop("schema")
+            data = parse(text)
+            schema = data.pop("schema", None) if isinstance(data, dict) else SIDECAR_SCHEMA
             if schema != SIDECAR_SCHEMA:
                 raise ArtefactError(
-                    f"it has schema {schema}, this version reads {SIDECAR_SCHEMA}: build the "
-                    "engine again"
+                    f"{source} has schema {brief(schema)}, this version reads {SIDECAR_SCHEMA}: "
+                    "build the engine again"
                 )
-            _check_types(data)
-            if data["plugin"] is not None:
-                layers = tuple(data["plugin"].pop("layers"))
-                data["plugin"] = PluginRecord(**data["plugin"], layers=layers)
-            data["compute_capabilities"] = tuple(data["compute_capabilities"])
-            for text in data["compute_capabilities"]:
-                _pair(text)
-            data["profiles"] = tuple(map(Profile.from_dict, data["profiles"]))
-            data["model"] = ModelInfo.from_json(json.dumps(data["model"]))
-            return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtefactError(f"it is damaged ({error!r}): build the engine again") from error
+            model = data.get("model") if isinstance(data, dict) else None
+            if isinstance(model, dict):
+                model.pop("schema", None)  # changes with this one's
+            return structure(cls, data)
+        except SchemaError as error:
+            raise ArtefactError(f"{source} is damaged ({error}): build the engine again") from error
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        for name in ("file", "sha256"):
+            if name not in self.source:
+                raise ValueError(f"source.{name} is missing")
+        for name, value in self.build.items():
+            if not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"build.{name} is {brief(value)}, expected a number or null")
+        for text in self.compute_capabilities:
+            if not re.fullmatch(r"\d{1,3}\.\d{1,3}\+?", text):
+                raise ValueError(
+                    f"compute_capabilities holds {brief(text)}, expected numbers like 8.9"
+                )
 
 
 def sidecar_path(engine: str | os.PathLike[str]) -> Path:
@@ -132,33 +154,36 @@ def read_sidecar(engine: str | os.PathLike[str]) -> Sidecar:
     Raises:
         ArtefactError: it is missing or unreadable.
     """
+    first, *others = read_records(engine)
+    if others:
+        digest = sha256_of(engine)
+        return next((one for one in (first, *others) if one.sha256 == digest), first)
+    return first
+
+
+def join_records(records: Sequence[Sidecar]) -> str:
+    """What a sidecar of several engines holds; see :mod:`carafe_deploy.engine.pair`."""
+    texts = [record.to_json() for record in records]
+    return texts[0] if len(texts) == 1 else "".join(_SEPARATOR + text for text in texts)
+
+
+def read_records(engine: str | os.PathLike[str]) -> tuple[Sidecar, ...]:
+    """The sidecar of an engine, and those of the engines that it is about to replace.
+
+    Raises:
+        ArtefactError: it is missing or unreadable.
+    """
     path = sidecar_path(engine)
     try:
-        return Sidecar.from_json(path.read_text(encoding="utf-8"))
+        first, *several = path.read_bytes().split(_SEPARATOR.encode())
+        return tuple(Sidecar.from_json(text, path) for text in several or [first])
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is missing: copy it along with the engine, or build the engine again with "
             "`carafe-deploy build`"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ArtefactError(f"{path} is no text ({error}): build the engine again") from error
-    except (ArtefactError, OSError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
-
-
-def _check_types(data: Mapping[str, Any]) -> None:
-    """Raise TypeError unless the fields that messages and listings are made of fit them."""
-    texts = {name: data[name] for name in ("flavour", "version")}
-    texts.update((f"source {name}", data["source"][name]) for name in ("file", "sha256"))
-    if data["plugin"] is not None:
-        names = ("file", "sha256", "version")
-        texts.update((f"plugin {name}", data["plugin"][name]) for name in names)
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{name} is {text!r}, expected a text")
-    for name in ("layers", "build"):
-        if not isinstance(data[name], dict):
-            raise TypeError(f"{name} is {data[name]!r}, expected an object")
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _pair(text: str) -> tuple[int, int]:

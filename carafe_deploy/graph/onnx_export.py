@@ -6,7 +6,6 @@ import importlib.metadata
 import math
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from carafe_deploy.errors import ExportError
-from carafe_deploy.files import atomic_path
+from carafe_deploy.files import atomic_path, temporary_folder
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.metadata import model_info, reference_shape
 from carafe_deploy.graph.options import ExportOptions, Range, deployable, evaluation_mode
@@ -198,8 +197,8 @@ def _run_torchscript(
 
     for operator, symbolic in torchscript_symbolics().items():
         register_custom_op_symbolic(operator, symbolic, 16)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
+    with temporary_folder() as folder:
+        path = str(folder / "model.onnx")
         torch.onnx.export(
             module,
             arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping
 
@@ -103,8 +104,12 @@ def export_torchscript(
     own_lists(traced)
     check_portable(traced, ("forward", "stages"))
     progress("write")
-    with atomic_path(path) as temporary, without_known_warnings():
-        torch.jit.save(traced, str(temporary), _extra_files={METADATA_KEY: info.to_json()})
+    # Saved under a name, the file would keep that name, a temporary one, in all of its entries.
+    content = io.BytesIO()
+    with without_known_warnings():
+        torch.jit.save(traced, content, _extra_files={METADATA_KEY: info.to_json()})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return info
 
 

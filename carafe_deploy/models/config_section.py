@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +63,17 @@ class Section:
         """A dict inside; empty where absent."""
         return Section(self.raw(name), self.key(name))
 
-    def integer(self, *names: str, default: int, minimum: int = 1) -> int:
-        """A whole number, at least `minimum`."""
+    def integer(
+        self, *names: str, default: int, minimum: int = 1, maximum: int | None = None
+    ) -> int:
+        """A whole number, at least `minimum` and at most `maximum`."""
         value = self.raw(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self._bad(names, f"a whole number of at least {minimum}")
-        return value
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or value < minimum or (maximum is not None and value > maximum):
+            most = "" if maximum is None else f" and at most {maximum}"
+            raise self._bad(names, f"a whole number of at least {minimum}{most}")
+        number: int = value
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
@@ -129,7 +134,9 @@ class Section:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, as a float too."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,7 @@ from carafe_deploy.models.config_section import Section
 from carafe_deploy.models.config_text import merge_configs
 from carafe_deploy.models.resnet import BLOCKS
 from carafe_deploy.models.tensor_shapes import Inferred, infer_detector
+from carafe_deploy.operators.candidates import MOST_CANDIDATES
 
 _ROI_STRIDES = (4, 8, 16, 32)
 _RPN_STRIDES = (4, 8, 16, 32, 64)
@@ -203,7 +204,7 @@ def _rpn(head: Section, test: Section, inferred: Inferred) -> RpnConfig:
         feat_channels=head.integer("feat_channels", default=base.feat_channels),
         anchors=anchors,
         coder=_coder(head.child("bbox_coder"), base.coder),
-        nms_pre=test.integer("nms_pre", default=base.nms_pre),
+        nms_pre=test.integer("nms_pre", default=base.nms_pre, maximum=MOST_CANDIDATES),
         nms_iou_threshold=_nms(test, base.nms_iou_threshold, old="nms_thr"),
         max_proposals=limit,
         min_box_size=test.number("min_bbox_size", default=base.min_box_size),

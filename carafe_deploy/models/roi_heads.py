@@ -12,7 +12,7 @@ from carafe_deploy.models.boxes import BoxCoder, gather_rows
 from carafe_deploy.models.config import BoxHeadConfig, DetectorConfig, MaskHeadConfig
 from carafe_deploy.models.fpn_carafe import conv_module, upsampler
 from carafe_deploy.models.rpn import Proposals
-from carafe_deploy.ops import batched_nms, multilevel_roi_align
+from carafe_deploy.ops import batched_nms, box_candidates, multilevel_roi_align
 from carafe_deploy.ops.convolutions import conv_relu, linear_relu
 
 
@@ -63,11 +63,10 @@ class DetectedBoxes(NamedTuple):
 
 
 class DetectionSelector(nn.Module):
-    """Softmax, per-class decoding, NMS inside each class, best over all classes."""
+    """Softmax, decoding for each class, NMS inside each class, best over all classes."""
 
-    def __init__(self, num_classes: int, config: BoxHeadConfig) -> None:
+    def __init__(self, config: BoxHeadConfig) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.config = config
         self.coder = BoxCoder(config.coder)
 
@@ -76,14 +75,14 @@ class DetectionSelector(nn.Module):
     ) -> DetectedBoxes:
         """Outputs of :class:`BoxHead` -> DetectedBoxes; padding rows are 0, their class -1."""
         rows = proposals.boxes.shape[1]
-        probabilities = logits.float().softmax(dim=-1)[..., : self.num_classes]
-        scores = probabilities.transpose(1, 2)  # [B, classes, P]
-        scores = scores.masked_fill(~proposals.valid.unsqueeze(1), -torch.inf)
-        boxes = self.coder(
-            proposals.boxes.unsqueeze(1),
-            deltas.unflatten(2, (self.num_classes, 4)).transpose(1, 2),
+        boxes, scores = box_candidates(
+            logits,
+            deltas,
+            proposals.boxes,
+            proposals.num_proposals,
             image_sizes,
-        )  # [B, classes, P, 4]
+            self.coder.normalization,
+        )
         count, index = batched_nms(
             boxes,
             scores,
@@ -152,7 +151,7 @@ class RoIHead(nn.Module):
         self.config = config
         channels, classes = config.neck.out_channels, config.num_classes
         self.bbox_head = BoxHead(channels, classes, config.box)
-        self.detection_selector = DetectionSelector(classes, config.box)
+        self.detection_selector = DetectionSelector(config.box)
         if config.mask is not None:
             self.mask_head = MaskHead(channels, classes, config.mask)
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carafe_deploy.models.boxes import Anchors, BoxCoder, gather_rows
 from carafe_deploy.models.config import RpnConfig
-from carafe_deploy.ops import batched_nms
+from carafe_deploy.ops import batched_nms, rpn_candidates
 from carafe_deploy.ops.convolutions import conv_relu
 
 #: Below every finite logit, above the -inf of padding.
@@ -36,12 +35,12 @@ class RPNHead(nn.Module):
 
 class Proposals(NamedTuple):
     """Regions to look at, best first: [B, P, 4] float32 in network-input pixels, [B, P] float32
-    objectness, [B, P] bool. Rows from the first invalid one on are padding, zeros.
+    objectness, and their number [B, 1] int32. Rows from there on are padding, zeros.
     """
 
     boxes: Tensor
     scores: Tensor
-    valid: Tensor
+    num_proposals: Tensor
 
 
 class ProposalSelector(nn.Module):
@@ -62,13 +61,17 @@ class ProposalSelector(nn.Module):
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], image_sizes: Tensor
     ) -> Proposals:
         """Outputs of :class:`RPNHead` and image_sizes [B, 2] float32 -> Proposals."""
-        levels = [
-            self._best_of_level(level, *outputs, image_sizes)
-            for level, outputs in enumerate(zip(logits, deltas, strict=True))
-        ]
-        boxes = torch.stack([level[0] for level in levels], dim=1)  # [B, L, nms_pre, 4]
-        scores = torch.stack([level[1] for level in levels], dim=1)  # [B, L, nms_pre], logits
-        _, index = batched_nms(
+        boxes, scores = rpn_candidates(
+            image_sizes,
+            self.anchors.base,
+            self.coder.normalization,
+            logits,
+            deltas,
+            num_candidates=self.config.nms_pre,
+            min_size=self.config.min_box_size,
+            strides=self.anchors.strides,
+        )
+        count, index = batched_nms(
             boxes,
             scores,
             iou_threshold=self.config.nms_iou_threshold,
@@ -80,25 +83,5 @@ class ProposalSelector(nn.Module):
         return Proposals(
             gather_rows(boxes.flatten(1, 2), index) * valid.unsqueeze(-1),
             scores.flatten(1).gather(1, index).sigmoid().masked_fill(~valid, 0.0),
-            valid,
+            count,
         )
-
-    def _best_of_level(
-        self, level: int, logits: Tensor, deltas: Tensor, image_sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes [B, nms_pre, 4] and logits [B, nms_pre]; -inf where there is no candidate."""
-        batch, count = logits.shape[0], self.config.nms_pre
-        scores = logits.permute(0, 2, 3, 1).reshape(batch, -1).float()
-        flat_deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, 4)
-        total = scores.shape[1]
-        # Padding keeps the number of rows constant however small the level is.
-        scores, index = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1)
-        index = index.clamp(max=total - 1)
-        boxes = self.coder(
-            self.anchors(level, index, logits), gather_rows(flat_deltas, index), image_sizes
-        )
-        if self.config.min_box_size >= 0:
-            sides = boxes[..., 2:] - boxes[..., :2]
-            large = sides.amin(dim=-1) > self.config.min_box_size
-            scores = scores.masked_fill(~large, -torch.inf)
-        return boxes, scores

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carafe_deploy.errors import DownloadError
-from carafe_deploy.files import sha256_of
+from carafe_deploy.files import sha256_of, temporary_folder
 
 #: Where the model card's addresses begin.
 BASE_URL = "http://download.openmmlab.com/"
@@ -134,10 +134,15 @@ def fetch(name: str, progress: bool = True, base_url: str | None = None) -> Path
         if target.exists() and sha256_of(target).startswith(entry.sha256_prefix):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _timeout(_TIMEOUT_SECONDS):
+        # It keeps what has come so far under a name of its own, which only a folder holds together.
+        with temporary_folder(target.parent) as folder, _timeout(_TIMEOUT_SECONDS):
             torch.hub.download_url_to_file(
-                url, str(target), hash_prefix=entry.sha256_prefix, progress=progress
+                url,
+                str(folder / target.name),
+                hash_prefix=entry.sha256_prefix,
+                progress=progress,
             )
+            os.replace(folder / target.name, target)
     except urllib.error.HTTPError as error:
         raise DownloadError(
             f"cannot fetch {entry.name}: {url} answers {error.code} {error.reason}. Check "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from carafe_deploy.operators.candidates import BOX_CANDIDATES, RPN_CANDIDATES
 from carafe_deploy.operators.carafe import CARAFE, CARAFE_ENCODED
 from carafe_deploy.operators.nms import BATCHED_NMS
 from carafe_deploy.operators.roi_align import MULTILEVEL_ROI_ALIGN
@@ -27,7 +28,9 @@ __all__ = [
 _ALL = (
     CARAFE,
     CARAFE_ENCODED,
+    RPN_CANDIDATES,
     MULTILEVEL_ROI_ALIGN,
+    BOX_CANDIDATES,
     BATCHED_NMS,
 )
 

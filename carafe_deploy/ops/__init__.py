@@ -10,6 +10,7 @@ from carafe_deploy.operators import OPERATORS
 from carafe_deploy.ops._exporters import dynamo_translations, torchscript_symbolics
 from carafe_deploy.ops._kernels import plain_operators
 from carafe_deploy.ops._registry import register
+from carafe_deploy.ops.candidates import box_candidates, rpn_candidates
 from carafe_deploy.ops.carafe import carafe, carafe_encoded
 from carafe_deploy.ops.modules import CARAFE, CARAFEPack
 from carafe_deploy.ops.nms import batched_nms
@@ -20,12 +21,14 @@ __all__ = [
     "CARAFE",
     "CARAFEPack",
     "batched_nms",
+    "box_candidates",
     "carafe",
     "carafe_encoded",
     "dynamo_translations",
     "multilevel_roi_align",
     "plain_operators",
     "replace_carafe",
+    "rpn_candidates",
     "torchscript_symbolics",
 ]
 

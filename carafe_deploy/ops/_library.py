@@ -1,7 +1,7 @@
 """libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h), by ctypes.
 
 Memory is handed over as addresses, so NumPy arrays, torch tensors and raw allocations all serve.
-The structures mirror those of plugins/kernels/{carafe,roi_align,nms}.h field by field.
+The structures mirror those of plugins/kernels/{carafe,candidates,roi_align,nms}.h field by field.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from carafe_deploy.libraries import check_whole
 __all__ = [
     "ABI_VERSION",
     "MAX_LEVELS",
+    "BoxCandidatesParams",
     "BuildInfo",
     "CarafeParams",
     "DType",
@@ -32,6 +33,7 @@ __all__ = [
     "NmsParams",
     "Params",
     "RoiAlignParams",
+    "RpnCandidatesParams",
     "Where",
 ]
 
@@ -111,6 +113,36 @@ class CarafeParams(Params):
     )
 
 
+class RpnCandidatesParams(Params):
+    """``carafe::RpnCandidatesParams``; heights, widths and strides as in RoiAlignParams."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("batch", c_int32),
+        ("levels", c_int32),
+        ("anchors", c_int32),
+        ("candidates", c_int32),
+        ("heights", c_int32 * MAX_LEVELS),
+        ("widths", c_int32 * MAX_LEVELS),
+        ("strides", c_int32 * MAX_LEVELS),
+        ("logit_pitch", c_int32),
+        ("delta_pitch", c_int32),
+        ("min_size", c_float),
+    )
+
+
+class BoxCandidatesParams(Params):
+    """``carafe::BoxCandidatesParams``."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("batch", c_int32),
+        ("proposals", c_int32),
+        ("classes", c_int32),
+    )
+
+
 class RoiAlignParams(Params):
     """``carafe::RoiAlignParams``; heights, widths and strides are tuples, one entry a level."""
 
@@ -161,7 +193,7 @@ class BuildInfo:
 
 
 class KernelLibrary:
-    """The three operators on the CPU and, where built so, on CUDA.
+    """The operators on the CPU and, where built so, on CUDA.
 
     All methods take addresses as integers. On the CPU they compute on up to ``threads`` threads (0:
     one a processor). On CUDA they enqueue on ``stream`` (a ``cudaStream_t``) of the calling
@@ -253,6 +285,33 @@ class KernelLibrary:
             raise ValueError(f"{len(features)} feature maps for {params.levels} levels")
         maps = (c_void_p * len(features))(*features)
         self.call("carafe_multilevel_roi_align", params, rois, ctypes.addressof(maps), out, **where)
+
+    def rpn_candidates(
+        self,
+        params: RpnCandidatesParams,
+        image_sizes: int,
+        anchors: int,
+        normalization: int,
+        maps: Sequence[int],
+        boxes: int,
+        scores: int,
+        **where: Unpack[Where],
+    ) -> None:
+        """RpnCandidates; logits and deltas of each level in ``maps``. Raises as :meth:`call`."""
+        if len(maps) != 2 * params.levels:
+            raise ValueError(f"{len(maps)} maps for {params.levels} levels")
+        array = (c_void_p * len(maps))(*maps)
+        constants = image_sizes, anchors, normalization
+        addresses = *constants, ctypes.addressof(array), boxes, scores
+        self.call("carafe_rpn_candidates", params, *addresses, **where)
+
+    def box_candidates(
+        self, params: BoxCandidatesParams, *addresses: int, **where: Unpack[Where]
+    ) -> None:
+        """BoxCandidates: addresses of its inputs, then of boxes and scores. Raises as
+        :meth:`call`.
+        """
+        self.call("carafe_box_candidates", params, *addresses, **where)
 
     def batched_nms_workspace(self, params: NmsParams) -> int:
         """Bytes of device memory that :meth:`batched_nms` needs on CUDA. Raises ValueError."""

@@ -15,6 +15,7 @@ __all__ = [
     "BoundedRunner",
     "bounded_alike",
     "check_same_model",
+    "common_calls",
     "common_stages",
     "describe",
 ]
@@ -52,7 +53,9 @@ def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:
         if getattr(reference, name) != getattr(candidate, name)
     ]
     if not differences:
-        ours, theirs = (list(map(_signature, info.operators)) for info in (reference, candidate))
+        ours, theirs = (
+            list(map(_signature, calls)) for calls in common_calls(reference, candidate)
+        )
         if ours != theirs:
             differences.append(_difference("operators", ours, theirs))
     if differences:
@@ -86,6 +89,21 @@ def _signature(call: OperatorCall) -> tuple[Any, ...]:
             for index, shape in enumerate(call.shapes)
         ),
     )
+
+
+def common_calls(
+    reference: ModelInfo, candidate: ModelInfo
+) -> tuple[list[OperatorCall], list[OperatorCall]]:
+    """Calls of the operators that both have, side by side for two artefacts of one model.
+
+    Artefacts of older versions hold some operators in single steps.
+    """
+    names = {call.name for call in reference.operators}
+    names &= {call.name for call in candidate.operators}
+    ours, theirs = (
+        [call for call in info.operators if call.name in names] for info in (reference, candidate)
+    )
+    return ours, theirs
 
 
 def common_stages(reference: ModelInfo, candidate: ModelInfo) -> tuple[Stage, ...]:

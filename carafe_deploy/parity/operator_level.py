@@ -12,7 +12,8 @@ import numpy as np
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.operators import OPERATORS, is_feature_map
 from carafe_deploy.operators.specification import Operator
-from carafe_deploy.parity.array_error import array_error, rounded
+from carafe_deploy.parity.array_error import array_error, largest, rounded
+from carafe_deploy.parity.compatible import common_calls
 from carafe_deploy.parity.report import ParityRow
 from carafe_deploy.runners.base import Array, Runner
 from carafe_deploy.tolerances import coarsest, tolerance
@@ -42,7 +43,7 @@ def compare_operators(
         progress: called with calls done and their total.
     """
     precision = coarsest(reference.info.precision, candidate.info.precision)
-    pairs = zip(reference.info.operators, candidate.info.operators, strict=True)
+    pairs = zip(*common_calls(reference.info, candidate.info), strict=True)
     distinct = {_key(_smaller(*pair)): pair for pair in pairs}
     rows = []
     for index, pair in enumerate(distinct.values()):
@@ -81,7 +82,10 @@ def _compare_elements(
     candidate: tuple[Array, ...],
 ) -> ParityRow:
     limit = tolerance("operators", operator.tolerance, precision)
-    error = array_error(operator.label_of(call), reference[0], candidate[0], limit.value)
+    error = largest(
+        array_error(operator.label_of(call), ours, theirs, limit.value)
+        for ours, theirs in zip(reference, candidate, strict=True)
+    )
     return ParityRow(
         level="operators",
         name=operator.label_of(call),

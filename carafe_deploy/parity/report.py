@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.failures import Failure
 from carafe_deploy.images import Image
-from carafe_deploy.parity.strict_json import decoded, to_json
+from carafe_deploy.parity.strict_json import Error, to_json, without_derived
 from carafe_deploy.parity.table import Line, Row, aligned, limit, mark, number, plain, subject
+from carafe_deploy.schema import SchemaError, Within, parse, structure
 from carafe_deploy.stages import describe_stages
 from carafe_deploy.verdict import state_of
 
@@ -52,15 +53,15 @@ class ParityRow(OneLine):
 
     level: str
     name: str
-    max_abs_error: float | None
-    max_rel_error: float | None
-    matched: int | None
-    total: int | None
+    max_abs_error: Error | None
+    max_rel_error: Error | None
+    matched: Annotated[int, Within(0, 1 << 62)] | None
+    total: Annotated[int, Within(0, 1 << 62)] | None
     tolerance: float
     measure: str
     passed: bool | None
     note: str = ""
-    details: Mapping[str, float | None] = field(default_factory=dict)
+    details: Mapping[str, Error | None] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -124,25 +125,26 @@ class ParityReport(OneLine):
         return to_json(self, "rows")
 
     @classmethod
-    def from_json(cls, text: str) -> ParityReport:
-        """Inverse of :meth:`to_json`.
+    def from_json(cls, text: str | bytes, source: object = "this") -> ParityReport:
+        """Inverse of :meth:`to_json`; ``source`` names the file in messages.
 
         Raises:
             ArtefactError: the text is no report.
         """
         try:
-            data = decoded(json.loads(text))
-            for entry in (data, *data["rows"]):
-                entry.pop("state", None)  # follows from passed; not in files of earlier versions
-            del data["passed"]  # follows from the rows
-            data["rows"] = tuple(ParityRow(**row) for row in data["rows"])
-            data["image_names"] = tuple(data.get("image_names", ()))
-            failed = data.get("failed", {})  # not in files of earlier versions
-            data["failed"] = {level: Failure(**facts) for level, facts in failed.items()}
-            return cls(**data)
-        except (ValueError, KeyError, TypeError) as error:
+            return cls.from_data(parse(text), source)
+        except SchemaError as error:
+            raise ArtefactError(f"{source} is no parity report: {error}") from error
+
+    @classmethod
+    def from_data(cls, data: object, source: object) -> ParityReport:
+        """As :meth:`from_json`, from parsed JSON."""
+        try:
+            return structure(cls, without_derived(data, "rows", ("passed",)))
+        except SchemaError as error:
             raise ArtefactError(
-                f"this is no parity report ({error}): write one with `carafe-deploy parity --json`"
+                f"{source} is no parity report ({error}): write one with "
+                "`carafe-deploy parity --json`"
             ) from error
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
-__all__ = ["decoded", "to_json"]
+from carafe_deploy.schema import INFINITE
 
-#: Keys whose values are texts, whatever they say.
-_TEXTS = ("name", "note")
+__all__ = ["Error", "to_json", "without_derived"]
+
+#: A number that may be infinite.
+Error = Annotated[float, INFINITE]
 
 
 def to_json(found: Any, parts: str, **derived: Any) -> str:
@@ -39,10 +41,19 @@ def _encoded(value: Any) -> Any:
     return value
 
 
-def decoded(value: Any) -> Any:
-    """Parsed JSON with its infinities."""
-    if isinstance(value, dict):
-        return {key: item if key in _TEXTS else decoded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [decoded(item) for item in value]
-    return math.inf if value == "inf" else value
+def without_derived(data: Any, parts: str, derived: Collection[str]) -> Any:
+    """Parsed JSON without what follows from the rest, and is not read.
+
+    Verdicts in a word are not in files of earlier versions.
+    """
+    if not isinstance(data, dict):
+        return data
+    data = {name: value for name, value in data.items() if name not in (*derived, "state")}
+    if isinstance(data.get(parts), list):
+        data[parts] = [
+            {name: value for name, value in part.items() if name != "state"}
+            if isinstance(part, dict)
+            else part
+            for part in data[parts]
+        ]
+    return data

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, ImageError
@@ -15,9 +14,10 @@ from carafe_deploy.parity.array_error import HISTOGRAM_EDGES
 from carafe_deploy.parity.compatible import bounded_alike, check_same_model, describe
 from carafe_deploy.parity.report import named_images
 from carafe_deploy.parity.stage_level import Batches, StageError, stage_errors
-from carafe_deploy.parity.strict_json import decoded, to_json
+from carafe_deploy.parity.strict_json import Error, to_json, without_derived
 from carafe_deploy.pipeline import Progress
 from carafe_deploy.runners.base import Runner
+from carafe_deploy.schema import SchemaError, parse, structure
 from carafe_deploy.stages import Stage
 from carafe_deploy.tolerances import ROUNDING, coarsest
 from carafe_deploy.verdict import state_of
@@ -54,10 +54,10 @@ class WalkStep(Stage):
         note: what a reader should know besides.
     """
 
-    max_abs_error: float
-    max_rel_error: float
-    mean_rel_error: float
-    growth: float
+    max_abs_error: Error
+    max_rel_error: Error
+    mean_rel_error: Error
+    growth: Error
     matched: int
     total: int
     tolerance: float
@@ -230,24 +230,13 @@ class StageWalk(OneLine):
         Raises:
             ArtefactError: the text is no walk.
         """
+        derived = ("passed", "first_outside", "first_growth", "verdict")
         try:
-            data = decoded(json.loads(text))
-            for name in ("passed", "first_outside", "first_growth", "verdict"):
-                del data[name]  # follow from the steps
-            for entry in (data, *data["steps"]):
-                entry.pop("state", None)  # likewise; not in files of earlier versions
-            data["steps"] = tuple(WalkStep(**_tuples(step)) for step in data["steps"])
-            return cls(**_tuples(data))
-        except (ValueError, KeyError, TypeError) as error:
+            return structure(cls, without_derived(parse(text), "steps", derived))
+        except SchemaError as error:
             raise ArtefactError(
                 f"this is no walk ({error}): write one with `carafe-deploy parity --stages --json`"
             ) from error
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
 
 
 def _between(step: WalkStep) -> str:

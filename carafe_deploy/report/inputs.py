@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from carafe_deploy.backends import mistaken
@@ -37,8 +36,5 @@ def read(path: str | os.PathLike[str]) -> Reportable:
     if "kind" in keys:
         return from_dict(data, str(path))
     if {"rows", "passed"} <= keys:
-        try:
-            return ParityReport.from_json(json.dumps(data))
-        except ArtefactError as error:
-            raise ArtefactError(f"{path}: {error}") from error
+        return ParityReport.from_data(data, path)
     raise ArtefactError(f"{path} is neither a benchmark result nor a parity report: {_REMEDY}")

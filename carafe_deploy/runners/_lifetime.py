@@ -7,14 +7,18 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Self
 
-from carafe_deploy.errors import CarafeDeployError, UnsupportedLevelError
+from carafe_deploy.errors import CarafeDeployError, RunError, UnsupportedLevelError
 from carafe_deploy.runners.base import Array, RunTimes
 from carafe_deploy.types import ModelInfo, OperatorCall, TensorSpec
 
 __all__ = ["Lifetime"]
+
+#: Characters of a runtime's message that are told; some name every node of the graph.
+_REASON = 300
 
 
 class Lifetime(ABC):
@@ -87,6 +91,23 @@ class Lifetime(ABC):
                 '(multiprocessing.get_context("spawn")) and open it in each'
             )
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Inside, whatever the runtime raises names the artefact.
+
+        Raises:
+            RunError: it raised something.
+        """
+        try:
+            yield
+        except CarafeDeployError:
+            raise
+        except Exception as error:  # runtimes' own classes share no public base
+            raise RunError(
+                f"{self._label} fails when it runs ({_reason(error)}): export or build it again, "
+                "or give it smaller or fewer images at a time where memory is short"
+            ) from error
+
     @abstractmethod
     def _free(self) -> None:
         """Give everything back. Called once, in the process that opened it."""
@@ -116,6 +137,13 @@ class Lifetime(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _reason(error: Exception) -> str:
+    """On one line. TorchScript puts its own traceback first, what happened comes last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    line = lines[-1] if lines[0].startswith("The following operation failed") else lines[0]
+    return f"{type(error).__name__}: {line[:_REASON]}"
 
 
 #: Whatever has been opened in this process and is still there.

@@ -6,22 +6,26 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from carafe_deploy.types import METADATA_KEY
+
 __all__ = ["read_metadata"]
 
 #: Fields of ONNX's messages ModelProto and StringStringEntryProto.
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+#: A model has one for each function, property and operator set, not one for each node or weight.
+_MOST_FIELDS = 1 << 16
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """``metadata_props``, as far as the file can be read; a runtime says what is wrong with it.
+def read_metadata(path: str | os.PathLike[str]) -> bytes | None:
+    """What the file holds in ``metadata_props`` under our key, if it can be read that far.
 
-    Graph and weights are skipped, not read.
+    Graph and weights are skipped, not read; a runtime says what is wrong with them.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    found: dict[str, str] = {}
+    found = None
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         try:
@@ -32,8 +36,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
                         for inner, length in _fields(file, file.tell() + size)
                         if length is not None
                     }
-                    found[parts[_KEY].decode()] = parts[_VALUE].decode()
-        except (EOFError, KeyError, UnicodeDecodeError):
+                    if parts.get(_KEY) == METADATA_KEY.encode():
+                        found = parts.get(_VALUE, b"")
+        except EOFError:
             pass
     return found
 
@@ -43,7 +48,9 @@ def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int | None]]:
 
     The file stands at the field's content, which need not be read.
     """
-    while file.tell() < end:
+    for _ in range(_MOST_FIELDS):
+        if file.tell() >= end:
+            return
         tag = _varint(file)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
@@ -61,6 +68,7 @@ def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int | None]]:
             file.seek(after)
         else:
             raise EOFError
+    raise EOFError
 
 
 def _varint(file: BinaryIO) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 
 import onnxruntime
 
+from carafe_deploy import onnxruntime_library
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, BackendUnavailableError
-from carafe_deploy.libraries import onnxruntime_library, require_library
+from carafe_deploy.libraries import require_library
 from carafe_deploy.operators import several_structures
 from carafe_deploy.types import OperatorCall
 

@@ -150,8 +150,8 @@ class TorchRunner(Lifetime):
             marks.append(self._mark())
             arrays = dict(zip(self.info.output_names, map(_array, results), strict=True))
             marks.append(self._mark())
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
         upload, compute, download = map(_milliseconds, marks, marks[1:])
         on_gpu = self._device.type == "cuda"
         return arrays, RunTimes(upload, compute, download, enqueue if on_gpu else None)
@@ -204,13 +204,13 @@ class TorchRunner(Lifetime):
         with self._computing():
             grouped = OPERATORS[call.name].grouped(tensors)
             results = operator(*grouped, **call.attributes)
-        return tuple(map(_array, results if isinstance(results, tuple) else (results,)))
+            return tuple(map(_array, results if isinstance(results, tuple) else (results,)))
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Inside, PyTorch computes as this runner shall."""
         _note_threads()
-        with torch.inference_mode(), float32_products(self._tf32):
+        with self._running(), torch.inference_mode(), float32_products(self._tf32):
             yield
 
     def _call(
@@ -219,7 +219,7 @@ class TorchRunner(Lifetime):
         check_inputs(self.info, inputs)
         with self._computing():
             results = function(*self._tensors(inputs))
-        return dict(zip(names, map(_array, results), strict=True))
+            return dict(zip(names, map(_array, results), strict=True))
 
     def _tensors(self, inputs: Mapping[str, Array]) -> list[Tensor]:
         """The inputs on the device, in the order of the artefact."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from carafe_deploy.errors import (
     OptionError,
     UnsupportedLevelError,
 )
+from carafe_deploy.files import temporary_folder
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._onnx_metadata import read_metadata
@@ -40,7 +40,7 @@ from carafe_deploy.runners.base import (
     check_inputs,
     with_tf32,
 )
-from carafe_deploy.types import DOMAIN, METADATA_KEY, ModelInfo, OperatorCall
+from carafe_deploy.types import DOMAIN, ModelInfo, OperatorCall
 
 __all__ = ["MODES", "PROVIDERS", "OnnxRuntimeRunner"]
 
@@ -105,14 +105,14 @@ class OnnxRuntimeRunner(Lifetime):
         self.provider = _provider(provider, self._place, device)
         if not self._path.is_file():
             raise ArtefactError(f"{path} does not exist: export it first")
-        text = read_metadata(self._path).get(METADATA_KEY)
+        text = read_metadata(self._path)
         if text is None:  # nor does ONNX Runtime load it, perhaps, and says why
             Opener(self._path, _CPU).open(str(self._path))
             raise ArtefactError(
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "
                 "`carafe-deploy export`"
             )
-        info = ModelInfo.from_json(text)
+        info = ModelInfo.from_json(text, path)
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
         kernels = kernels_for(self.provider, operators)
@@ -186,10 +186,11 @@ class OnnxRuntimeRunner(Lifetime):
         check_inputs(self.info, inputs)
         names, feeds = self.info.output_names, self._feeds(inputs)
         if self._buffers is not None:
-            results, times = self._buffers.run(feeds)
+            with self._running():
+                results, times = self._buffers.run(feeds)
             return _named(names, results), times
         begun = time.perf_counter()
-        found = _run(self._session, feeds, names)
+        found = self._run(self._session, feeds, names)
         return found, RunTimes(0.0, (time.perf_counter() - begun) * 1e3, 0.0)
 
     def profile(self, inputs: Mapping[str, Array], runs: int) -> list[dict[str, Any]]:
@@ -207,10 +208,10 @@ class OnnxRuntimeRunner(Lifetime):
                 "on a GPU ONNX Runtime's profiler times launches, not what is launched: profile "
                 "with --device cpu, or an engine"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._opener.open(str(self._path), profile=Path(folder, "profile"))
+        with temporary_folder() as folder:
+            session = self._opener.open(str(self._path), profile=folder / "profile")
             for _ in range(runs + 1):
-                session.run(list(self.info.output_names), self._feeds(inputs))
+                self._run(session, self._feeds(inputs), self.info.output_names)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         ends = [index for index, event in enumerate(events) if event["name"] == "model_run"]
         measured: list[dict[str, Any]] = events[ends[0] + 1 :]
@@ -236,7 +237,7 @@ class OnnxRuntimeRunner(Lifetime):
             model.graph.output.extend(named[name] for name in self.info.stages)
             self._stage_session = self._opener.open(model.SerializeToString())
         names = (*self.info.output_names, *self.info.stages)
-        return _run(self._stage_session, self._feeds(inputs), names)
+        return self._run(self._stage_session, self._feeds(inputs), names)
 
     def run_operator(
         self, call: OperatorCall, inputs: Sequence[Array], implementation: str = ""
@@ -257,6 +258,7 @@ class OnnxRuntimeRunner(Lifetime):
             value.name: value.type.tensor_type.elem_type
             for value in (*model.graph.value_info, *model.graph.output, *model.graph.input)
         }
+        types |= {each.name: each.data_type for each in model.graph.initializer}
         feeds = {}
         values = []
         for index, (name, array) in enumerate(zip(node.input, inputs, strict=True)):
@@ -271,10 +273,17 @@ class OnnxRuntimeRunner(Lifetime):
         model.graph.input.extend(values)
         model.graph.output.extend(results)
         session = self._opener.open(model.SerializeToString(), bodies=implementation == BODIES)
-        return tuple(_run(session, feeds, node.output).values())
+        return tuple(self._run(session, feeds, node.output).values())
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
+
+    def _run(
+        self, session: Any, feeds: Mapping[str, Array], names: Sequence[str]
+    ) -> dict[str, Array]:
+        with self._running():
+            results = session.run(list(names), dict(feeds))
+        return _named(names, results)
 
     def _model(self) -> Any:
         try:
@@ -312,10 +321,6 @@ def _provider(name: str | None, place: Device, device: str) -> str:
             f"{PROVIDERS[chosen][0]}: install onnxruntime-gpu or use --device cpu"
         )
     return chosen
-
-
-def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    return _named(names, session.run(list(names), dict(feeds)))
 
 
 def _named(names: Sequence[str], results: Sequence[Array]) -> dict[str, Array]:

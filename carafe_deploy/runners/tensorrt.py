@@ -205,7 +205,7 @@ class TensorRTRunner(Lifetime):
         assert self._device is not None
         check_inputs(self.info, inputs)
         arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
-        with self._device.current(), self._log.listening() as heard:
+        with self._running(), self._device.current(), self._log.listening() as heard:
             try:
                 return action(self._device, arrays)
             except _Failure as failure:
@@ -260,7 +260,7 @@ class TensorRTRunner(Lifetime):
         return EngineProfile(
             times,
             layer_information(trt, self._engine),
-            {node["name"]: node["operator"] for node in nodes},
+            {node.name: node.operator for node in nodes},
         )
 
     # --- memory ----------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class TorchScriptRunner(TorchRunner):
         try:
             with without_known_warnings():
                 module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever the file makes torch's reader do
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtefactError(
                 f"{path} cannot be loaded as TorchScript ({reason}): export it again"
             ) from error
@@ -62,7 +62,11 @@ class TorchScriptRunner(TorchRunner):
                 f"{path} holds no carafe_deploy metadata: export the checkpoint with "
                 "`carafe-deploy export --format torchscript`"
             )
-        info = ModelInfo.from_json(text.decode() if isinstance(text, bytes) else text)
+        info = ModelInfo.from_json(text, path)
+        stages = getattr(module, "stages", None)
+        if not callable(stages):
+            raise ArtefactError(f"{path} has no method `stages`: export it again")
         if fuses(fused, target, info.precision, tf32):
             fuse_convolutions(module)
-        super().__init__(info, target, module, module.stages, tf32=tf32, label=str(path))
+            stages = module.stages
+        super().__init__(info, target, module, stages, tf32=tf32, label=str(path))

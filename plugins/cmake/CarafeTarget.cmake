@@ -18,10 +18,16 @@ function(carafe_target target)
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Werror>
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wshadow,-Werror --Werror=all-warnings>)
   if(CARAFE_SANITIZE)
+    set(sanitizers address,undefined)
+    if(CARAFE_SANITIZE STREQUAL "THREAD")
+      set(sanitizers thread)
+      # GCC then takes vectors that it has just written for uninitialised.
+      target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized)
+    endif()
     # Checks in every vectorised loop take the compiler minutes at -O3.
     target_compile_options(${target} PRIVATE
-      $<$<COMPILE_LANGUAGE:CXX>:-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer>)
-    target_link_options(${target} PRIVATE -fsanitize=address,undefined)
+      $<$<COMPILE_LANGUAGE:CXX>:-O1 -fsanitize=${sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer>)
+    target_link_options(${target} PRIVATE -fsanitize=${sanitizers})
   endif()
 endfunction()
 

@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <set>
 
+#include "../tests/candidates_testing.h"
 #include "../tests/plugin_maps.h"
 #include "carafe.h"
 #include "gpu_program.h"
@@ -252,6 +253,63 @@ bool run_roi_align(Format const& format, bool timed, Report& report) {
         timed, report);
 }
 
+/// Candidates of an 832x1344 image, 1,000 of each of five levels.
+bool run_rpn_candidates(Format const& format, bool timed, Report& report) {
+    int const height = timed ? 208 : 9, width = timed ? 336 : 11, count = timed ? 1000 : 50;
+    int const levels = 5;
+    carafe::testing::RpnCall call(format, 1, levels, height, width, count);
+    std::vector<Tensor> inputs = {
+        {tensor({1, 2}), call.image_sizes.data(), 8},
+        {tensor({levels, 3, 4}), call.anchors.data(), call.anchors.size() * 4},
+        {tensor({2, 4}), call.normalization.data(), 32}};
+    for (std::size_t i = 0; i < call.maps.size(); ++i) {
+        int const channels = i < levels ? 3 : 12;
+        inputs.push_back(
+            {tensor(
+                 {1, channels, call.params.heights[i % levels], call.params.widths[i % levels]},
+                 format.type, format.format),
+             call.maps[i].data(), call.maps[i].bytes()});
+    }
+    auto const fields = carafe::testing::rpn_candidates_fields(count, {4, 8, 16, 32, 64});
+    auto& found = call.found;
+    return run(
+        {std::string(format.name) + " " + std::to_string(height) + "x" + std::to_string(width),
+         "RpnCandidates",
+         *fields,
+         inputs,
+         {{tensor({1, levels, count, 4}), found.boxes.data(), found.boxes.size() * 4},
+          {tensor({1, levels, count}), found.scores.data(), found.scores.size() * 4}},
+         0,
+         [&] { call.run_twin(); },
+         [&] { return found.difference(); },
+         1e-5f},
+        timed, report);
+}
+
+bool run_box_candidates(Format const& format, bool timed, Report& report) {
+    int const count = timed ? 1000 : 40, classes = timed ? 80 : 5;
+    carafe::testing::BoxCall call(format, 1, count, classes);
+    Fields const fields;
+    auto& found = call.found;
+    return run(
+        {std::string(format.name) + " " + std::to_string(count) + "x" + std::to_string(classes),
+         "BoxCandidates",
+         fields,
+         {{tensor({1, count, classes + 1}, format.type), call.logits.data(), call.logits.bytes()},
+          {tensor({1, count, 4 * classes}, format.type), call.deltas.data(), call.deltas.bytes()},
+          {tensor({1, count, 4}), call.proposals.data(), call.proposals.size() * 4},
+          {tensor({1, 1}, DataType::kINT32), call.counts.data(), 4},
+          {tensor({1, 2}), call.image_sizes.data(), 8},
+          {tensor({2, 4}), call.normalization.data(), 32}},
+         {{tensor({1, classes, count, 4}), found.boxes.data(), found.boxes.size() * 4},
+          {tensor({1, classes, count}), found.scores.data(), found.scores.size() * 4}},
+         0,
+         [&] { call.run_twin(); },
+         [&] { return found.difference(); },
+         1e-5f},
+        timed, report);
+}
+
 /// NMS with as many labels and candidates as one of a detector's two uses.
 bool run_nms(carafe::NmsParams const& p, bool timed, Report& report) {
     std::mt19937 random(5);
@@ -307,6 +365,10 @@ bool run_all(std::FILE* file, bool small) {
             format, MaskSource::kNormalized, sizes.back().height, sizes.back().width, !small,
             report);
         agree &= run_roi_align(format, !small, report);
+        agree &= run_rpn_candidates(format, !small, report);
+        if (format.layout == carafe::Layout::kNCHW) {
+            agree &= run_box_candidates(format, !small, report);
+        }
     }
     float const iou = 0.5f, score = 0.1f;  // as nms_fields() has them
     agree &= run_nms({1, 5, small ? 60 : 1000, small ? 20 : 1000, iou, score}, !small, report);

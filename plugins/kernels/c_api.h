@@ -1,12 +1,14 @@
 // Interface of libcarafe_kernels.so with C linkage, for ctypes and other foreign-function
-// interfaces. Structs are plain data, those of carafe.h, roi_align.h and nms.h. Functions return
-// CARAFE_OK or a code below; carafe_last_error() then tells the calling thread why. `stream` is a
-// cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On CUDA the calls only
-// enqueue, on the current device.
+// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h and nms.h.
+// Functions return CARAFE_OK or a code below; carafe_last_error() then tells the calling thread
+// why. A null address is CARAFE_INVALID where something is to be read or written, and right
+// otherwise. `stream` is a cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On
+// CUDA the calls only enqueue, on the current device.
 #pragma once
 
 #include <stdint.h>
 
+#include "candidates.h"
 #include "carafe.h"
 #include "nms.h"
 #include "roi_align.h"
@@ -38,6 +40,18 @@ CARAFE_API void carafe_use_pool(CarafeParallelFor run, void* pool);
 CARAFE_API int32_t carafe_forward(
     carafe::CarafeParams const* params, int32_t device, void const* features, void const* masks,
     void* out, void* stream, int32_t threads);
+
+// `maps` holds 2 * levels addresses, logits first.
+CARAFE_API int32_t carafe_rpn_candidates(
+    carafe::RpnCandidatesParams const* params, int32_t device, float const* image_sizes,
+    float const* anchors, float const* normalization, void const* const* maps, float* boxes,
+    float* scores, void* stream, int32_t threads);
+
+CARAFE_API int32_t carafe_box_candidates(
+    carafe::BoxCandidatesParams const* params, int32_t device, void const* logits,
+    void const* deltas, float const* proposals, int32_t const* num_proposals,
+    float const* image_sizes, float const* normalization, float* boxes, float* scores, void* stream,
+    int32_t threads);
 
 CARAFE_API int32_t carafe_multilevel_roi_align(
     carafe::RoiAlignParams const* params, int32_t device, float const* rois,

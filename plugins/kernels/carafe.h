@@ -30,6 +30,26 @@ constexpr std::int64_t mask_channels(CarafeParams const& p) {
     return p.source == MaskSource::kEncoded ? taps * p.scale * p.scale : taps;
 }
 
+/// Elements in memory, padding channels included.
+constexpr std::int64_t feature_elements(CarafeParams const& p) {
+    bool const pitched = p.layout == Layout::kNHWC && p.channels > 0 && p.feature_pitch > 0;
+    return elements_of({p.batch, p.height, p.width, pitched ? p.feature_pitch : p.channels});
+}
+
+constexpr std::int64_t mask_elements(CarafeParams const& p) {
+    bool const pitched = p.layout == Layout::kNHWC && p.mask_pitch > 0;
+    std::int64_t const side = p.source == MaskSource::kEncoded ? 1 : p.scale;
+    return elements_of(
+        {p.batch, side * p.height, side * p.width, pitched ? p.mask_pitch : mask_channels(p)});
+}
+
+constexpr std::int64_t out_elements(CarafeParams const& p) {
+    std::int64_t const side = p.scale;
+    bool const pitched = p.layout == Layout::kNHWC && p.out_pitch > 0;
+    return elements_of(
+        {p.batch, side * p.height, side * p.width, pitched ? p.out_pitch : p.channels});
+}
+
 /// False, with the reason in `message`, when no call can have these parameters.
 bool check(CarafeParams const& params, Message& message);
 

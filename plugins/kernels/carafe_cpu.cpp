@@ -1,6 +1,7 @@
 // CARAFE on the CPU: prepares a call, chooses the instruction set and shares out the rows.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <thread>
@@ -87,19 +88,23 @@ struct Free {
 void carafe_cpu(
     CarafeParams const& p, void const* features, void const* masks, void* out, int threads) {
     static CarafeRows const compute_rows = choose();
+    auto const bytes_written = static_cast<std::size_t>(out_elements(p)) * size_of(p.dtype);
+    if (bytes_written == 0) return;
+    use_huge_pages(out, bytes_written);
+    if (p.channels == 0) {  // nothing but padding
+        std::memset(out, 0, bytes_written);
+        return;
+    }
     std::int64_t const rows = std::int64_t{p.batch} * p.height;
-    if (rows == 0 || p.width == 0 || (p.channels == 0 && p.out_pitch == 0)) return;
     CarafeTask const task = prepare(p, features, masks, out);
-    std::int64_t const out_channels = p.layout == Layout::kNHWC ? task.out.column : p.channels;
-    use_huge_pages(
-        out, static_cast<std::size_t>(rows * p.width * p.scale * p.scale * out_channels) *
-                 size_of(p.dtype));
 
     if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    std::int64_t const row_work = std::max<std::int64_t>(
-        std::int64_t{p.channels} * p.width * p.kernel_size * p.kernel_size * p.scale * p.scale, 1);
+    std::int64_t const row_work =
+        elements_of({p.channels, p.width, p.kernel_size, p.kernel_size, p.scale, p.scale});
     std::int64_t const grain = std::max<std::int64_t>(kThreadWork / row_work, 1);
     threads = static_cast<int>(std::clamp<std::int64_t>(rows / grain, 1, threads));
+    // No more than this many workspaces, the largest of which has 2^40 bytes, can be had.
+    threads = std::min(threads, 1 << 20);
     // All memory before the first thread: an allocation that fails may then throw.
     std::int64_t const bytes = round_up(task.packed_bytes + task.staged_bytes, kCarafeAlignment);
     std::unique_ptr<unsigned char[], Free> const workspace(new (std::align_val_t{

@@ -62,17 +62,27 @@ bool check_sizes(CarafeParams const& p, Message& message) {
             "a result of height %d * %d and width %d * %d is too large, expected sides below 2^31",
             p.scale, p.height, p.scale, p.width);
     }
-    bool const encoded = p.source == MaskSource::kEncoded;
     // Each factor first, so that the products fit in 64 bits.
-    if (p.kernel_size > kMaxSquared || (encoded && p.scale > kMaxSquared) ||
-        std::int64_t{p.groups} * p.kernel_size * p.kernel_size > kMaxInt ||
-        mask_channels(p) > kMaxInt) {
+    std::int64_t const taps = std::int64_t{p.kernel_size} * p.kernel_size;
+    if (p.kernel_size > kMaxSquared || p.scale > kMaxSquared || taps * p.groups > kMaxInt ||
+        taps * p.groups * p.scale * p.scale > kMaxInt) {
         return message.set(
-            "kernel_size %d, group_size %d and scale_factor %d give too many mask channels, "
+            "kernel_size %d, group_size %d and scale_factor %d give a pixel too many weights, "
             "expected fewer than 2^31",
             p.kernel_size, p.groups, p.scale);
     }
     return true;
+}
+
+bool check_elements(CarafeParams const& p, Message& message) {
+    if (feature_elements(p) <= kMostElements && mask_elements(p) <= kMostElements &&
+        out_elements(p) <= kMostElements) {
+        return true;
+    }
+    return message.set(
+        "batch %d, %d channels, height %d and width %d with scale_factor %d make a tensor of more "
+        "than 2^48 elements: split the batch",
+        p.batch, p.channels, p.height, p.width, p.scale);
 }
 
 bool check_pitch(char const* name, std::int32_t pitch, std::int64_t channels, Message& message) {
@@ -88,10 +98,10 @@ bool check(CarafeParams const& p, Message& message) {
     if (!check_kinds(p, message) || !check_attributes(p, message) || !check_sizes(p, message)) {
         return false;
     }
-    if (p.layout == Layout::kNCHW) return true;
+    if (p.layout == Layout::kNCHW) return check_elements(p, message);
     return check_pitch("feature_pitch", p.feature_pitch, p.channels, message) &&
            check_pitch("mask_pitch", p.mask_pitch, mask_channels(p), message) &&
-           check_pitch("out_pitch", p.out_pitch, p.channels, message);
+           check_pitch("out_pitch", p.out_pitch, p.channels, message) && check_elements(p, message);
 }
 
 }  // namespace carafe

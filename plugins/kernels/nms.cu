@@ -18,6 +18,12 @@
 // all of the GPU what is suppressed already, so that the one block sees little else than what it
 // keeps.
 //
+// A few labels of 129 to 1,024 candidates, as the RPN's levels, would leave most of the GPU idle with
+// a block each. So rank_spread sorts them, mark_suppressors finds on all of the GPU which better
+// candidates suppress each, 64 a word, and walk_suppressors goes through these bits with a block a
+// label: the words of the next tile come while the last one is settled, so a tile costs no access to
+// memory that anything waits for.
+//
 // rank_kept: the rank of a kept box among those of all labels is the number of better keys in each
 // label's sorted list. Up to 32 lanes share the labels of one key and stop at max_output.
 //
@@ -30,7 +36,7 @@
 //   settling a tile                      a step a kept box, one      a round of four ballots a link
 //                                        thread (up to 64)           of its longest chain
 //   rank of a key among L labels         L searches, one by one      ceil(L / 32), up to 32 at once
-//   kernels: short labels / 10,000       2 / 2                       2 / 8
+//   kernels: short, few / 10,000         2 / 2                       2, 4 / 8
 //   registers sm_75, sm_90, sm_120       45, 32, 55                  64, 64, 64; others up to 64,
 //                                                                    58, 61
 //   threads an SM, of suppress_labels    1,024; 2,048; 1,024         1,024 each
@@ -46,8 +52,9 @@
 //   box head 80 x 1,000, keep 100               20         10           817
 //     with all scores above                     37         12        26,275
 //   1 x 10,000, keep 100                        28         20         2,402
-// The RPN's 5 blocks leave 127 of 132 multiprocessors idle (suppress_labels issues in 2 % of all
-// cycles: ncu.json beside it), so its 16 tiles, one after the other, are what to shorten.
+// The RPN's was before it was spread: 5 blocks left 127 of 132 multiprocessors idle (suppress_labels
+// issued in 2 % of all cycles: ncu.json beside it). Spread, 5 x 1,000 are 680 blocks that compare
+// 4,096 pairs each, and 16 tiles of three barriers; not measured yet.
 #include "cuda_kernels.h"
 #include "launch.cuh"
 #include "nms_geometry.h"
@@ -584,6 +591,136 @@ __global__ void __launch_bounds__(kThreads, 2) suppress_window(
     if (threadIdx.x == 0) lists.counts[list] = kept;
 }
 
+// --- a few labels, by all of the GPU ---------------------------------------------------------------
+
+/// Candidates above the threshold by rank, and the bits of the better ones that suppress each.
+struct Spread {
+    PackedBox* boxes;
+    std::uint64_t* keys;
+    std::uint64_t* suppressors;
+    std::int32_t* counts;
+};
+
+/// Shared memory of walk_suppressors.
+struct Walk {
+    Tile tile;
+    std::uint64_t kept[kSpreadKeys / kSpreadTile];
+    std::uint32_t struck[kSpreadTile];
+};
+
+/// Block x sorts list x and puts its boxes in order.
+__global__ void __launch_bounds__(kThreads)
+    rank_spread(NmsParams p, Spread spread, float const* boxes, float const* scores) {
+    auto* const keys = shared_memory<std::uint64_t>();
+    std::uint32_t& counter = *reinterpret_cast<std::uint32_t*>(keys + kSpreadKeys);
+    std::int64_t const list = blockIdx.x;
+    std::int64_t const start = list * p.candidates;
+    std::uint32_t const count = rank_scores(
+        scores + start, static_cast<std::uint32_t>(p.candidates),
+        static_cast<std::uint32_t>(list % p.labels * p.candidates), p.score_threshold, keys,
+        counter);
+    float const* const own = boxes + list / p.labels * p.labels * p.candidates * 4;
+    for (std::uint32_t i = threadIdx.x; i < count; i += kThreads) {
+        float const* const at = own + std::int64_t{index_of(keys[i])} * 4;
+        spread.keys[start + i] = keys[i];
+        spread.boxes[start + i] = {{at[0], at[1], at[2], at[3]}};
+    }
+    if (threadIdx.x == 0) spread.counts[list] = static_cast<std::int32_t>(count);
+}
+
+/// Block (x, y) compares a tile of list y, a thread a candidate, with an earlier tile or itself.
+__global__ void __launch_bounds__(kSpreadTile)
+    mark_suppressors(NmsParams p, Spread spread, std::int64_t lists) {
+    auto* const others = shared_memory<SizedBox>();
+    auto const words = static_cast<std::uint32_t>(spread_words(p));
+    for (std::int64_t list = blockIdx.y; list < lists; list += gridDim.y) {
+        auto const count = static_cast<std::uint32_t>(spread.counts[list]);
+        std::int64_t const start = list * p.candidates;
+        for (std::uint32_t pair = blockIdx.x; pair < words * (words + 1) / 2; pair += gridDim.x) {
+            std::uint32_t earlier = pair, tile = 0;
+            for (; earlier > tile; earlier -= tile) ++tile;
+            std::uint32_t const other = earlier * kSpreadTile + threadIdx.x;
+            std::uint32_t const rank = tile * kSpreadTile + threadIdx.x;
+            __syncthreads();
+            if (other < count) others[threadIdx.x] = sized(spread.boxes[start + other]);
+            __syncthreads();
+            if (rank >= count) continue;
+            SizedBox const own = sized(spread.boxes[start + rank]);
+            // Of an earlier tile all; of its own those before it.
+            std::uint32_t const end = earlier == tile ? threadIdx.x : kSpreadTile;
+            std::uint64_t bits = 0;
+            for (std::uint32_t i = 0; i < end; ++i) {
+                float const overlap = intersection(others[i].box, own.box);
+                if (iou_exceeds(overlap, others[i].area, own.area, p.iou_threshold)) {
+                    bits |= std::uint64_t{1} << i;
+                }
+            }
+            spread.suppressors[(start + rank) * words + earlier] = bits;
+        }
+    }
+}
+
+/// Block x keeps greedily from list x, tile by tile: a candidate is struck by the kept ones of the
+/// tiles before, then the tile is settled.
+__global__ void __launch_bounds__(kSmallThreads)
+    walk_suppressors(NmsParams p, Lists lists, Spread spread) {
+    constexpr std::uint32_t kParts = kSmallThreads / kSpreadTile;
+    constexpr std::uint32_t kOwn = kSpreadKeys / kSpreadTile / kParts;
+    Walk& walk = *shared_memory<Walk>();
+    std::int64_t const list = blockIdx.x;
+    std::int64_t const start = list * p.candidates;
+    auto const count = static_cast<std::uint32_t>(spread.counts[list]);
+    std::uint32_t const words = static_cast<std::uint32_t>(spread_words(p));
+    std::uint32_t const column = threadIdx.x % kSpreadTile;
+    std::uint32_t const part = threadIdx.x / kSpreadTile;
+    std::int32_t const capacity = most_kept(p);
+    std::uint64_t* const kept_keys = lists.keys + list * capacity;
+    std::int32_t kept = 0;
+    // Words of a tile do not depend on what is kept, so they come before they are needed.
+    std::uint64_t next[kOwn];
+    auto const load = [&](std::uint32_t tile) {
+        std::uint32_t const rank = tile * kSpreadTile + column;
+#pragma unroll
+        for (std::uint32_t i = 0; i < kOwn; ++i) {
+            std::uint32_t const word = part + i * kParts;
+            bool const exists = rank < count && word <= tile;
+            next[i] = exists ? spread.suppressors[(start + rank) * words + word] : 0;
+        }
+    };
+    load(0);
+    for (std::uint32_t tile = 0; tile * kSpreadTile < count && kept < capacity; ++tile) {
+        std::uint32_t const rank = tile * kSpreadTile + column;
+        if (part == 0) walk.struck[column] = rank < count ? 0 : 1;
+        __syncthreads();
+        std::uint64_t hit = 0, own = 0;
+#pragma unroll
+        for (std::uint32_t i = 0; i < kOwn; ++i) {
+            std::uint32_t const word = part + i * kParts;
+            if (word < tile) hit |= next[i] & walk.kept[word];
+            if (word == tile) own = next[i];
+        }
+        load(tile + 1);
+        if (hit != 0) atomicAdd(&walk.struck[column], 1u);
+        if (tile % kParts == part) walk.tile.suppressors[column] = own;
+        __syncthreads();
+        if (part == 0 && walk.struck[column] != 0) {
+            walk.tile.suppressors[column] |= std::uint64_t{1} << column;
+        }
+        __syncthreads();
+        std::uint64_t const chosen = choose(walk.tile);
+        if (threadIdx.x == 0) walk.kept[tile] = chosen;
+        if (part == 0 && (chosen >> column & 1u) != 0) {
+            std::uint64_t const before = chosen & ((std::uint64_t{1} << column) - 1);
+            std::int32_t const at = kept + __popcll(before);
+            if (at < capacity) kept_keys[at] = spread.keys[start + rank];
+        }
+        std::int32_t const all = kept + __popcll(chosen);
+        kept = all < capacity ? all : capacity;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) lists.counts[list] = kept;
+}
+
 // --- all labels ----------------------------------------------------------------------------------
 
 /// Block (x, y) works on image y; `lanes` lanes, a power of two, find the place of a key.
@@ -689,6 +826,25 @@ cudaError_t suppress_long_labels(
     return cudaSuccess;
 }
 
+/// All pairs are compared by all of the GPU, and one block a label goes through the bits.
+cudaError_t suppress_spread(
+    NmsParams const& p, Lists const& lists, Spread const& spread, float const* boxes,
+    float const* scores, cudaStream_t stream) {
+    std::int64_t const count = std::int64_t{p.batch} * p.labels;
+    dim3 const grid(static_cast<std::uint32_t>(count));
+    cudaError_t error = launch(
+        rank_spread, grid, dim3(kThreads), kSpreadKeys * sizeof(std::uint64_t) + 16, stream, p,
+        spread, boxes, scores);
+    if (error != cudaSuccess) return error;
+    std::int64_t const tiles = spread_words(p);
+    error = launch(
+        mark_suppressors, grid_of(tiles * (tiles + 1) / 2, 1, count), dim3(kSpreadTile),
+        kSpreadTile * sizeof(SizedBox), stream, p, spread, count);
+    if (error != cudaSuccess) return error;
+    return launch(
+        walk_suppressors, grid, dim3(kSmallThreads), sizeof(Walk), stream, p, lists, spread);
+}
+
 }  // namespace
 
 cudaError_t launch_nms(
@@ -716,6 +872,13 @@ cudaError_t launch_nms(
             if (error == cudaSuccess) {
                 error = suppress_long_labels(p, lists, runs[0], boxes, stream);
             }
+        } else if (is_spread(p)) {
+            Spread const spread{
+                reinterpret_cast<PackedBox*>(bytes + layout.spread_boxes),
+                reinterpret_cast<std::uint64_t*>(bytes + layout.spread_keys),
+                reinterpret_cast<std::uint64_t*>(bytes + layout.suppressors),
+                reinterpret_cast<std::int32_t*>(bytes + layout.spread_counts)};
+            error = suppress_spread(p, lists, spread, boxes, scores, stream);
         } else {
             std::uint32_t const keys =
                 power_of_two_from(static_cast<std::uint32_t>(p.candidates), kChunk);

@@ -13,6 +13,10 @@ struct NmsParams {
     float iou_threshold, score_threshold;
 };
 
+constexpr std::int64_t box_count(NmsParams const& p) {
+    return elements_of({p.batch, p.labels, p.candidates});
+}
+
 /// False, with the reason in `message`, when no call can have these parameters.
 bool check(NmsParams const& params, Message& message);
 

@@ -126,15 +126,19 @@ void merge_image(
 void nms_cpu(
     NmsParams const& p, float const* boxes, float const* scores, std::int32_t* num_dets,
     std::int64_t* indices, int threads) {
-    // Labels without candidates keep nothing, however many a tensor without elements has.
-    std::int64_t const labels = p.candidates == 0 ? 0 : p.labels;
+    if (box_count(p) == 0) {  // nothing is kept, however many labels have no candidates
+        std::fill_n(num_dets, p.batch, 0);
+        std::fill_n(indices, std::int64_t{p.batch} * p.max_output, std::int64_t{-1});
+        return;
+    }
+    std::int64_t const labels = p.labels;
     std::int64_t const lists = p.batch * labels;
     // Starting a thread costs about as much as a label of this many candidates.
-    std::int64_t const grain = 1024 / std::max(p.candidates, 1) + 1;
+    std::int64_t const grain = 1024 / p.candidates + 1;
     // All memory before the first thread: an allocation that fails may then throw. The keys are
     // left unwritten, since few candidates may be above the threshold.
     std::unique_ptr<std::uint64_t[]> const keys(
-        new std::uint64_t[static_cast<std::size_t>(lists * p.candidates)]);
+        new std::uint64_t[static_cast<std::size_t>(box_count(p))]);
     std::vector<std::size_t> counts(static_cast<std::size_t>(lists));
     std::vector<KeptBoxes> kept(static_cast<std::size_t>(pieces_of(lists, grain, threads)));
     for (KeptBoxes& boxes_of : kept) {

@@ -9,8 +9,6 @@ namespace carafe {
 namespace {
 
 constexpr std::int64_t kInt32Max = std::numeric_limits<std::int32_t>::max();
-/// Keeps the workspace's bytes within 63 bits.
-constexpr std::int64_t kMostCandidates = std::int64_t{1} << 56;
 
 bool check_sizes(NmsParams const& p, Message& message) {
     if (p.batch < 0 || p.labels < 0 || p.candidates < 0) {
@@ -27,9 +25,9 @@ bool check_sizes(NmsParams const& p, Message& message) {
         return message.set(
             "%d images of %d labels exceed 2^31 - 1 lists: split the batch", p.batch, p.labels);
     }
-    if (p.candidates > 0 && std::int64_t{p.batch} * p.labels > kMostCandidates / p.candidates) {
+    if (box_count(p) > kMostElements) {
         return message.set(
-            "%d images of %d labels of %d candidates exceed 2^56 candidates: split the batch",
+            "%d images of %d labels of %d candidates exceed 2^48 candidates: split the batch",
             p.batch, p.labels, p.candidates);
     }
     return true;

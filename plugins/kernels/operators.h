@@ -11,5 +11,7 @@
 #define CARAFE_OPERATORS(X)                                \
     X(carafe, Carafe, carafe)                              \
     X(carafe_encoded, CarafeEncoded, carafe)               \
+    X(rpn_candidates, RpnCandidates, candidates)           \
     X(multilevel_roi_align, MultilevelRoiAlign, roi_align) \
+    X(box_candidates, BoxCandidates, candidates)           \
     X(batched_nms, BatchedNms, nms)

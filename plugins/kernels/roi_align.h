@@ -21,6 +21,18 @@ struct RoiAlignParams {
     std::int32_t feature_pitch, out_pitch;
 };
 
+/// Elements of one level in memory, padding channels included.
+constexpr std::int64_t feature_elements(RoiAlignParams const& p, std::int32_t level) {
+    std::int64_t const depth =
+        p.layout == Layout::kNHWC && p.channels > 0 ? p.feature_pitch : p.channels;
+    return elements_of({p.batch, p.heights[level], p.widths[level], depth});
+}
+
+constexpr std::int64_t out_elements(RoiAlignParams const& p) {
+    std::int64_t const depth = p.layout == Layout::kNHWC ? p.out_pitch : p.channels;
+    return elements_of({p.batch, p.rois, p.output_size, p.output_size, depth});
+}
+
 /// False, with the reason in `message`, when no call can have these parameters.
 bool check(RoiAlignParams const& params, Message& message);
 

@@ -136,7 +136,6 @@ void pool_nchw(
     int threads) {
     static PoolPlane const pool_plane = choose_pool_plane();
     std::int64_t const planes = std::int64_t{p.batch} * p.channels;
-    if (p.rois == 0 || planes == 0) return;
     Elements const elements{static_cast<std::int64_t>(size_of(p.dtype))};
     std::int64_t const bins = std::int64_t{p.output_size} * p.output_size;
     std::int64_t const grain = kValuesPerThread / (p.rois * bins) + 1;
@@ -172,7 +171,6 @@ void pool_nhwc(
     static PoolPixels const pool_pixels = choose_pool_pixels();
     std::int64_t const values = std::int64_t{p.out_pitch} * p.output_size * p.output_size;
     std::int64_t const count = std::int64_t{p.batch} * p.rois;
-    if (values == 0 || count == 0) return;
     Elements const elements{static_cast<std::int64_t>(size_of(p.dtype))};
     std::int64_t const grain = kValuesPerThread / values + 1;
     std::vector<PlacedRoi> const placed = place(p, rois);
@@ -196,9 +194,8 @@ void pool_nhwc(
 void roi_align_cpu(
     RoiAlignParams const& p, float const* rois, void const* const* features, void* out,
     int threads) {
-    std::int64_t const depth = p.layout == Layout::kNHWC ? p.out_pitch : p.channels;
-    std::int64_t const values = depth * p.output_size * p.output_size * p.rois * p.batch;
-    use_huge_pages(out, static_cast<std::size_t>(values) * size_of(p.dtype));
+    if (out_elements(p) == 0) return;
+    use_huge_pages(out, static_cast<std::size_t>(out_elements(p)) * size_of(p.dtype));
     if (p.layout == Layout::kNHWC) {
         pool_nhwc(p, rois, features, out, threads);
     } else {

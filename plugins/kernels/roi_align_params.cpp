@@ -78,6 +78,16 @@ bool check_sizes(RoiAlignParams const& p, Message& message) {
             "%d x %d bins of %d channels exceed 2^31 - 1 values a RoI: lower output_size",
             p.output_size, p.output_size, static_cast<int>(depth));
     }
+    bool fits = out_elements(p) <= kMostElements;
+    for (std::int32_t level = 0; level < p.levels; ++level) {
+        fits = fits && feature_elements(p, level) <= kMostElements;
+    }
+    if (!fits) {
+        return message.set(
+            "batch %d of %d RoIs and %d channels makes a tensor of more than 2^48 elements: split "
+            "the batch",
+            p.batch, p.rois, p.channels);
+    }
     return true;
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <initializer_list>
 
 namespace carafe {
 
@@ -30,6 +31,22 @@ constexpr char const* name_of(DType dtype) {
             return "float64";
     }
     return "an unknown type";
+}
+
+/// Most elements of a tensor: more than any address space holds, and bytes of them fit in 64 bits.
+constexpr std::int64_t kMostElements = std::int64_t{1} << 48;
+
+/// Elements of a tensor whose sizes are at least 0; beyond kMostElements one more than that.
+constexpr std::int64_t elements_of(std::initializer_list<std::int64_t> sizes) {
+    std::int64_t product = 1;
+    for (std::int64_t const size : sizes) {
+        if (size == 0) return 0;
+    }
+    for (std::int64_t const size : sizes) {
+        if (product > kMostElements / size) return kMostElements + 1;
+        product *= size;
+    }
+    return product;
 }
 
 /// One error message in a fixed buffer: nothing here allocates or throws.

@@ -40,23 +40,25 @@ class CarafeKernel final : public Kernel {
     explicit CarafeKernel(Attributes const& attributes)
         : kernel_size_(attributes.number("kernel_size")),
           groups_(attributes.number("group_size")),
-          scale_(attributes.number("scale_factor")) {}
+          scale_(attributes.number("scale_factor")) {
+        // The shapes that follow from the attributes can be computed once these are checked.
+        CarafeParams const empty = attributes_only();
+        if (carafe_forward(&empty, CARAFE_CPU, nullptr, nullptr, nullptr, nullptr, 1) !=
+            CARAFE_OK) {
+            throw Invalid(carafe_last_error());
+        }
+    }
 
     void compute(Run const& run) const override {
         Tensor const features = run.input(0);
         Tensor const masks = run.input(1);
         check_axes("features", features.shape, 4, "[N, C, H, W]");
-        CarafeParams params{};
+        CarafeParams params = attributes_only();
         params.dtype = dtype_of(features.element);
-        params.layout = Layout::kNCHW;
-        params.source = source;
         params.batch = narrow("batch", features.shape[0]);
         params.channels = narrow("channels", features.shape[1]);
         params.height = narrow("height", features.shape[2]);
         params.width = narrow("width", features.shape[3]);
-        params.kernel_size = kernel_size_;
-        params.groups = groups_;
-        params.scale = scale_;
         bool const encoded = source == MaskSource::kEncoded;
         std::int64_t const scale = encoded ? 1 : scale_;
         check_shape(
@@ -75,6 +77,16 @@ class CarafeKernel final : public Kernel {
     }
 
   private:
+    CarafeParams attributes_only() const {
+        CarafeParams params{};
+        params.layout = Layout::kNCHW;
+        params.source = source;
+        params.kernel_size = kernel_size_;
+        params.groups = groups_;
+        params.scale = scale_;
+        return params;
+    }
+
     std::int32_t kernel_size_, groups_, scale_;
 };
 
@@ -150,6 +162,122 @@ void infer_roi_align(ShapeRun const& run) {
     run.output(0, {rois[0], rois[1], map[1], side, side}, element);
 }
 
+class RpnCandidatesKernel final : public Kernel {
+  public:
+    explicit RpnCandidatesKernel(Attributes const& attributes)
+        : candidates_(attributes.number("num_candidates")),
+          min_size_(attributes.real("min_size")),
+          strides_(attributes.numbers("strides")) {}
+
+    void compute(Run const& run) const override {
+        constexpr std::size_t kFirst = 3;
+        std::size_t const levels = strides_.size();
+        if (run.input_count() != kFirst + 2 * levels || levels > kMaxLevels) {
+            throw Invalid(
+                std::to_string(run.input_count() - kFirst) + " maps for " + std::to_string(levels) +
+                " strides, expected two each, 1 to " + std::to_string(kMaxLevels) + " levels");
+        }
+        Tensor const sizes = run.input(0), anchors = run.input(1), normalization = run.input(2);
+        check_axes("image_sizes", sizes.shape, 2, "[B, 2]");
+        check_axes("anchors", anchors.shape, 3, "[L, A, 4]");
+        std::int64_t const batch = sizes.shape[0], per_pixel = anchors.shape[1];
+        check_shape("image_sizes", sizes.shape, {batch, 2});
+        check_shape("anchors", anchors.shape, {static_cast<std::int64_t>(levels), per_pixel, 4});
+        check_shape("normalization", normalization.shape, {2, 4});
+        RpnCandidatesParams params{};
+        params.layout = Layout::kNCHW;
+        params.batch = narrow("batch", batch);
+        params.levels = static_cast<std::int32_t>(levels);
+        params.anchors = narrow("the number of anchors", per_pixel);
+        params.candidates = candidates_;
+        params.min_size = min_size_;
+        std::vector<void const*> maps;
+        for (std::size_t i = 0; i < 2 * levels; ++i) {
+            Tensor const map = run.input(kFirst + i);
+            check_axes("a map", map.shape, 4, "[B, A or 4*A, H, W]");
+            std::size_t const level = i % levels;
+            if (i < levels) {
+                params.heights[level] = narrow("height", map.shape[2]);
+                params.widths[level] = narrow("width", map.shape[3]);
+                params.strides[level] = strides_[level];
+            }
+            check_shape(
+                "a map", map.shape,
+                {batch, i < levels ? per_pixel : 4 * per_pixel, params.heights[level],
+                 params.widths[level]});
+            params.dtype = dtype_of(map.element);
+            maps.push_back(map.data);
+        }
+        Shape shape{batch, params.levels, candidates_};
+        void* const scores = run.output(1, shape);
+        shape.push_back(4);
+        void* const boxes = run.output(0, shape);
+        run.call([&] {
+            return carafe_rpn_candidates(
+                &params, run.device(), static_cast<float const*>(sizes.data),
+                static_cast<float const*>(anchors.data),
+                static_cast<float const*>(normalization.data), maps.data(),
+                static_cast<float*>(boxes), static_cast<float*>(scores), run.stream(), 0);
+        });
+    }
+
+  private:
+    std::int32_t candidates_;
+    float min_size_;
+    std::vector<std::int32_t> strides_;
+};
+
+void infer_rpn_candidates(ShapeRun const& run) {
+    std::vector<Size> sizes, anchors;
+    int element = 0;
+    if (!run.input(0, 2, sizes, element) || !run.input(1, 3, anchors, element)) return;
+    std::int64_t const candidates = run.number("num_candidates");
+    run.output(0, {sizes[0], anchors[0], candidates, 4}, kFloat);
+    run.output(1, {sizes[0], anchors[0], candidates}, kFloat);
+}
+
+class BoxCandidatesKernel final : public Kernel {
+  public:
+    explicit BoxCandidatesKernel(Attributes const&) {}
+
+    void compute(Run const& run) const override {
+        Tensor const logits = run.input(0), deltas = run.input(1), proposals = run.input(2);
+        Tensor const count = run.input(3), sizes = run.input(4), normalization = run.input(5);
+        check_axes("logits", logits.shape, 3, "[B, P, C+1]");
+        std::int64_t const batch = logits.shape[0], rows = logits.shape[1];
+        std::int64_t const classes = logits.shape[2] - 1;
+        check_shape("deltas", deltas.shape, {batch, rows, 4 * classes});
+        check_shape("proposals", proposals.shape, {batch, rows, 4});
+        check_shape("num_proposals", count.shape, {batch, 1});
+        check_shape("image_sizes", sizes.shape, {batch, 2});
+        check_shape("normalization", normalization.shape, {2, 4});
+        BoxCandidatesParams params{};
+        params.dtype = dtype_of(logits.element);
+        params.batch = narrow("batch", batch);
+        params.proposals = narrow("the number of proposals", rows);
+        params.classes = narrow("the number of classes", classes);
+        void* const boxes = run.output(0, {batch, classes, rows, 4});
+        void* const scores = run.output(1, {batch, classes, rows});
+        run.call([&] {
+            return carafe_box_candidates(
+                &params, run.device(), logits.data, deltas.data,
+                static_cast<float const*>(proposals.data),
+                static_cast<std::int32_t const*>(count.data), static_cast<float const*>(sizes.data),
+                static_cast<float const*>(normalization.data), static_cast<float*>(boxes),
+                static_cast<float*>(scores), run.stream(), 0);
+        });
+    }
+};
+
+void infer_box_candidates(ShapeRun const& run) {
+    std::vector<Size> logits;
+    int element = 0;
+    if (!run.input(0, 3, logits, element)) return;
+    Size const classes = logits[2].number < 0 ? -1 : logits[2].number - 1;
+    run.output(0, {logits[0], classes, logits[1], 4}, kFloat);
+    run.output(1, {logits[0], classes, logits[1]}, kFloat);
+}
+
 class NmsKernel final : public Kernel {
   public:
     explicit NmsKernel(Attributes const& attributes)
@@ -221,6 +349,18 @@ std::vector<Operator> const& operators() {
          create<CarafeKernel<MaskSource::kEncoded>>,
          infer_carafe},
         {"MultilevelRoiAlign", {kFloat, kT}, {kT}, true, create<RoiAlignKernel>, infer_roi_align},
+        {"RpnCandidates",
+         {kFloat, kFloat, kFloat, kT},
+         {kFloat, kFloat},
+         true,
+         create<RpnCandidatesKernel>,
+         infer_rpn_candidates},
+        {"BoxCandidates",
+         {kT, kT, kFloat, kInt32, kFloat, kFloat},
+         {kFloat, kFloat},
+         false,
+         create<BoxCandidatesKernel>,
+         infer_box_candidates},
         {"BatchedNms", {kFloat, kFloat}, {kInt32, kInt64}, false, create<NmsKernel>, infer_nms},
     };
     return all;

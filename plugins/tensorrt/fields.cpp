@@ -85,9 +85,13 @@ PluginFieldCollection const* FieldList::set(Attributes const& attributes, bool w
 
 bool read(PluginFieldCollection const* fields, Attributes const& attributes, Message& message) {
     if (fields == nullptr) return message.set("no fields are given");
+    if (fields->nbFields > 0 && fields->fields == nullptr) {
+        return message.set("%d fields are counted and none is given", fields->nbFields);
+    }
     bool given[kMaxFields] = {};
     for (std::int32_t i = 0; i < fields->nbFields; ++i) {
         PluginField const& field = fields->fields[i];
+        if (field.name == nullptr) return message.set("field %d has no name", i);
         std::int32_t const index = index_of(field.name, attributes);
         if (index < 0) {
             if (names_plugin(field.name)) continue;

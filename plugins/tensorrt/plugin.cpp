@@ -124,7 +124,7 @@ std::int32_t Plugin::getOutputDataTypes(
     }
     for (std::int32_t i = 0; i < output_count; ++i) {
         Role const role = all.at[input_count + i].role;
-        outputs[i] = role == Role::kMap ? inputs[first] : type_of(role);
+        outputs[i] = follows_network(role) ? inputs[first] : type_of(role);
     }
     return kSuccess;
 }

@@ -60,9 +60,13 @@ bool is_map_format(DataType type, TensorFormat format) {
 
 }  // namespace
 
+bool follows_network(Role role) {
+    return role == Role::kMap || role == Role::kRows;
+}
+
 std::int32_t first_map(Specs const& specs) {
     for (std::int32_t i = 0; i < specs.count; ++i) {
-        if (specs.at[i].role == Role::kMap) return i;
+        if (follows_network(specs.at[i].role)) return i;
     }
     return 0;
 }
@@ -85,12 +89,20 @@ Dim::Dim(IDimensionExpr const& expression, IExprBuilder& builder)
 
 Dim Dim::operator*(std::int64_t factor) const {
     if (known()) return {value_ * factor};
+    return combined(DimensionOperation::kPROD, factor);
+}
+
+Dim Dim::operator-(std::int64_t other) const {
+    if (known()) return {value_ - other};
+    return combined(DimensionOperation::kSUB, other);
+}
+
+Dim Dim::combined(DimensionOperation operation, std::int64_t other) const {
     if (expression_ == nullptr) return {};
-    IDimensionExpr const* times = builder_->constant(factor);
-    if (times == nullptr) return {};
-    IDimensionExpr const* product =
-        builder_->operation(DimensionOperation::kPROD, *expression_, *times);
-    return product == nullptr ? Dim() : Dim(*product, *builder_);
+    IDimensionExpr const* const number = builder_->constant(other);
+    if (number == nullptr) return {};
+    IDimensionExpr const* const result = builder_->operation(operation, *expression_, *number);
+    return result == nullptr ? Dim() : Dim(*result, *builder_);
 }
 
 IDimensionExpr const* Dim::expression(IExprBuilder& builder) const {
@@ -133,7 +145,7 @@ bool check(TensorSpec const& spec, Shape const& shape, Message& message) {
 }
 
 bool check(TensorSpec const& spec, DataType type, DataType first_map, Message& message) {
-    if (spec.role == Role::kMap) {
+    if (follows_network(spec.role)) {
         if (!is_map_format(type, TensorFormat::kLINEAR)) {
             return message.set(
                 "%s is %s, expected float32, float16 or bfloat16", spec.name, name_of(type));
@@ -152,11 +164,15 @@ bool check(TensorSpec const& spec, DataType type, DataType first_map, Message& m
 
 bool supports(Specs const& specs, std::int32_t position, DynamicPluginTensorDesc const* tensors) {
     PluginTensorDesc const& tensor = tensors[position].desc;
-    if (specs.at[position].role != Role::kMap) {
-        return tensor.type == type_of(specs.at[position].role) &&
-               tensor.format == TensorFormat::kLINEAR;
+    Role const role = specs.at[position].role;
+    if (!follows_network(role)) {
+        return tensor.type == type_of(role) && tensor.format == TensorFormat::kLINEAR;
     }
     PluginTensorDesc const& first = tensors[first_map(specs)].desc;
+    if (role == Role::kRows) {
+        return is_map_format(tensor.type, TensorFormat::kLINEAR) && tensor.type == first.type &&
+               tensor.format == TensorFormat::kLINEAR;
+    }
     return is_map_format(tensor.type, tensor.format) && tensor.type == first.type &&
            tensor.format == first.format;
 }

@@ -11,7 +11,7 @@
 namespace carafe {
 
 /// Most tensors a plugin has, inputs and outputs together.
-constexpr std::int32_t kMaxTensors = kMaxLevels + 2;
+constexpr std::int32_t kMaxTensors = 2 * kMaxLevels + 5;
 
 /// One dimension: a number, unknown, or (while a network is built) an expression.
 class Dim {
@@ -24,11 +24,14 @@ class Dim {
     std::int64_t value() const { return value_; }
 
     Dim operator*(std::int64_t factor) const;
+    Dim operator-(std::int64_t other) const;
 
     /// Null when the dimension is unknown without an expression.
     nvinfer1::IDimensionExpr const* expression(nvinfer1::IExprBuilder& builder) const;
 
   private:
+    Dim combined(nvinfer1::DimensionOperation operation, std::int64_t other) const;
+
     std::int64_t value_ = -1;
     nvinfer1::IDimensionExpr const* expression_ = nullptr;
     nvinfer1::IExprBuilder* builder_ = nullptr;
@@ -45,10 +48,14 @@ Shape shape_of(nvinfer1::DimsExprs const& dims, nvinfer1::IExprBuilder& builder)
 /// What may stand in a tensor.
 enum class Role {
     kMap,  ///< float32, float16 or bfloat16, linear or channels-last; all maps of a plugin alike
+    kRows,     ///< likewise, but linear always
     kFloat32,  ///< these are linear always
     kInt32,
     kInt64,
 };
+
+/// It has the element type of the network.
+bool follows_network(Role role);
 
 /// How the operator's contract describes a tensor.
 struct TensorSpec {
@@ -72,15 +79,15 @@ using Shapes = TensorList<Shape>;
 /// False, with the reason in `message`, when a shape contradicts its specification.
 bool check(TensorSpec const& spec, Shape const& shape, Message& message);
 
-/// The same for an element type; all maps have the type of the first.
+/// The same for an element type; all maps and rows have the type of the first.
 bool check(
     TensorSpec const& spec, nvinfer1::DataType type, nvinfer1::DataType first_map,
     Message& message);
 
-/// Position of the first map; 0 where a plugin has none.
+/// Position of the first map or rows; 0 where a plugin has none.
 std::int32_t first_map(Specs const& specs);
 
-/// The type of what is no map.
+/// The type of what is neither.
 nvinfer1::DataType type_of(Role role);
 
 /// Whether TensorRT may hand over tensor `position` as described, given those before it.

@@ -86,9 +86,20 @@ inline std::unique_ptr<Fields> nms_fields(std::int32_t max_output = 4) {
     return fields;
 }
 
+inline std::unique_ptr<Fields> rpn_candidates_fields(
+    std::int32_t candidates = 20, std::vector<std::int32_t> strides = {4, 8}) {
+    auto fields = std::make_unique<Fields>();
+    fields->add("num_candidates", std::vector<std::int32_t>{candidates})
+        .add("min_size", 0.0f)
+        .add("strides", std::move(strides));
+    return fields;
+}
+
 inline std::unique_ptr<Fields> fields_of(std::string const& plugin) {
     if (plugin == "MultilevelRoiAlign") return roi_align_fields();
     if (plugin == "BatchedNms") return nms_fields();
+    if (plugin == "RpnCandidates") return rpn_candidates_fields();
+    if (plugin == "BoxCandidates") return std::make_unique<Fields>();
     return carafe_fields();
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "candidates_testing.h"
 #include "carafe.h"
 #include "nms.h"
 #include "plugin_maps.h"
@@ -113,6 +114,52 @@ TEST(PluginEnqueue, BatchedNmsEqualsItsTwin) {
     EXPECT_EQ(counts, expected_counts);
     EXPECT_EQ(indices, expected_indices);
     EXPECT_EQ(counts[0], 9);
+}
+
+TEST(PluginEnqueue, RpnCandidatesEqualsItsTwin) {
+    for (Format const& format : kFormats) {
+        SCOPED_TRACE(format.name);
+        RpnCall call(format, 2, 2, 5, 7, 20);
+        PluginHandle const plugin("RpnCandidates", *rpn_candidates_fields());
+        auto const map = [&](int channels, int height, int width) {
+            return tensor({2, channels, height, width}, format.type, format.format);
+        };
+        nvinfer1::PluginTensorDesc const in[] = {
+            tensor({2, 2}), tensor({2, 3, 4}), tensor({2, 4}),  map(3, 5, 7),
+            map(3, 2, 3),   map(12, 5, 7),     map(12, 2, 3)};
+        nvinfer1::PluginTensorDesc const results[] = {tensor({2, 2, 20, 4}), tensor({2, 2, 20})};
+        void const* const inputs[] = {
+            call.image_sizes.data(), call.anchors.data(), call.normalization.data(),
+            call.addresses[0],       call.addresses[1],   call.addresses[2],
+            call.addresses[3]};
+        void* const outputs[] = {call.found.boxes.data(), call.found.scores.data()};
+        ASSERT_EQ(plugin.runtime->enqueue(in, results, inputs, outputs, nullptr, nullptr), 0);
+        call.run_twin();
+        EXPECT_EQ(call.found.difference(), 0.0f);
+        EXPECT_GT(call.found.scores[0], 0.5f);
+    }
+}
+
+TEST(PluginEnqueue, BoxCandidatesEqualsItsTwin) {
+    for (Format const& format : kFormats) {
+        if (format.format != TensorFormat::kLINEAR) continue;
+        SCOPED_TRACE(format.name);
+        BoxCall call(format, 2, 40, 5);
+        PluginHandle const plugin("BoxCandidates", *fields_of("BoxCandidates"));
+        nvinfer1::PluginTensorDesc const in[] = {
+            tensor({2, 40, 6}, format.type), tensor({2, 40, 20}, format.type),
+            tensor({2, 40, 4}),              tensor({2, 1}, DataType::kINT32),
+            tensor({2, 2}),                  tensor({2, 4})};
+        nvinfer1::PluginTensorDesc const results[] = {tensor({2, 5, 40, 4}), tensor({2, 5, 40})};
+        void const* const inputs[] = {call.logits.data(),      call.deltas.data(),
+                                      call.proposals.data(),   call.counts.data(),
+                                      call.image_sizes.data(), call.normalization.data()};
+        void* const outputs[] = {call.found.boxes.data(), call.found.scores.data()};
+        ASSERT_EQ(plugin.runtime->enqueue(in, results, inputs, outputs, nullptr, nullptr), 0);
+        call.run_twin();
+        EXPECT_LE(call.found.difference(), 1e-6f);
+        EXPECT_GT(call.found.scores[0], 0.0f);
+    }
 }
 
 /// Nothing is launched on tensors that do not fit, and the reason is told.

@@ -59,6 +59,10 @@ TEST(PluginCreators, AnnounceTheAttributesOfTheContract) {
         names("BatchedNms"),
         (std::vector<std::string>{
             "iou_threshold: float", "score_threshold: float", "max_output: int"}));
+    EXPECT_EQ(
+        names("RpnCandidates"),
+        (std::vector<std::string>{"num_candidates: int", "min_size: float", "strides: int"}));
+    EXPECT_EQ(names("BoxCandidates"), std::vector<std::string>{});
 }
 
 TEST(PluginFields, AreReadIntoTheAttributes) {
@@ -71,6 +75,10 @@ TEST(PluginFields, AreReadIntoTheAttributes) {
     EXPECT_EQ(
         metadata(PluginHandle("BatchedNms", *nms_fields(7))),
         "iou_threshold=0.5 score_threshold=0.100000001 max_output=7");
+    EXPECT_EQ(
+        metadata(PluginHandle("RpnCandidates", *rpn_candidates_fields(50))),
+        "num_candidates=50 min_size=0 strides=4,8");
+    EXPECT_EQ(metadata(PluginHandle("BoxCandidates", *fields_of("BoxCandidates"))), "");
 }
 
 TEST(PluginFields, MissingOnesAreNamed) {
@@ -136,6 +144,20 @@ TEST(PluginFields, UnknownAndRepeatedOnesAreRefused) {
         nullptr);
 }
 
+TEST(PluginFields, WhatIsCountedMustBeThereAndNamed) {
+    for (std::string const& name : kPlugins) {
+        auto const fields = fields_of(name);
+        fields->add(nullptr, nullptr, PluginFieldType::kINT32, 1);
+        auto const count = std::to_string(fields->collection().nbFields - 1);
+        EXPECT_EQ(
+            refusal(name, *fields), "carafe: " + name + ": field " + count + " has no name\n");
+        nvinfer1::PluginFieldCollection const absent{3, nullptr};
+        EXPECT_EQ(
+            creator(name).createPlugin("test", &absent, nvinfer1::TensorRTPhase::kRUNTIME),
+            nullptr);
+    }
+}
+
 TEST(PluginFields, NamesOfThePluginAreNoAttributes) {
     auto const fields = carafe_fields();
     fields->add("plugin_version", "1", PluginFieldType::kCHAR, 1);
@@ -158,7 +180,8 @@ TEST(PluginFields, ValuesOutOfRangeAreNamed) {
           Case{"MultilevelRoiAlign", "output_size", 0},
           Case{"MultilevelRoiAlign", "sampling_ratio", -1},
           Case{"MultilevelRoiAlign", "strides", 0}, Case{"MultilevelRoiAlign", "finest_scale", 0},
-          Case{"BatchedNms", "max_output", 0}}) {
+          Case{"RpnCandidates", "num_candidates", 0}, Case{"RpnCandidates", "num_candidates", 4097},
+          Case{"RpnCandidates", "strides", 0}, Case{"BatchedNms", "max_output", 0}}) {
         auto const fields = fields_of(plugin);
         fields->remove(field).add(field, std::vector<std::int32_t>{value});
         std::string const message = refusal(plugin, *fields);

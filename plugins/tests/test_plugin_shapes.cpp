@@ -55,6 +55,35 @@ TEST(PluginShapes, BatchedNms) {
     EXPECT_EQ(infer_shapes(plugin, {"2 3 50 4", "2 3 50"}), (std::vector<ShapeText>{"2 1", "2 9"}));
 }
 
+TEST(PluginShapes, RpnCandidates) {
+    PluginHandle const plugin("RpnCandidates", *rpn_candidates_fields(50, {4, 8}));
+    std::vector<ShapeText> const outputs{"b 2 50 4", "b 2 50"};
+    EXPECT_EQ(
+        infer_shapes(
+            plugin,
+            {"b 2", "2 3 4", "2 4", "b 3 h0 w0", "b 3 h1 w1", "b 12 h0 w0", "b 12 h1 w1"}),
+        outputs);
+    EXPECT_NE(
+        refusal(plugin, {"b 2", "2 3 4", "2 4", "b 3 8 9", "b 3 4 5", "b 12 8 9", "b 12 5 5"})
+            .find("maps3 is [?, 12, 5, 5], expected [B, 4*A, H, W] = [?, 12, 4, 5]"),
+        std::string::npos);
+    EXPECT_NE(
+        refusal(plugin, {"b 2", "3 3 4", "2 4", "b 3 8 9", "b 3 4 5", "b 12 8 9", "b 12 4 5"})
+            .find("anchors is [3, 3, 4], expected [levels, A, 4] = [2, 3, 4]"),
+        std::string::npos);
+}
+
+TEST(PluginShapes, BoxCandidates) {
+    PluginHandle const plugin("BoxCandidates", *fields_of("BoxCandidates"));
+    EXPECT_EQ(
+        infer_shapes(plugin, {"b p 81", "b p 320", "b p 4", "b 1", "b 2", "2 4"}),
+        (std::vector<ShapeText>{"b 80 p 4", "b 80 p"}));
+    EXPECT_NE(
+        refusal(plugin, {"1 50 81", "1 50 324", "1 50 4", "1 1", "1 2", "2 4"})
+            .find("deltas is [1, 50, 324], expected [B, P, 4*C] = [1, 50, 320]"),
+        std::string::npos);
+}
+
 TEST(PluginShapes, ContradictionsAreNamed) {
     PluginHandle const carafe("Carafe", *carafe_fields(5, 1, 2));
     EXPECT_EQ(
@@ -108,6 +137,18 @@ TEST(PluginTypes, MapsKeepTheirsAndTheRestIsFixed) {
     EXPECT_EQ(
         infer_types(nms, {DataType::kFLOAT, DataType::kFLOAT}),
         (std::vector<DataType>{DataType::kINT32, DataType::kINT64}));
+}
+
+TEST(PluginTypes, CandidatesAreFloat32) {
+    PluginHandle const box("BoxCandidates", *fields_of("BoxCandidates"));
+    auto const real = DataType::kFLOAT, count = DataType::kINT32;
+    for (DataType const type : {real, DataType::kHALF, DataType::kBF16}) {
+        EXPECT_EQ(
+            infer_types(box, {type, type, real, count, real, real}),
+            (std::vector<DataType>{real, real}));
+    }
+    EXPECT_TRUE(infer_types(box, {DataType::kHALF, real, real, count, real, real}).empty());
+    EXPECT_TRUE(infer_types(box, {real, real, real, real, real, real}).empty());
 }
 
 TEST(PluginTypes, OthersAreRefused) {
@@ -167,6 +208,20 @@ TEST(PluginFormats, MapsOfOnePluginAgree) {
     EXPECT_FALSE(supported(carafe, {last, linear, last}));
     EXPECT_FALSE(supported(carafe, {last, last, linear}));
     EXPECT_FALSE(supported(carafe, {last, other, last}));
+}
+
+TEST(PluginFormats, RowsAreLinearInAnyType) {
+    PluginHandle const box("BoxCandidates", *fields_of("BoxCandidates"));
+    TypeAndFormat const real{DataType::kFLOAT, kLinear}, count{DataType::kINT32, kLinear};
+    for (DataType const type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
+        TypeAndFormat const row{type, kLinear};
+        EXPECT_TRUE(supported(box, {row, row, real, count, real, real, real, real}));
+        TypeAndFormat const last{type, type == DataType::kFLOAT ? kHwc : kHwc8};
+        EXPECT_FALSE(supported(box, {last, last, real, count, real, real, real, real}));
+        EXPECT_FALSE(supported(box, {row, last, real, count, real, real, real, real}));
+    }
+    TypeAndFormat const half{DataType::kHALF, kLinear};
+    EXPECT_FALSE(supported(box, {half, real, real, count, real, real, real, real}));
 }
 
 TEST(PluginFormats, RoisBoxesAndScoresAreLinearFloat32) {

@@ -177,6 +177,103 @@ Tensor empty_pooled(
     return Tensor::empty({sizes, 5}, {strides, 5}, features.type(), features.device());
 }
 
+// --- candidates ----------------------------------------------------------------------------------
+
+/// Boxes, sizes and constants: float32 (float64 in PyTorch) on the device of the maps.
+void check_float(
+    char const* name, Tensor const& tensor, Tensor const& beside,
+    std::initializer_list<std::int64_t> expected) {
+    Sizes const sizes{expected.begin(), static_cast<std::int64_t>(expected.size())};
+    bool fits = tensor.axes() == sizes.count;
+    for (std::int64_t axis = 0; fits && axis < sizes.count; ++axis) {
+        fits = tensor.size(axis) == sizes[axis];
+    }
+    require(fits, name, " has shape ", tensor.sizes(), ", expected ", sizes);
+    require(
+        is_float32_or_64(tensor.type()), name, " is ", tensor.type(),
+        ", expected float32 whatever the maps' dtype");
+    require(
+        tensor.device() == beside.device(), name, " is on ", tensor.device(), ", expected ",
+        beside.device());
+}
+
+void check(
+    Tensor const& image_sizes, Tensor const& anchors, Tensor const& normalization,
+    std::vector<Tensor> const& maps, std::int64_t num_candidates, double min_size,
+    std::vector<std::int64_t> const& strides) {
+    require(
+        !maps.empty() && maps.size() == 2 * strides.size(), maps.size(), " maps for ",
+        strides.size(), " strides, expected logits and deltas of each");
+    bool fits = true;
+    for (std::int64_t const stride : strides) fits = fits && stride >= 1;
+    Sizes const all{strides.data(), static_cast<std::int64_t>(strides.size())};
+    require(fits, "strides is ", Listed{all}, ", expected none below 1");
+    require(
+        num_candidates >= 1 && num_candidates <= kMostCandidates, "num_candidates is ",
+        num_candidates, ", expected 1 to ", kMostCandidates);
+    require(min_size < HUGE_VAL, "min_size is ", min_size, ", expected a finite number");
+    Tensor const& first = maps.front();
+    require(
+        anchors.axes() == 3 && anchors.size(1) >= 1, "anchors has shape ", anchors.sizes(), ", expected [levels, A, 4]");
+    std::int64_t const levels = all.count;
+    for (std::int64_t i = 0; i < 2 * levels; ++i) {
+        Tensor const& map = maps[static_cast<std::size_t>(i)];
+        char const* const kind = i < levels ? "logits" : "deltas";
+        require(
+            map.axes() == 4 && map.type().is_floating_point(), kind, " of level ", i % levels,
+            " are ", map.type(), " of shape ", map.sizes(),
+            ", expected floating point [B, C, H, W]");
+        require(
+            map.type() == first.type() && map.device() == first.device(), kind, " of level ",
+            i % levels, " are ", map.type(), " on ", map.device(), ", expected ", first.type(),
+            " on ", first.device());
+        Tensor const& logits = maps[static_cast<std::size_t>(i % levels)];
+        std::int64_t const expected[] = {
+            first.size(0), anchors.size(1) * (i < levels ? 1 : 4), logits.size(2), logits.size(3)};
+        bool same = true;
+        for (int axis = 0; axis < 4; ++axis) same = same && map.size(axis) == expected[axis];
+        require(
+            same, kind, " of level ", i % levels, " have shape ", map.sizes(), ", expected ",
+            Sizes{expected, 4});
+        require(
+            map.size(2) > 0 && map.size(3) > 0, kind, " of level ", i % levels, " have shape ",
+            map.sizes(), ", expected at least one pixel");
+    }
+    check_float("image_sizes", image_sizes, first, {first.size(0), 2});
+    check_float("anchors", anchors, first, {levels, anchors.size(1), 4});
+    check_float("normalization", normalization, first, {2, 4});
+}
+
+void check(
+    Tensor const& logits, Tensor const& deltas, Tensor const& proposals,
+    Tensor const& num_proposals, Tensor const& image_sizes, Tensor const& normalization) {
+    require(
+        logits.axes() == 3 && logits.size(2) >= 1 && logits.type().is_floating_point(),
+        "logits are ", logits.type(), " of shape ", logits.sizes(),
+        ", expected floating point [B, P, C+1]");
+    std::int64_t const batch = logits.size(0), rows = logits.size(1);
+    std::int64_t const expected[] = {batch, rows, 4 * (logits.size(2) - 1)};
+    bool fits = deltas.axes() == 3;
+    for (int axis = 0; fits && axis < 3; ++axis) fits = deltas.size(axis) == expected[axis];
+    require(fits, "deltas have shape ", deltas.sizes(), ", expected ", Sizes{expected, 3});
+    require(
+        deltas.type() == logits.type() && deltas.device() == logits.device(), "deltas are ",
+        deltas.type(), " on ", deltas.device(), ", expected ", logits.type(), " on ",
+        logits.device());
+    std::int64_t const counts[] = {batch, 1};
+    require(
+        num_proposals.axes() == 2 && num_proposals.size(0) == batch && num_proposals.size(1) == 1,
+        "num_proposals has shape ", num_proposals.sizes(), ", expected ", Sizes{counts, 2});
+    require(
+        num_proposals.type().number == aoti_torch_dtype_int32() &&
+            num_proposals.device() == logits.device(),
+        "num_proposals is ", num_proposals.type(), " on ", num_proposals.device(),
+        ", expected int32 on ", logits.device());
+    check_float("proposals", proposals, logits, {batch, rows, 4});
+    check_float("image_sizes", image_sizes, logits, {batch, 2});
+    check_float("normalization", normalization, logits, {2, 4});
+}
+
 // --- NMS -----------------------------------------------------------------------------------------
 
 void check(
@@ -271,6 +368,87 @@ std::optional<Tensor> multilevel_roi_align(
         &params, place.device(), static_cast<float const*>(dense_rois.data()), addresses,
         out.mutable_data(), place.stream(), place.threads()));
     return out;
+}
+
+std::optional<std::tuple<Tensor, Tensor>> rpn_candidates(
+    Tensor const& image_sizes, Tensor const& anchors, Tensor const& normalization,
+    std::vector<Tensor> const& maps, std::int64_t num_candidates, double min_size,
+    std::vector<std::int64_t> const& strides) {
+    check(image_sizes, anchors, normalization, maps, num_candidates, min_size, strides);
+    Tensor const& first = maps.front();
+    for (Tensor const* each : {&first, &image_sizes, &anchors, &normalization}) {
+        if (!serves(each->type(), each->device())) return std::nullopt;
+    }
+    if (strides.size() > kMaxLevels) {
+        if (can_ask_pytorch()) return std::nullopt;
+        require(false, strides.size(), " strides, expected at most ", kMaxLevels);
+    }
+    Layout const order = maps[strides.size()].order();  // logits may have one channel
+    RpnCandidatesParams params{};
+    params.dtype = dtype_of(first.type());
+    params.layout = order;
+    params.batch = narrow("batch", first.size(0));
+    params.levels = static_cast<std::int32_t>(strides.size());
+    params.anchors = params.logit_pitch = narrow("anchors", anchors.size(1));
+    params.delta_pitch = narrow("anchors", 4 * anchors.size(1));
+    params.candidates = static_cast<std::int32_t>(num_candidates);
+    params.min_size = static_cast<float>(min_size);
+    std::vector<Tensor> dense;  // keeps copies alive until the call
+    dense.reserve(maps.size());
+    void const* addresses[2 * kMaxLevels];
+    for (std::size_t i = 0; i < maps.size(); ++i) {
+        dense.push_back(maps[i].in_order(order));
+        addresses[i] = dense.back().data();
+        if (i >= strides.size()) continue;
+        params.heights[i] = narrow("heights", dense.back().size(2));
+        params.widths[i] = narrow("widths", dense.back().size(3));
+        params.strides[i] = narrow("strides", strides[i]);
+    }
+    Tensor const sizes = image_sizes.in_order(Layout::kNCHW);
+    Tensor const base = anchors.in_order(Layout::kNCHW);
+    Tensor const statistics = normalization.in_order(Layout::kNCHW);
+    std::int64_t const batch = first.size(0), levels = params.levels;
+    Tensor boxes = empty_rows({batch, levels, num_candidates, 4}, sizes.type(), first.device());
+    Tensor scores = empty_rows({batch, levels, num_candidates}, sizes.type(), first.device());
+    Place const place(first);
+    computed(carafe_rpn_candidates(
+        &params, place.device(), static_cast<float const*>(sizes.data()),
+        static_cast<float const*>(base.data()), static_cast<float const*>(statistics.data()),
+        addresses, static_cast<float*>(boxes.mutable_data()),
+        static_cast<float*>(scores.mutable_data()), place.stream(), place.threads()));
+    return std::tuple{std::move(boxes), std::move(scores)};
+}
+
+std::optional<std::tuple<Tensor, Tensor>> box_candidates(
+    Tensor const& logits, Tensor const& deltas, Tensor const& proposals,
+    Tensor const& num_proposals, Tensor const& image_sizes, Tensor const& normalization) {
+    check(logits, deltas, proposals, num_proposals, image_sizes, normalization);
+    for (Tensor const* each : {&logits, &proposals, &image_sizes, &normalization}) {
+        if (!serves(each->type(), each->device())) return std::nullopt;
+    }
+    std::int64_t const batch = logits.size(0), rows = logits.size(1);
+    std::int64_t const classes = logits.size(2) - 1;
+    BoxCandidatesParams params{};
+    params.dtype = dtype_of(logits.type());
+    params.batch = narrow("batch", batch);
+    params.proposals = narrow("proposals", rows);
+    params.classes = narrow("classes", classes);
+    Tensor const inputs[] = {
+        logits.in_order(Layout::kNCHW),        deltas.in_order(Layout::kNCHW),
+        proposals.in_order(Layout::kNCHW),     num_proposals.in_order(Layout::kNCHW),
+        image_sizes.in_order(Layout::kNCHW),   normalization.in_order(Layout::kNCHW)};
+    Type const type = proposals.type();
+    Tensor boxes = empty_rows({batch, classes, rows, 4}, type, logits.device());
+    Tensor scores = empty_rows({batch, classes, rows}, type, logits.device());
+    Place const place(logits);
+    computed(carafe_box_candidates(
+        &params, place.device(), inputs[0].data(), inputs[1].data(),
+        static_cast<float const*>(inputs[2].data()),
+        static_cast<std::int32_t const*>(inputs[3].data()),
+        static_cast<float const*>(inputs[4].data()), static_cast<float const*>(inputs[5].data()),
+        static_cast<float*>(boxes.mutable_data()), static_cast<float*>(scores.mutable_data()),
+        place.stream(), place.threads()));
+    return std::tuple{std::move(boxes), std::move(scores)};
 }
 
 std::optional<std::tuple<Tensor, Tensor>> batched_nms(

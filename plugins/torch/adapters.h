@@ -24,6 +24,15 @@ std::optional<Tensor> carafe_encoded(
     Tensor const& features, Tensor const& encoded, std::int64_t kernel_size,
     std::int64_t group_size, std::int64_t scale_factor);
 
+std::optional<std::tuple<Tensor, Tensor>> rpn_candidates(
+    Tensor const& image_sizes, Tensor const& anchors, Tensor const& normalization,
+    std::vector<Tensor> const& maps, std::int64_t num_candidates, double min_size,
+    std::vector<std::int64_t> const& strides);
+
+std::optional<std::tuple<Tensor, Tensor>> box_candidates(
+    Tensor const& logits, Tensor const& deltas, Tensor const& proposals,
+    Tensor const& num_proposals, Tensor const& image_sizes, Tensor const& normalization);
+
 std::optional<Tensor> multilevel_roi_align(
     Tensor const& rois, std::vector<Tensor> const& features, std::int64_t output_size,
     std::int64_t sampling_ratio, std::vector<std::int64_t> const& strides,
@@ -42,6 +51,12 @@ constexpr char const* carafe =
 constexpr char const* carafe_encoded =
     "(Tensor features, Tensor encoded, SymInt kernel_size, SymInt group_size, "
     "SymInt scale_factor) -> Tensor";
+constexpr char const* rpn_candidates =
+    "(Tensor image_sizes, Tensor anchors, Tensor normalization, Tensor[] maps, "
+    "SymInt num_candidates, float min_size, SymInt[] strides) -> (Tensor, Tensor)";
+constexpr char const* box_candidates =
+    "(Tensor logits, Tensor deltas, Tensor proposals, Tensor num_proposals, Tensor image_sizes, "
+    "Tensor normalization) -> (Tensor, Tensor)";
 constexpr char const* multilevel_roi_align =
     "(Tensor rois, Tensor[] features, SymInt output_size, SymInt sampling_ratio, "
     "SymInt[] strides, SymInt finest_scale) -> Tensor";

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from carafe_deploy import operators
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.bench.layers import profile_layers
 from carafe_deploy.bench.layers.onnxruntime import aggregate
@@ -26,6 +27,7 @@ from carafe_deploy.errors import (
     UnsupportedLevelError,
 )
 from carafe_deploy.graph.options import ExportOptions
+from carafe_deploy.operators import BY_ONNX_NAME
 from carafe_deploy.runners._onnxruntime_session import Device
 from carafe_deploy.runners._tensorrt_profile import EngineProfile
 from carafe_deploy.runners.pytorch import PyTorchRunner
@@ -36,7 +38,7 @@ from tests.engine.fake_tensorrt import FakeTensorRT, write_engine
 from tests.engine.tiny import tiny_info
 
 MASK = "shapes_mask_rcnn_carafe-fbec7e06.pth"
-OPERATORS = ("Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms")
+OPERATORS = tuple(BY_ONNX_NAME)
 
 
 def _options(precision: str = "fp32") -> ExportOptions:
@@ -64,13 +66,7 @@ def _open(files: dict[str, Path], kind: str, precision: str = "fp32"):
 
 
 def _calls(runner) -> Counter[str]:
-    names = {
-        "carafe": "Carafe",
-        "carafe_encoded": "CarafeEncoded",
-        "multilevel_roi_align": "MultilevelRoiAlign",
-        "batched_nms": "BatchedNms",
-    }
-    return Counter(names[call.name] for call in runner.info.operators)
+    return Counter(operators.OPERATORS[call.name].onnx_name for call in runner.info.operators)
 
 
 def _check(layers: Layers, calls: Counter[str]) -> None:
@@ -133,7 +129,9 @@ def test_names_say_where_a_call_is(files: dict[str, Path]) -> None:
         "roi_head.mask_head.carafe_encoded",
         "roi_head.multilevel_roi_align",
         "roi_head.multilevel_roi_align_1",
+        "proposal_selector.rpn_candidates",
         "proposal_selector.batched_nms",
+        "roi_head.detection_selector.box_candidates",
         "roi_head.detection_selector.batched_nms",
     }
     assert found["torchscript"] == {
@@ -141,6 +139,8 @@ def test_names_say_where_a_call_is(files: dict[str, Path]) -> None:
         *(f"carafe_encoded_{number}" for number in range(1, 5)),
         "multilevel_roi_align",
         "multilevel_roi_align_1",
+        "rpn_candidates",
+        "box_candidates",
         "batched_nms",
         "batched_nms_1",
     }
@@ -149,7 +149,9 @@ def test_names_say_where_a_call_is(files: dict[str, Path]) -> None:
         "/detector/roi_head/mask_head/CarafeEncoded",
         "/detector/roi_head/MultilevelRoiAlign",
         "/detector/roi_head/MultilevelRoiAlign_1",
+        "/detector/proposal_selector/RpnCandidates",
         "/detector/proposal_selector/BatchedNms",
+        "/detector/roi_head/detection_selector/BoxCandidates",
         "/detector/roi_head/detection_selector/BatchedNms",
     }
 

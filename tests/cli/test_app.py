@@ -168,6 +168,16 @@ def test_a_full_disk_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert (outcome.status, outcome.err) == (2, "error: No space left on device\n")
 
 
+def test_short_memory_is_no_fault_of_the_program(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 7.00 TiB")
+
+    monkeypatch.setattr("carafe_deploy.images.find_images", fail)
+    outcome = run("detect", "x.onnx", "x.png")
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: memory is short (Unable to allocate 7.00 TiB): give sma")
+
+
 def test_extras_are_those_of_the_project() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     declared = re.findall(r"^([a-z-]+) = \[", text, re.MULTILINE)

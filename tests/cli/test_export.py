@@ -148,7 +148,7 @@ def test_bfloat16_comes_with_a_note(
         content = export("mask", ".onnx", options).read_bytes()
         path.write_bytes(content)
         [entry] = [e for e in onnx.load(path).metadata_props if e.key == METADATA_KEY]
-        return ModelInfo.from_json(entry.value)
+        return ModelInfo.from_json(entry.value, "it")
 
     monkeypatch.setattr("carafe_deploy.graph.onnx_export.export_onnx", write)
     monkeypatch.setattr("carafe_deploy.cli.export.gpu_capability", lambda: None)

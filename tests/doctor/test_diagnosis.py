@@ -45,7 +45,6 @@ VERSIONS = {
     "pycuda": "2026.1",
     "cuda-bindings": "13.5",
     "matplotlib": "3.11",
-    "cattrs": "26.2",
     "jinja2": "3.1",
 }
 ANSWERS: dict[str, dict[str, Any]] = {

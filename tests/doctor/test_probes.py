@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from carafe_deploy import onnxruntime_library
 from carafe_deploy.doctor import probes
 from carafe_deploy.doctor.plugins import CREATORS
 from carafe_deploy.doctor.probes import ask
-from carafe_deploy.libraries import onnxruntime_library, require_library
+from carafe_deploy.libraries import require_library
 
 
 @pytest.fixture

@@ -271,14 +271,43 @@ def test_outputs_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plugin_library")
-@pytest.mark.parametrize("error", [ZeroDivisionError("by progress"), KeyboardInterrupt()])
-def test_a_build_can_be_ended(model: Path, out: Path, error: BaseException) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("by progress"), SystemExit("by progress")])
+def test_an_error_of_the_progress_ends_a_build(
+    model: Path, out: Path, error: BaseException
+) -> None:
     def progress(fraction: float, phase: str) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        else:
-            raise error
+        raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match="by progress"):
         build_engine(model, out, RTX, progress=progress)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("plugin_library")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_can_be_ended(model: Path, out: Path, number: signal.Signals) -> None:
+    """What the program's handler raises comes out, not lost in a callback."""
+
+    def handler(number: int, frame: object) -> None:
+        raise SystemExit(f"by signal {number}")
+
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(SystemExit, match=f"by signal {number}"):
+            build_engine(model, out, RTX, progress=lambda *step: os.kill(os.getpid(), number))
+    finally:
+        signal.signal(number, before)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("plugin_library")
+def test_a_handler_that_raises_nothing_ends_a_build_with_an_error(model: Path, out: Path) -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with pytest.raises(EngineError, match=r"tiny\.onnx was interrupted"):
+            build_engine(
+                model, out, RTX, progress=lambda *step: os.kill(os.getpid(), signal.SIGTERM)
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert list(out.parent.iterdir()) == []

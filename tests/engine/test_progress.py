@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from carafe_deploy.engine.progress import Tracker, interruptible
+from carafe_deploy.engine.progress import Tracker, signals_wait
 
 
 def test_a_phase_counts_as_a_step_of_its_parent() -> None:
@@ -40,20 +40,43 @@ def test_unknown_phases_and_phases_without_steps_are_no_errors() -> None:
 
 
 def test_an_interrupt_is_a_flag_while_it_matters() -> None:
-    with interruptible() as is_interrupted:
-        assert not is_interrupted()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert is_interrupted()
+    seen: list[bool] = []
+
+    def interrupted() -> None:
+        with signals_wait() as has_come:
+            seen.append(has_come())
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append(has_come())
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == [False, True]
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_of_sigterm_are_called_afterwards_and_ignored_signals_are_ignored() -> None:
+    called: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_wait() as has_come:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not has_come()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (has_come(), called) == (True, [])
+        assert called == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
 
 
 def test_other_threads_have_no_interrupts() -> None:
     found = []
 
     def work() -> None:
-        with interruptible() as is_interrupted:
-            found.append(is_interrupted())
+        with signals_wait() as has_come:
+            found.append(has_come())
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from carafe_deploy.engine.profiles import Profile
-from carafe_deploy.engine.sidecar import PluginRecord, Sidecar, read_sidecar, sidecar_path
+from carafe_deploy.engine.sidecar import (
+    PluginLayer,
+    PluginRecord,
+    Sidecar,
+    read_sidecar,
+    sidecar_path,
+)
 from carafe_deploy.errors import ArtefactError
 from tests.engine.tiny import tiny_info
 
@@ -20,7 +26,7 @@ SIDECAR = Sidecar(
     version="1.7",
     compute_capabilities=("8.6", "12.0"),
     plugin=PluginRecord(
-        "libcarafe_tensorrt.so", "cd", "0.1.0", ({"name": "n", "operator": "Carafe"},)
+        "libcarafe_tensorrt.so", "cd", "0.1.0", (PluginLayer("n", "Carafe", {"kernel_size": 5}),)
     ),
     source={"file": "tiny.onnx", "sha256": "ef"},
     profiles=(Profile((1, 64, 64), (1, 64, 128), (4, 192, 256)),),
@@ -33,7 +39,7 @@ SIDECAR = Sidecar(
 
 @pytest.mark.parametrize("sidecar", [SIDECAR, dataclasses.replace(SIDECAR, plugin=None)])
 def test_round_trip(sidecar: Sidecar) -> None:
-    assert Sidecar.from_json(sidecar.to_json()) == sidecar
+    assert Sidecar.from_json(sidecar.to_json(), "it") == sidecar
 
 
 def test_it_lies_beside_the_engine(tmp_path: Path) -> None:
@@ -72,32 +78,36 @@ def _with(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "damaged .*build the engine again"),
-        ("[]", "damaged"),
-        (SIDECAR.to_json()[:200], "damaged"),
-        (_with(schema=7), "schema 7, this version reads 1: build the engine again"),
-        (_with(compute_capabilities=["many"]), "damaged"),
-        (_with(profiles=[{"min": [1, 2]}]), "damaged"),
-        (_with(more=1), "damaged .*more"),
-        (_with(source={}), "damaged .*file"),
-        (_with(source={"file": 1, "sha256": "a"}), "damaged .*source file is 1"),
-        (_with(version=11), "damaged .*version is 11"),
-        (_with(layers=[1]), "damaged .*layers"),
-        (_with(build=None), "damaged .*build"),
-        (_without("model"), "damaged .*model"),
-        (_without("plugin"), "damaged .*plugin"),
+        ("", r"it is no JSON"),
+        (b"\xff\xfe\x80", r"it is no JSON: .*utf-8"),
+        ("[]", r"it is \[\], expected an object"),
+        (SIDECAR.to_json()[:200], r"it is no JSON"),
+        (_with(compute_capabilities=["many"]), r"compute_capabilities holds 'many'"),
+        (_with(profiles=[{"min": [1, 2]}]), r"profiles\[0\]\.min is \[1, 2\], expected 3 entries"),
+        (_with(more=1), r"more is unknown"),
+        (_with(source={}), r"source\.file is missing"),
+        (_with(source={"file": 1, "sha256": "a"}), r"source\.file is 1, expected a text"),
+        (_with(version=11), r"version is 11, expected a text"),
+        (_with(layers=[1]), r"layers is \[1\], expected an object"),
+        (_with(build=None), r"build is None, expected an object"),
+        (_without("model"), r"model is missing"),
+        (_without("plugin"), r"plugin is missing"),
     ],
 )
-def test_damage_is_told_with_the_files_name(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.engine.json").write_text(text)
-    with pytest.raises(ArtefactError, match=rf"x\.engine\.json cannot be read: it .*{message}"):
+def test_damage_is_told_with_the_files_name(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "x.engine.json").write_bytes(content)
+    pattern = rf"x\.engine\.json is damaged \({message}.*\): build the engine again"
+    with pytest.raises(ArtefactError, match=pattern):
         read_sidecar(tmp_path / "x.engine")
 
 
-def test_a_sidecar_that_is_no_text(tmp_path: Path) -> None:
-    sidecar_path(tmp_path / "a.engine").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(ArtefactError, match=r"a.engine.json is no text .*: build the engine again"):
-        read_sidecar(tmp_path / "a.engine")
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.engine.json").write_text(_with(schema=7))
+    with pytest.raises(ArtefactError, match=r"schema 7, this version reads 1: build the engine"):
+        read_sidecar(tmp_path / "x.engine")
 
 
 def test_a_missing_sidecar_is_named(tmp_path: Path) -> None:

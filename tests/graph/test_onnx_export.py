@@ -55,7 +55,7 @@ def test_inputs_and_outputs_are_named_and_shaped(onnx_file: Path) -> None:
 def test_custom_nodes_carry_plugin_attributes_and_bodies(onnx_file: Path) -> None:
     model = onnx.load(onnx_file)
     nodes = [node for node in model.graph.node if node.domain == "carafe"]
-    assert len(nodes) == 9
+    assert len(nodes) == 11
     bodies = {(function.name, function.overload) for function in model.functions}
     assert {(node.op_type, node.overload) for node in nodes} == bodies
     for node in nodes:
@@ -75,6 +75,7 @@ def test_runtimes_that_know_no_overloads_find_the_right_body(onnx_file: Path) ->
     names = [function.name for function in model.functions]
     assert names.count("MultilevelRoiAlign") == 1
     assert names.count("BatchedNms") == 1
+    assert names.count("RpnCandidates") == names.count("BoxCandidates") == 1
     # Those of CARAFE compute the same, one faster for many channels, the other for few.
     overloads = {f.overload for f in model.functions if f.name == "CarafeEncoded"}
     assert {overload.rpartition("_")[0] for overload in overloads} == {"k5_g1_s2"}
@@ -100,7 +101,7 @@ def test_file_speaks_of_no_machine(onnx_file: Path) -> None:
 
 def test_metadata_is_in_the_file(onnx_file: Path, checkpoints: dict[str, Path]) -> None:
     properties = {entry.key: entry.value for entry in onnx.load(onnx_file).metadata_props}
-    info = ModelInfo.from_json(properties[METADATA_KEY])
+    info = ModelInfo.from_json(properties[METADATA_KEY], "it")
     assert info.classes == ("circle", "square", "triangle")
     assert info.preprocessing.scale == (160, 128)
     assert info.source == {

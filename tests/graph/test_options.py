@@ -80,11 +80,13 @@ def test_metadata_survives_json_and_names_every_operator_call() -> None:
     config = dataclasses.replace(CONFIG, mask=MaskHeadConfig())
     options = ExportOptions((1, 1), (128, 128), (192, 192), uint8_input=True)
     info = model_info(config, options, name="toy", source={"file": "toy.pth", "sha256": "00"})
-    assert ModelInfo.from_json(info.to_json()) == info
+    assert ModelInfo.from_json(info.to_json(), "it") == info
     assert [call.name for call in info.operators] == [
         *["carafe_encoded"] * 4,
+        "rpn_candidates",
         "batched_nms",
         "multilevel_roi_align",
+        "box_candidates",
         "batched_nms",
         "multilevel_roi_align",
         "carafe_encoded",

@@ -364,10 +364,8 @@ def test_half_precision_keeps_constants_boxes_and_scores_in_float32(
     constants = dict(half.named_buffers())
     assert set(constants) == {
         "proposal_selector.anchors.base",
-        "proposal_selector.coder.means",
-        "proposal_selector.coder.stds",
-        "roi_head.detection_selector.coder.means",
-        "roi_head.detection_selector.coder.stds",
+        "proposal_selector.coder.normalization",
+        "roi_head.detection_selector.coder.normalization",
     }
     for name, value in constants.items():
         assert value.dtype == torch.float32

@@ -203,6 +203,7 @@ UNSUPPORTED: list[tuple[str, Any, str]] = [
     ("model.test_cfg.rpn.nms.type", "soft_nms", r"test_cfg\.rpn\.nms\.type='soft_nms'"),
     ("model.test_cfg.rpn.nms_pre", None, r"test_cfg\.rpn\.nms_pre=None .* e\.g\. 1000"),
     ("model.test_cfg.rpn.nms_pre", -1, r"test_cfg\.rpn\.nms_pre=-1"),
+    ("model.test_cfg.rpn.nms_pre", 6000, r"test_cfg\.rpn\.nms_pre=6000 .* at most 4096"),
     ("model.test_cfg.rpn.nms_post", 500, r"test_cfg\.rpn\.nms_post=500 .* 1000"),
     ("model.test_cfg.rpn.max_num", 500, r"max_num=500 .* the value of max_per_img \(1000\)"),
     ("model.test_cfg.rpn.nms_thr", 0.5, r"test_cfg\.rpn\.nms_thr=0\.5 .* of nms \(0\.7\)"),

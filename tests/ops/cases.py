@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CARAFE_CASES", "CASES", "NMS_CASES", "ROI_ALIGN_CASES", "Case", "named", "normalized"]
+__all__ = [
+    "BOX_CASES",
+    "CARAFE_CASES",
+    "CASES",
+    "NMS_CASES",
+    "ROI_ALIGN_CASES",
+    "RPN_CASES",
+    "Case",
+    "named",
+    "normalized",
+]
 
 Attributes = Mapping[str, Any]
 
@@ -29,7 +39,7 @@ class Case:
 
     Attributes:
         reason: why the case is in the list; also its name.
-        inputs: float32, in the operator's order; feature maps follow RoIs one by one.
+        inputs: float32 where they are numbers, in the operator's order; lists one by one.
         attributes: by name.
         layout: gives tensors of four axes their strides, after any change of dtype.
     """
@@ -42,7 +52,10 @@ class Case:
     def arranged(self, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
         """The inputs in the given dtypes, the last one repeated, in the case's layout."""
         kinds = (*dtypes, *[dtypes[-1]] * (len(self.inputs) - len(dtypes)))
-        copies = (t.to(kind, copy=True) for t, kind in zip(self.inputs, kinds, strict=True))
+        copies = (
+            t.to(kind if t.is_floating_point() else t.dtype, copy=True)
+            for t, kind in zip(self.inputs, kinds, strict=True)
+        )
         return tuple(self.layout(copy) if copy.dim() == 4 else copy for copy in copies)
 
     def __str__(self) -> str:
@@ -207,6 +220,127 @@ ROI_ALIGN_CASES: Sequence[Case] = (
     _roi_align("strides that are no powers of two", _scattered(8, 1), strides=(5, 10, 15, 30)),
     _roi_align("channels last", _scattered(8, 2), layout=_channels_last),
     _roi_align("strided columns", _scattered(8, 1), layout=_every_second_column),
+)
+
+
+# --- RpnCandidates -------------------------------------------------------------------------------
+
+
+def _rpn(
+    reason: str,
+    *,
+    batch: int = 1,
+    sizes: Sequence[tuple[int, int]] = ((6, 7), (3, 4)),
+    anchors: int = 3,
+    keep: int = 20,
+    min_size: float = 0.0,
+    logits: Callable[[Tensor], Tensor] = _as_is,
+    deltas: Callable[[Tensor], Tensor] = _as_is,
+    layout: Callable[[Tensor], Tensor] = _as_is,
+) -> Case:
+    """Levels of strides 4, 8, ... with anchors of some strides; functions change what is given."""
+    generator = _random(len(reason))
+    strides = [4 << level for level in range(len(sizes))]
+    half = torch.rand(len(sizes), anchors, 2, generator=generator) * 3 + 1
+    half *= torch.tensor(strides).view(-1, 1, 1)
+    normalization = torch.tensor([[0.1, -0.1, 0.05, 0.0], [1.0, 0.5, 0.4, 0.5]])
+    height, width = (4.0 * side for side in sizes[0])
+    extent = torch.tensor([[height, width], [height - 3, width - 5]])[torch.arange(batch) % 2]
+
+    def maps(channels: int) -> list[Tensor]:
+        return [torch.randn(batch, channels, h, w, generator=generator) for h, w in sizes]
+
+    inputs = (
+        *(extent, torch.cat((-half, half), dim=2), normalization),
+        *(*map(logits, maps(anchors)), *map(deltas, maps(4 * anchors))),
+    )
+    attributes = {"num_candidates": keep, "min_size": min_size, "strides": strides}
+    return Case(reason, inputs, attributes, layout)
+
+
+def _with(*values: float) -> Callable[[Tensor], Tensor]:
+    """Values in turn, instead of every second element."""
+
+    def change(tensor: Tensor) -> Tensor:
+        flat = tensor.clone().flatten()
+        places = torch.arange(0, flat.numel(), 2)
+        flat[places] = torch.tensor(values)[torch.arange(len(places)) % len(values)]
+        return flat.view_as(tensor)
+
+    return change
+
+
+RPN_CASES: Sequence[Case] = (
+    _rpn("two levels", batch=2),
+    _rpn("fewer anchors than candidates", keep=50),
+    _rpn("one candidate of each level", keep=1),
+    _rpn("one level", sizes=((5, 9),)),
+    _rpn("five levels down to one pixel", sizes=((16, 18), (8, 9), (4, 5), (2, 3), (1, 1))),
+    _rpn("one anchor a pixel", anchors=1, keep=9),
+    _rpn("more anchors than a block's memory holds", sizes=((40, 41),), anchors=3, keep=1000),
+    _rpn("equal logits rank by number", logits=torch.zeros_like, keep=30),
+    _rpn("many equal logits", logits=lambda tensor: (2 * tensor).round(), keep=30),
+    _rpn("zeros of both signs", logits=_with(0.0, -0.0, -1.0)),
+    _rpn("NaN and -inf are no candidates", logits=_with(math.nan, -math.inf, 1.0), keep=60),
+    _rpn("+inf is the best", logits=_with(math.inf, 3.0)),
+    _rpn("boxes of no more than 16 pixels are dropped", min_size=16.0),
+    _rpn("no box is dropped", min_size=-1.0),
+    _rpn("NaN deltas", deltas=_with(math.nan, 0.5, 0.1)),
+    _rpn("deltas beyond the largest", deltas=lambda tensor: 9 * tensor),
+    _rpn("no image", batch=0),
+    _rpn("channels last", batch=2, layout=_channels_last),
+    _rpn("strided columns", layout=_every_second_column),
+)
+
+
+# --- BoxCandidates -------------------------------------------------------------------------------
+
+
+def _box(
+    reason: str,
+    *,
+    batch: int = 1,
+    count: int = 9,
+    classes: int = 5,
+    held: Sequence[int] = (7,),
+    logits: Callable[[Tensor], Tensor] = _as_is,
+    deltas: Callable[[Tensor], Tensor] = _as_is,
+) -> Case:
+    generator = _random(len(reason))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, count, *shape, generator=generator)
+
+    low = torch.rand(batch, count, 2, generator=generator) * 60
+    size = torch.rand(batch, count, 2, generator=generator) * 40
+    normalization = torch.tensor([[0.0, 0.1, -0.1, 0.0], [0.1, 0.1, 0.2, 0.2]])
+    inputs = (
+        logits(2 * normal(classes + 1)),
+        deltas(normal(4 * classes)),
+        torch.cat((low, low + size), dim=2),
+        torch.tensor(held, dtype=torch.int32).expand(batch, -1)[:, :1].clone()
+        if len(held) == 1
+        else torch.tensor(held, dtype=torch.int32).view(-1, 1),
+        torch.tensor([[70.0, 90.0], [64.0, 80.0]])[torch.arange(batch) % 2],
+        normalization,
+    )
+    return Case(reason, inputs, {})
+
+
+BOX_CASES: Sequence[Case] = (
+    _box("some classes"),
+    _box("two images with other numbers of proposals", batch=2, held=(4, 9)),
+    _box("more proposals than a warp has lanes", count=70, held=(69,)),
+    _box("80 classes", classes=80),
+    _box("one class", classes=1),
+    _box("no class but the background", classes=0),
+    _box("no proposal is valid", held=(0,)),
+    _box("more valid ones than there are", held=(12,)),
+    _box("no proposal", count=0, held=(0,)),
+    _box("no image", batch=0, held=(3,)),
+    _box("logits whose exponentials overflow", logits=lambda tensor: 300 * tensor),
+    _box("a NaN logit makes its proposal's scores NaN", logits=_with(math.nan, *[1.0] * 5)),
+    _box("deltas beyond the largest", deltas=lambda tensor: 40 * tensor),
 )
 
 
@@ -393,7 +527,9 @@ def _given_masks(case: Case) -> Case:
 CASES: Mapping[str, Sequence[Case]] = {
     "carafe": tuple(map(_given_masks, CARAFE_CASES)),
     "carafe_encoded": CARAFE_CASES,
+    "rpn_candidates": RPN_CASES,
     "multilevel_roi_align": ROI_ALIGN_CASES,
+    "box_candidates": BOX_CASES,
     "batched_nms": NMS_CASES,
 }
 

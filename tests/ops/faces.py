@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from carafe_deploy.graph.functions import attach_function_bodies
 from carafe_deploy.graph.onnx_export import IR_VERSION, OPSET, export_operator_network
 from carafe_deploy.operators import OPERATORS
-from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES, Argument
 from carafe_deploy.ops import plain_operators
 from carafe_deploy.ops._torch_library import torch_library
 from carafe_deploy.types import DOMAIN
@@ -33,8 +33,12 @@ _CLOSE = {
     torch.float16: (2.0**-11, 1e-5),
     torch.bfloat16: (2.0**-8, 1e-5),
 }
+#: A coordinate of some 300 pixels after an exponential.
+_BOXES = {torch.float64: (1e-13, 1e-13), torch.float32: (2e-6, 2e-4)}
 #: (relative, absolute). Half types: the result is rounded once (2**-11, 2**-8), sums are float32.
 TOLERANCES: Mapping[str, Mapping[torch.dtype, tuple[float, float]]] = {
+    "rpn_candidates": _BOXES,
+    "box_candidates": _BOXES,
     # float32: a coordinate of 300 is off by 1.5e-5 and features change by about 4 a pixel.
     "multilevel_roi_align": {
         torch.float64: (1e-9, 1e-9),
@@ -92,34 +96,41 @@ def reference(name: str, tensors: Sequence[Tensor], attributes: Attributes) -> A
 
 
 def typed(name: str, case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """A case's inputs, laid out: feature maps in a dtype, RoIs in float32."""
+    """A case's inputs, laid out: feature maps in a dtype, what has its own type in that."""
     has_maps = OPERATORS[name].has_feature_maps
-    kinds = (
-        dtype if OPERATORS[name].input_at(index).is_feature_map or not has_maps else torch.float32
-        for index in range(len(case.inputs))
-    )
-    return case.arranged(*kinds)
+
+    def kind(argument: Argument) -> torch.dtype:
+        if argument.is_feature_map or (argument.type == "float32" and not has_maps):
+            return dtype
+        found: torch.dtype = getattr(torch, argument.type)
+        return found
+
+    arguments = map(OPERATORS[name].input_at, range(len(case.inputs)))
+    return case.arranged(*map(kind, arguments))
 
 
 @functools.cache
 def truth(name: str, case: Case, dtype: torch.dtype = torch.float32) -> Outputs:
     """float64 results on inputs rounded to a dtype."""
-    wide = [tensor.double() for tensor in typed(name, case, dtype)]
+    wide = [
+        tensor.double() if tensor.is_floating_point() else tensor
+        for tensor in typed(name, case, dtype)
+    ]
     return as_outputs(reference(name, wide, case.attributes))
 
 
 def assert_right(
     name: str, results: Any, expected: Outputs, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Feature maps are close, in their dtype; counts and indices are equal."""
+    """Numbers are close, in their dtype; counts and indices are equal."""
     found = (results,) if isinstance(results, Tensor | np.ndarray) else results
     for out, want, argument in zip(found, expected, OPERATORS[name].outputs, strict=True):
         kind = argument.type if argument.type != "T" else str(dtype).removeprefix("torch.")
         assert str(out.dtype).removeprefix("torch.") == kind
         values = out.detach().double().cpu().numpy() if isinstance(out, Tensor) else out
         assert values.shape == want.shape
-        if argument.is_feature_map:
-            relative, absolute = tolerance(name, dtype)
+        if argument.is_feature_map or argument.type == "float32":
+            relative, absolute = tolerance(name, getattr(torch, kind))
             np.testing.assert_allclose(values, want, rtol=relative, atol=absolute)
         else:
             np.testing.assert_array_equal(values, want)

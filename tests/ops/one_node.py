@@ -12,9 +12,16 @@ import onnxruntime
 from onnx import TensorProto, helper, inliner, shape_inference
 
 from carafe_deploy.operators import BY_ONNX_NAME
-from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES
+from carafe_deploy.operators.specification import PLUGIN_ATTRIBUTES, Argument
 
 Array = npt.NDArray[Any]
+
+
+def _element(argument: Argument) -> int:
+    """Feature maps are float32 here."""
+    if argument.is_feature_map:
+        return int(TensorProto.FLOAT)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(argument.type)))
 
 
 def one_node_model(
@@ -25,20 +32,19 @@ def one_node_model(
         body.name, body.input, body.output, domain="carafe", **attributes, **PLUGIN_ATTRIBUTES
     )
     node.overload = body.overload
-    outputs = {each.name: each for each in BY_ONNX_NAME[body.name].outputs}
+    operator = BY_ONNX_NAME[body.name]
+    outputs = {each.name: each for each in operator.outputs}
     graph = helper.make_graph(
         [node],
         "one node",
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            for name, shape in zip(body.input, shapes, strict=True)
+            helper.make_tensor_value_info(each.name, _element(each), shape)
+            for each, shape in zip(operator.flat_inputs(len(shapes)), shapes, strict=True)
         ],
         [
             helper.make_tensor_value_info(
                 name,
-                TensorProto.FLOAT
-                if each.is_feature_map
-                else helper.np_dtype_to_tensor_dtype(np.dtype(each.type)),
+                _element(each),
                 [f"{name}_{axis}" for axis in range(len(each.axes))],
             )
             for name, each in outputs.items()

@@ -12,7 +12,8 @@ from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image
 from carafe_deploy.parity import run_parity
-from carafe_deploy.parity.compatible import common_stages
+from carafe_deploy.parity.compatible import check_same_model, common_stages
+from carafe_deploy.parity.operator_level import compare_operators
 from carafe_deploy.runners.base import Runner
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
 from tests.parity.spoilt import WithInfo
@@ -56,6 +57,16 @@ def test_different_preprocessing_is_an_error(reference: Runner) -> None:
     candidate = WithInfo(reference, dataclasses.replace(reference.info, preprocessing=other))
     with pytest.raises(ArtefactError, match=r"preprocessing\.bgr_to_rgb is True and False"):
         run_parity(reference, candidate)
+
+
+def test_operators_of_one_artefact_alone_are_left_out(reference: Runner) -> None:
+    """Files of older versions have no RpnCandidates."""
+    older = tuple(call for call in reference.info.operators if "candidates" not in call.name)
+    candidate = WithInfo(reference, dataclasses.replace(reference.info, operators=older))
+    check_same_model(reference.info, candidate.info)
+    names = [row.name for row in compare_operators(reference, candidate)]
+    assert len(names) == len(older)
+    assert not any("candidates" in name for name in names)
 
 
 def test_different_operators_are_an_error(reference: Runner) -> None:

@@ -70,6 +70,8 @@ def test_nms_takes_every_path(library: EmulatedLibrary) -> None:
     assert set(rest) == {
         "short",
         "runs",
+        "spread",
+        "several tiles a block",
         "more labels than lanes",
         "empty label",
         "ragged run",

@@ -229,8 +229,8 @@ STATIC_MASKS = ("masks", TensorProto.FLOAT, (1, 25, 12, 12))
         (
             (STATIC_FEATURES, STATIC_MASKS),
             {"kernel_size": 2**31 - 1},
-            "kernel_size 2147483647, group_size 1 and scale_factor 2 give too many mask channels, "
-            "expected fewer than 2^31",
+            "kernel_size 2147483647, group_size 1 and scale_factor 2 give a pixel too many "
+            "weights, expected fewer than 2^31",
         ),
     ],
 )

@@ -160,6 +160,9 @@ def _least_and_most_taps(
 #: Longest label that one block sorts, and keys that a run and a merged run have: kSharedKeys, kRun
 #: and kFan of them. Windows are a run, 4 and 16.
 SHORT, RUN, MERGED = 4096, 1024, 16 * 1024
+#: Labels of all images that are spread over the GPU at most, kSpreadLists, and bounds of their
+#: candidates: more than the first, at most the second.
+SPREAD_LABELS, SPREAD = 40, (128, 1024)
 
 
 def varied_nms(seed: int) -> NmsProblem:
@@ -178,6 +181,8 @@ def varied_nms(seed: int) -> NmsProblem:
         batch, labels, candidates = choose.choice(
             ((1, 1, 4097), (2, 1, 4200), (1, 5, 4100), (3, 1, 4500), (1, 1, 5121), (1, 1, 6000))
         )
+    elif kind == 4:  # many labels of several tiles: a block each
+        batch, labels, candidates = choose.choice(((1, 41, 129), (2, 21, 150), (1, 43, 200)))
     elif seed == 3:  # merged twice, the second time with a run that was alone
         batch, labels, candidates = 1, 1, 17400
     shape = (batch, labels, candidates)
@@ -234,6 +239,10 @@ def nms_paths(problem: NmsProblem, num_dets: Tensor, indices: Tensor) -> set[str
     _, labels, candidates = problem.scores.shape
     alive = (problem.scores > problem.score_threshold).sum(dim=2)
     paths = {"short" if candidates <= SHORT else "runs"}
+    if len(problem.scores) * labels <= SPREAD_LABELS and SPREAD[0] < candidates <= SPREAD[1]:
+        paths.add("spread")
+    elif SPREAD[0] < candidates <= SHORT:
+        paths.add("several tiles a block")
     if candidates > MERGED:
         paths.add("two merges")
     if candidates > SHORT:

@@ -32,7 +32,7 @@ def test_parity(tmp_path: Path, passed: bool) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"is no JSON .*: measure again"),
+        ("", r"bad\.json is damaged \(it is no JSON.*\): measure again"),
         (
             "[1, 2]",
             r"is neither a benchmark result nor a parity report: write the JSON of one with",
@@ -42,7 +42,10 @@ def test_parity(tmp_path: Path, passed: bool) -> None:
         ('{"kind": "poem", "schema": 1}', r"is no benchmark result"),
         ('{"kind": "bench", "schema": 0}', r"bad\.json has schema 0, this version reads 1"),
         ('{"kind": "bench", "schema": 1}', r"is damaged \(.*\): measure again"),
-        ('{"rows": [{}], "passed": true}', r"bad\.json: this is no parity report"),
+        (
+            '{"rows": [{}], "passed": true}',
+            r"bad\.json is no parity report \(rows\[0\]\.level is missing\)",
+        ),
     ],
 )
 def test_anything_else_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -7,7 +7,7 @@ import sys
 
 
 def test_the_self_check_needs_neither_charts_nor_runtimes() -> None:
-    heavy = "matplotlib jinja2 onnxruntime torch cattrs"
+    heavy = "matplotlib jinja2 onnxruntime torch"
     code = (
         "import sys; from carafe_deploy.report.selfcheck import selfcheck_report; "
         f"print(*set('{heavy}'.split()) & set(sys.modules))"

@@ -14,13 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.errors import (
     ArtefactError,
     BackendUnavailableError,
     CarafeDeployError,
+    RunError,
 )
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import load_image
@@ -29,7 +30,8 @@ from carafe_deploy.runners import _fused
 from carafe_deploy.runners import pytorch as pytorch_module
 from carafe_deploy.runners._onnxruntime_buffers import Buffers
 from carafe_deploy.runners.pytorch import PyTorchRunner
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import METADATA_KEY, ModelInfo
+from tests.fuzz import _corpus as toy
 from tests.runners.conftest import STATIC
 
 NOTHING: Any = None
@@ -247,3 +249,40 @@ def test_pytorch_on_a_gpu_is_timed_by_events(
             found, times = runner.run_timed(_inputs())
     np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-3)
     assert min(times.upload, times.compute, times.download, times.enqueue) > 0
+
+
+def test_what_fails_in_a_run_is_named(tmp_path: Path) -> None:
+    """Both files load: their sizes contradict each other only once there are images."""
+    model = toy.onnx_model(masks=False)
+    [node] = [node for node in model.graph.node if node.output[0] == "det_scores"]
+    node.op_type, node.input[0] = "Reshape", "images"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7]), "seven"))
+    node.input[1] = "seven"
+    onnx.save(model, tmp_path / "x.onnx")
+    metadata = toy.info(masks=False).to_json().encode()
+    toy.write_torchscript(tmp_path / "x.ts", metadata, broken=True)
+    inputs = {
+        "images": np.zeros((1, 3, 64, 64), np.float32),
+        "image_sizes": np.full((1, 2), 64, np.float32),
+    }
+    for name, reason in (("x.onnx", "Reshape"), ("x.ts", r"RuntimeError: shape '\[7\]' is inv")):
+        pattern = rf"{name} fails when it runs \(.*{reason}"
+        with open_runner(tmp_path / name) as runner:
+            for run in (runner.run, runner.run_timed):
+                with pytest.raises(RunError, match=pattern) as caught:
+                    run(inputs)
+                assert "\n" not in str(caught.value)
+
+
+def test_torchscript_without_stages_is_refused(tmp_path: Path) -> None:
+    module = torch.jit.trace(torch.nn.Identity(), torch.ones(1))
+    metadata = toy.info(masks=False).to_json()
+    torch.jit.save(module, str(tmp_path / "x.ts"), _extra_files={METADATA_KEY: metadata})
+    with pytest.raises(ArtefactError, match=r"x\.ts has no method `stages`: export it again"):
+        open_runner(tmp_path / "x.ts")
+
+
+def test_torchscript_whose_metadata_is_no_text(tmp_path: Path) -> None:
+    toy.write_torchscript(tmp_path / "x.ts", b'{"name": "\xff\xfe"}')
+    with pytest.raises(ArtefactError, match=r"x\.ts .*(utf-8|UTF-8).*: export"):
+        open_runner(tmp_path / "x.ts")

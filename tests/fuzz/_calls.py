@@ -1,0 +1,408 @@
+"""Calls of the C interface with random shapes and strides, held against NumPy.
+
+A program for :mod:`tests.fuzz._program`: library, seconds, first seed. Arrays lie between pages
+that cannot be touched, at one end or the other, so that a stray access ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import itertools
+import math
+import mmap
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Generator = np.random.Generator
+
+# Apart from its package, which imports torch.
+_SOURCE = Path(__file__).resolve().parents[2] / "carafe_deploy/ops/_library.py"
+_SPECIFICATION = importlib.util.spec_from_file_location("_library", _SOURCE)
+assert _SPECIFICATION is not None
+assert _SPECIFICATION.loader is not None
+api = importlib.util.module_from_spec(_SPECIFICATION)
+sys.modules["_library"] = api
+_SPECIFICATION.loader.exec_module(api)
+
+#: What an array holds where nothing is to be read or written.
+UNTOUCHED = 0xA5
+FLOAT64, BFLOAT16 = api.DType.FLOAT64, api.DType.BFLOAT16
+TYPES = {
+    api.DType.FLOAT32: np.dtype("float32"),
+    api.DType.FLOAT16: np.dtype("float16"),
+    BFLOAT16: np.dtype("uint16"),
+    FLOAT64: np.dtype("float64"),
+}
+#: Relative to the largest magnitude: results round to their type, sums run in another order.
+TOLERANCES = {api.DType.FLOAT32: 2e-5, api.DType.FLOAT16: 4e-3, BFLOAT16: 3e-2, FLOAT64: 1e-12}
+
+
+class Broken(Exception):
+    """A wrong result."""
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_PAGE = mmap.PAGESIZE
+
+
+class Guarded:
+    """An array that begins or ends at a page which ends the process when it is touched."""
+
+    def __init__(self, generator: Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        size = math.prod(shape) * dtype.itemsize
+        inner = -(-max(size, 1) // _PAGE) * _PAGE
+        self._map = mmap.mmap(-1, inner + 2 * _PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        for page in (start, start + _PAGE + inner):
+            assert _libc.mprotect(page, _PAGE, 0) == 0
+        at_end = generator.random() < 0.7
+        offset = _PAGE + (inner - size if at_end else 0)
+        self.array: Array = np.frombuffer(
+            self._map, dtype, count=math.prod(shape), offset=offset
+        ).reshape(shape)
+        self.array.view(np.uint8).reshape(-1)[:] = UNTOUCHED
+        self.address = start + offset if size else 0
+
+
+def stored(values: Array, dtype: Any) -> Array:
+    """In the bits of a type."""
+    if dtype != BFLOAT16:
+        return values.astype(TYPES[dtype])
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def numbers(values: Array, dtype: Any) -> Array:
+    """As float64."""
+    if dtype == BFLOAT16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
+
+
+def given(
+    generator: Generator, values: Array, dtype: Any, layout: Any, pitch: int
+) -> tuple[Guarded, Array]:
+    """A map [N, C, H, W] in memory, its padding channels left as they are; and its numbers."""
+    bits = stored(values, dtype)
+    batch, channels, height, width = values.shape
+    if layout == api.Layout.NCHW:
+        memory = Guarded(generator, values.shape, TYPES[dtype])
+        memory.array[...] = bits
+    else:
+        memory = Guarded(generator, (batch, height, width, pitch or channels), TYPES[dtype])
+        memory.array[..., :channels] = bits.transpose(0, 2, 3, 1)
+    return memory, numbers(bits, dtype)
+
+
+def room(
+    generator: Generator, shape: tuple[int, ...], dtype: Any, layout: Any, pitch: int
+) -> Guarded:
+    batch, channels, height, width = shape
+    if layout == api.Layout.NCHW:
+        return Guarded(generator, shape, TYPES[dtype])
+    return Guarded(generator, (batch, height, width, pitch or channels), TYPES[dtype])
+
+
+def check_map(memory: Guarded, expected: Array, dtype: Any, layout: Any, what: str) -> None:
+    found = numbers(memory.array, dtype)
+    channels = expected.shape[1]
+    if layout == api.Layout.NHWC:
+        if np.any(found[..., channels:] != 0):
+            raise Broken(f"{what}: padding channels are not zero")
+        found = found[..., :channels].transpose(0, 3, 1, 2)
+    limit = TOLERANCES[dtype] * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    error = float(np.abs(found - expected).max(initial=0.0))
+    if not error <= limit:
+        raise Broken(f"{what}: off by {error:g}, limit {limit:g}")
+
+
+# --- what is right -------------------------------------------------------------------------------
+
+
+def reassembled(features: Array, masks: Array, k: int, groups: int, s: int) -> Array:
+    """README's formula, masks [N, groups*k*k, s*H, s*W]."""
+    batch, channels, height, width = features.shape
+    padded = np.pad(features, ((0, 0), (0, 0), (k // 2,) * 2, (k // 2,) * 2))
+    out = np.zeros((batch, channels, s * height, s * width))
+    per_group = channels // groups
+    for group, u, v in itertools.product(range(groups), range(k), range(k)):
+        own = slice(group * per_group, (group + 1) * per_group)
+        shifted = padded[:, own, u : u + height, v : v + width].repeat(s, axis=2).repeat(s, axis=3)
+        out[:, own] += masks[:, [(group * k + u) * k + v]] * shifted
+    return out
+
+
+def weights_of(encoded: Array, k: int, groups: int, s: int) -> Array:
+    """Pixel shuffle and softmax over the taps."""
+    batch, _, height, width = encoded.shape
+    parts = encoded.reshape(batch, groups, k * k, s, s, height, width)
+    parts = np.exp(parts - parts.max(axis=2, keepdims=True))
+    parts /= parts.sum(axis=2, keepdims=True)
+    return parts.transpose(0, 1, 2, 5, 3, 6, 4).reshape(
+        batch, groups * k * k, s * height, s * width
+    )
+
+
+def axis_weights(low: Any, high: Any, stride: int, side: int, bins: int, ratio: int) -> Array:
+    """[bins, side]: share of every pixel in each bin's mean, as torchvision places samples."""
+    f = np.float32
+    scale = f(1) / f(stride)
+    start = f(low) * scale - f(0.5)
+    size = (f(high) * scale - f(0.5) - start) / f(bins)
+    samples = f(ratio) if ratio else np.ceil(size)
+    weights = np.zeros((bins, side))
+    for bin_, index in itertools.product(range(bins), range(max(int(samples), 0))):
+        at = start + f(bin_) * size + (f(index) + f(0.5)) * size / samples
+        if not -1 <= at <= side or side == 0:
+            continue
+        at = max(at, f(0))
+        first = min(int(at), side - 1)
+        second = min(first + 1, side - 1)
+        share = 0.0 if first >= side - 1 else float(at - f(first))
+        weights[bin_, first] += (1 - share) / samples
+        weights[bin_, second] += share / samples
+    return weights
+
+
+def suppressed(boxes: Array, scores: Array, iou: Any, least: Any, most: int) -> list[int]:
+    """Of one image: boxes [L, M, 4], scores [L, M], all in float32."""
+    labels, candidates = scores.shape
+    kept: list[tuple[float, int]] = []
+    for label in range(labels):
+        own: list[int] = []
+        order = sorted(
+            (i for i in range(candidates) if scores[label, i] > least),
+            key=lambda i: (-scores[label, i], i),
+        )
+        for i in order:
+            if len(own) == most:
+                break
+            if not any(exceeds(boxes[label, j], boxes[label, i], iou) for j in own):
+                own.append(i)
+                kept.append((-float(scores[label, i]), label * candidates + i))
+    return [index for _, index in sorted(kept)[:most]]
+
+
+def exceeds(kept: Array, other: Array, iou: Any) -> bool:
+    sides = np.minimum(kept[2:], other[2:]) - np.maximum(kept[:2], other[:2])
+    width, height = np.maximum(sides, np.float32(0))
+    overlap = width * height
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (kept, other)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bool(overlap / (areas[0] + areas[1] - overlap) > iou)
+
+
+# --- calls ---------------------------------------------------------------------------------------
+
+
+def pick(generator: Generator, *values: int) -> int:
+    return int(generator.choice(values))
+
+
+def pitch_of(generator: Generator, channels: int) -> int:
+    """Packed, said or not, or with room behind the channels."""
+    return pick(generator, 0, channels, channels + 1, channels + int(generator.integers(1, 20)))
+
+
+def call_carafe(library: Any, g: Generator) -> str:
+    dtype = api.DType(pick(g, *TYPES))
+    layout, encoded = api.Layout(pick(g, 0, 1)), bool(pick(g, 0, 1))
+    batch, groups = pick(g, 0, 1, 1, 2), pick(g, 1, 1, 2, 3)
+    channels = groups * pick(g, 0, 1, 2, 3, 5, 8, 17)
+    height, width = pick(g, 0, 1, 2, 5, 9), pick(g, 0, 1, 3, 7, 16, 33)
+    k, s = pick(g, 1, 3, 5, 7), pick(g, 1, 2, 2, 3, 4)
+    mask_channels = groups * k * k * (s * s if encoded else 1)
+    side = 1 if encoded else s
+    pitches = [pitch_of(g, each) for each in (channels, mask_channels, channels)]
+    features, x = given(
+        g, g.standard_normal((batch, channels, height, width)), dtype, layout, pitches[0]
+    )
+    masks, weights = given(
+        g,
+        g.standard_normal((batch, mask_channels, side * height, side * width)),
+        dtype,
+        layout,
+        pitches[1],
+    )
+    shape = (batch, channels, s * height, s * width)
+    out = room(g, shape, dtype, layout, pitches[2])
+    if encoded and batch and height and width:
+        weights = weights_of(weights, k, groups, s)
+    params = api.CarafeParams(
+        dtype=dtype, layout=layout, source=int(encoded), batch=batch, channels=channels,
+        height=height, width=width, kernel_size=k, groups=groups, scale=s,
+        feature_pitch=pitches[0], mask_pitch=pitches[1], out_pitch=pitches[2],
+    )  # fmt: skip
+    library.carafe(
+        params, features.address, masks.address, out.address, threads=pick(g, 0, 1, 2, 5)
+    )
+    if out.array.size:
+        expected = np.zeros(shape)
+        if channels:
+            expected = reassembled(x, weights, k, groups, s)
+        check_map(out, expected, dtype, layout, f"carafe {list(shape)}, k {k}, {dtype.name}")
+    return "carafe right"
+
+
+def call_roi_align(library: Any, g: Generator) -> str:
+    dtype = api.DType(pick(g, api.DType.FLOAT32, api.DType.FLOAT16, BFLOAT16))
+    layout = api.Layout(pick(g, 0, 1))
+    batch, count, channels = pick(g, 0, 1, 1, 2), pick(g, 0, 1, 3, 9), pick(g, 0, 1, 3, 8, 17)
+    levels, bins, ratio = pick(g, 1, 2, 4), pick(g, 1, 2, 5, 7), pick(g, 0, 0, 1, 2, 3)
+    strides = [4 << level for level in range(levels)]
+    sizes = [(pick(g, 0, 1, 2, 13), pick(g, 0, 1, 3, 20)) for _ in strides]
+    feature_pitch, out_pitch = (max(pitch_of(g, channels), channels) for _ in range(2))
+    maps = [
+        given(g, g.standard_normal((batch, channels, *size)), dtype, layout, feature_pitch)
+        for size in sizes
+    ]
+    rois = Guarded(g, (batch, count, 4), np.dtype("float32"))
+    corners = g.uniform(-30, 120, (batch, count, 2))
+    rois.array[..., :2] = corners
+    rois.array[..., 2:] = corners + g.uniform(-10, 150, (batch, count, 2))
+    if count and batch and pick(g, 0, 0, 1):
+        rois.array[0, 0] = g.choice([np.nan, np.inf, -np.inf, 1e30, 0.0], 4)
+    shape = (batch * count, channels, bins, bins)
+    out = room(g, shape, dtype, layout, out_pitch)
+    finest = pick(g, 8, 56)
+    params = api.RoiAlignParams(
+        dtype=dtype, layout=layout, batch=batch, rois=count, channels=channels, levels=levels,
+        output_size=bins, sampling_ratio=ratio, finest_scale=finest,
+        heights=tuple(h for h, _ in sizes), widths=tuple(w for _, w in sizes),
+        strides=tuple(strides), feature_pitch=feature_pitch, out_pitch=out_pitch,
+    )  # fmt: skip
+    addresses = [memory.address for memory, _ in maps]
+    library.multilevel_roi_align(
+        params, rois.address, addresses, out.address, threads=pick(g, 0, 1, 3)
+    )
+    if not out.array.size:
+        return "roi_align right"
+    expected = np.zeros(shape)
+    f = np.float32
+    for row, roi in enumerate(rois.array.reshape(-1, 4)):
+        if not np.isfinite(roi).all() or np.abs(roi).max() > 1e6:
+            expected[row] = np.nan  # what is right there, test_not_finite.py knows
+            continue
+        with np.errstate(invalid="ignore"):
+            scale = np.sqrt((roi[2] - roi[0]) * (roi[3] - roi[1])) / f(finest) + f(1e-6)
+        level = max((n for n in range(1, levels) if scale >= f(2**n)), default=0)
+        height, width = sizes[level]
+        rows = axis_weights(roi[1], roi[3], strides[level], height, bins, ratio)
+        columns = axis_weights(roi[0], roi[2], strides[level], width, bins, ratio)
+        image = maps[level][1][row // count]
+        expected[row] = np.einsum("bh,chw,dw->cbd", rows, image, columns)
+    known = np.isfinite(expected).reshape(len(expected), -1).all(axis=1)
+    out.array = out.array[known]
+    text = f"roi_align {list(shape)}, {sizes}, ratio {ratio}, {dtype.name}"
+    check_map(out, expected[known], dtype, layout, text)
+    return "roi_align right"
+
+
+def call_nms(library: Any, g: Generator) -> str:
+    batch, labels = pick(g, 0, 1, 1, 3), pick(g, 0, 1, 2, 5)
+    candidates, most = pick(g, 0, 1, 7, 40, 70), pick(g, 1, 3, 50, 400)
+    boxes = Guarded(g, (batch, labels, candidates, 4), np.dtype("float32"))
+    scores = Guarded(g, (batch, labels, candidates), np.dtype("float32"))
+    corners = g.integers(0, 30, (batch, labels, candidates, 2))
+    boxes.array[..., :2] = corners
+    boxes.array[..., 2:] = corners + g.integers(-1, 20, corners.shape)
+    scores.array[...] = g.integers(-2, 20, scores.array.shape) / 10
+    scores.array[g.random(scores.array.shape) < 0.1] = -np.inf
+    counts = Guarded(g, (batch, 1), np.dtype("int32"))
+    indices = Guarded(g, (batch, most), np.dtype("int64"))
+    iou, least = np.float32(g.choice([0.0, 0.3, 0.5, 1.0])), np.float32(g.choice([-0.1, 0.3]))
+    params = api.NmsParams(
+        batch=batch, labels=labels, candidates=candidates, max_output=most,
+        iou_threshold=iou, score_threshold=least,
+    )  # fmt: skip
+    library.batched_nms(
+        params, boxes.address, scores.address, counts.address, indices.address,
+        threads=pick(g, 0, 1, 3),
+    )  # fmt: skip
+    for image in range(batch):
+        expected = suppressed(boxes.array[image], scores.array[image], iou, least, most)
+        found = indices.array[image].tolist()
+        padded = expected + [-1] * (most - len(expected))
+        if counts.array[image, 0] != len(expected) or found != padded:
+            raise Broken(f"nms {batch}, {labels}, {candidates}, most {most}: image {image}")
+    return "nms right"
+
+
+#: What an attacker puts into a field of 32 bits.
+NASTY = (0, 1, 2, 3, 7, 64, 46341, 65536, 1 << 29, 2**31 - 2, 2**31 - 1, -1, -(2**31))
+
+
+#: Parameters, function, and how many addresses it takes, the stream among them.
+FUNCTIONS = (
+    (api.CarafeParams, "carafe_forward", 4),
+    (api.RpnCandidatesParams, "carafe_rpn_candidates", 7),
+    (api.BoxCandidatesParams, "carafe_box_candidates", 9),
+    (api.RoiAlignParams, "carafe_multilevel_roi_align", 4),
+    (api.NmsParams, "carafe_batched_nms", 6),
+)
+
+
+def call_with_nothing(library: Any, g: Generator) -> str:
+    """Any parameters, no addresses: refused, or right since there is nothing to do."""
+    kind, function, addresses = FUNCTIONS[pick(g, *range(len(FUNCTIONS)))]
+    params = kind()
+    for name, field in kind._fields_:
+        if field is ctypes.c_float:
+            setattr(params, name, float(g.choice([0.0, 0.5, -1.0, np.nan, np.inf])))
+        elif field is ctypes.c_int32:
+            usual = pick(g, 0, 1, 1, 2, 3)
+            setattr(params, name, usual if g.random() < 0.6 else pick(g, *NASTY))
+        else:
+            setattr(params, name, field(*(pick(g, *NASTY) for _ in range(field._length_))))
+    raw = library._library
+    if kind is api.NmsParams:
+        raw.carafe_batched_nms_workspace.restype = ctypes.c_int64
+        if raw.carafe_batched_nms_workspace(ctypes.byref(params)) < -1:
+            raise Broken("a workspace of fewer bytes than none")
+    threads = pick(g, 0, 1, -1, 2**31 - 1)
+    status = getattr(raw, function)(ctypes.byref(params), 0, *[None] * addresses, threads)
+    if status not in (0, 1):
+        raise Broken(f"{function}: status {status}")
+    if status == 1 and not raw.carafe_last_error():
+        raise Broken(f"{function}: refused without a word")
+    return "refused" if status else "nothing to do"
+
+
+CALLS: tuple[Callable[[Any, Generator], str], ...] = (
+    call_carafe,
+    call_carafe,
+    call_roi_align,
+    call_nms,
+    call_with_nothing,
+)
+
+
+def main(path: str, seconds: str, seed: str) -> None:
+    library = api.KernelLibrary(path)
+    end = time.monotonic() + float(seconds)
+    for number in itertools.count(int(seed)):
+        print("case", number, flush=True)
+        generator = np.random.default_rng(number)
+        try:
+            print("outcome 1", CALLS[pick(generator, *range(len(CALLS)))](library, generator))
+        except Broken as broken:
+            print("broken", broken)
+        except ValueError as error:
+            print("broken", "refused:", error)
+        if time.monotonic() >= end:
+            return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
