@@ -366,10 +366,10 @@ def _check_box(
 # --- torch operators -----------------------------------------------------------------------------
 
 
-def _serving(*tensors: Tensor) -> KernelLibrary | None:
-    """The library, if it computes in all their dtypes."""
-    libraries = [_kernels.library_for(tensor) for tensor in tensors]
-    return None if None in libraries else libraries[0]
+def _serving(features: Tensor, *others: Tensor) -> KernelLibrary | None:
+    """The library, if it computes on the features; the others are float32 then."""
+    library = _kernels.library_for(features)
+    return library if all(each.dtype == torch.float32 for each in others) else None
 
 
 def _empty(like: Tensor, *shape: int) -> Boxes:
