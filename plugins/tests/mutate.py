@@ -231,8 +231,8 @@ def checks_by_source() -> dict[str, list[Check]]:
         + [problems.random_designs(seed) for seed in range(500)]
         + problems.carafe_problems(),
         "candidates.cu": [candidates.random_box(seed) for seed in range(40)]
-        + candidates.rpn_problems()
-        + candidates.box_problems(),
+        + candidates.rpn_problems()[::3]
+        + candidates.box_problems()[::2],
         "roi_align.cu": [problems.random_roi_align(seed) for seed in range(150)]
         + problems.roi_align_problems(),
         "nms.cu": problems.nms_problems()
@@ -241,7 +241,7 @@ def checks_by_source() -> dict[str, list[Check]]:
     }
     twins: dict[str, list[Twins]] = {
         "candidates.cu": [
-            *(Twins(candidates.random_rpn(seed)) for seed in range(100)),
+            *(Twins(candidates.random_rpn(seed)) for seed in range(80)),
             *(Twins(candidates.scattered_rpn(count)) for count in (1, 1000, 4096)),
         ],
         "roi_align.cu": [Twins(varied_roi_align(seed)) for seed in range(250)],
