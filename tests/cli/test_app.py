@@ -120,7 +120,6 @@ def test_interrupt_has_its_own_status(run: Run, monkeypatch: pytest.MonkeyPatch)
         ),
         (OSError("libcudart.so.13: cannot open"), "OSError: libcudart.so.13: cannot open"),
         (ImportError("undefined symbol: x"), "ImportError: undefined symbol: x"),
-        (MemoryError(), "MemoryError"),
     ],
     ids=lambda value: type(value).__name__,
 )
