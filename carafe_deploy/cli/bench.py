@@ -32,7 +32,6 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
-from carafe_deploy.operators import FAMILIES
 
 if TYPE_CHECKING:
     from carafe_deploy.bench.options import BenchOptions
@@ -57,7 +56,8 @@ def bench(
         typer.Option(
             "--op",
             metavar="NAME",
-            help=f"Measure single operators instead: {', '.join(FAMILIES)} or all; repeatable.",
+            help="Measure single operators instead: carafe, rpn_candidates, roi_align, "
+            "box_candidates, nms or all; repeatable.",
         ),
     ] = None,
     device: DeviceOption = None,

@@ -9,11 +9,11 @@
 // bisection, one pass over the level for each bit at most. A level of no more than 4,096 anchors
 // needs no bound.
 //
-// box_candidates, one block 32 proposals of an image: a warp finds the softmax of four of them, then
-// takes every eighth class of all 32, so that results are written in whole lines.
+// box_candidates, one block 32 proposals of an image: a warp finds the softmax of four of them,
+// then takes every eighth class of all 32, so that results are written in whole lines.
 //
-// PyTorch did the same in some 60 kernels: a top-k a level, sorting, gathering and a kernel for each
-// step of the arithmetic, 310 us of top-k, sort and gather alone on an H100
+// PyTorch did the same in some 60 kernels: a top-k a level, sorting, gathering and a kernel for
+// each step of the arithmetic, 310 us of top-k, sort and gather alone on an H100
 // (benchmarks/results/h100/detectors.json). Not measured yet. Counted for P2 of an 832x1344 image
 // (209,664 anchors): 205 reads a thread and pass, 78 and at most 78 steps of sorting.
 #include <algorithm>
@@ -155,8 +155,7 @@ __device__ std::uint32_t collect(Logits<T> const& logits, std::uint64_t bound, C
 /// The best keys of a level, best first, in `chosen`; returns their number, which is `wanted` or,
 /// where there are no more, less.
 template <typename T>
-__device__ std::uint32_t best_keys(
-    Logits<T> const& logits, std::uint32_t wanted, Chosen& chosen) {
+__device__ std::uint32_t best_keys(Logits<T> const& logits, std::uint32_t wanted, Chosen& chosen) {
     std::uint64_t bound =
         logits.count() <= kKeys ? kNoAnchor + 1 : lower_bound(logits, wanted, chosen);
     std::uint32_t count = collect(logits, bound, chosen);
@@ -187,8 +186,8 @@ __device__ std::uint32_t best_keys(
 
 /// Block x works on image x / levels and level x % levels.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rpn_candidates(
-    RpnCandidatesParams p, RpnPointers pointers) {
+__global__ void __launch_bounds__(kThreads)
+    rpn_candidates(RpnCandidatesParams p, RpnPointers pointers) {
     Chosen& chosen = *shared_memory<Chosen>();
     auto const list = static_cast<std::int64_t>(blockIdx.x);
     std::int64_t const image = list / p.levels;
@@ -275,8 +274,8 @@ __device__ void sum_up(T const* logits, std::uint32_t count, float& top, float& 
 
 /// Block x of y works on 32 proposals of an image, or of several.
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) box_candidates(
-    BoxCandidatesParams p, BoxPointers<T> pointers) {
+__global__ void __launch_bounds__(kRowThreads)
+    box_candidates(BoxCandidatesParams p, BoxPointers<T> pointers) {
     Softmaxes& softmaxes = *shared_memory<Softmaxes>();
     std::uint32_t const lane = threadIdx.x % kWarp;
     std::uint32_t const warp = threadIdx.x / kWarp;
@@ -338,10 +337,15 @@ cudaError_t launch_box(
     std::int32_t const* num_proposals, float const* image_sizes, float const* normalization,
     float* boxes, float* scores, cudaStream_t stream) {
     BoxPointers<T> const pointers{
-        static_cast<T const*>(logits), static_cast<T const*>(deltas), proposals, num_proposals,
-        image_sizes, normalization, boxes, scores};
-    std::int64_t const blocks =
-        std::min(p.batch * blocks_for(p.proposals, kWarp), kMostBlocksX);
+        static_cast<T const*>(logits),
+        static_cast<T const*>(deltas),
+        proposals,
+        num_proposals,
+        image_sizes,
+        normalization,
+        boxes,
+        scores};
+    std::int64_t const blocks = std::min(p.batch * blocks_for(p.proposals, kWarp), kMostBlocksX);
     return launch(
         &box_candidates<T>, dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads),
         sizeof(Softmaxes), stream, p, pointers);

@@ -33,8 +33,8 @@ void with_type(DType dtype, Function const& function) {
 
 // --- RpnCandidates -------------------------------------------------------------------------------
 
-/// The best keys seen so far. Most are turned away by one comparison, since the bound rises whenever
-/// the memory is full.
+/// The best keys seen so far. Most are turned away by one comparison, since the bound rises
+/// whenever the memory is full.
 class Best {
   public:
     explicit Best(std::size_t count)
@@ -176,20 +176,21 @@ void rpn_candidates_cpu(
     std::atomic<std::size_t> next_memory{0};
     // Levels differ in size, so threads take them one by one, the largest ones first.
     std::atomic<std::int64_t> next{0};
-    parallel_for(static_cast<std::int64_t>(best.size()), 1, threads, [&](std::int64_t, std::int64_t) {
-        Best& mine = best[next_memory++];
-        for (std::int64_t list = next++; list < lists; list = next++) {
-            std::int64_t const image = list % p.batch;
-            auto const level = static_cast<std::int32_t>(list / p.batch);
-            std::int64_t const first = (image * p.levels + level) * p.candidates;
-            with_type(p.dtype, [&](auto const* type) {
-                using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-                best_of_level<T>(
-                    p, image, level, image_sizes, anchors, normalization, maps, mine,
-                    boxes + 4 * first, scores + first);
-            });
-        }
-    });
+    parallel_for(
+        static_cast<std::int64_t>(best.size()), 1, threads, [&](std::int64_t, std::int64_t) {
+            Best& mine = best[next_memory++];
+            for (std::int64_t list = next++; list < lists; list = next++) {
+                std::int64_t const image = list % p.batch;
+                auto const level = static_cast<std::int32_t>(list / p.batch);
+                std::int64_t const first = (image * p.levels + level) * p.candidates;
+                with_type(p.dtype, [&](auto const* type) {
+                    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+                    best_of_level<T>(
+                        p, image, level, image_sizes, anchors, normalization, maps, mine,
+                        boxes + 4 * first, scores + first);
+                });
+            }
+        });
 }
 
 void box_candidates_cpu(

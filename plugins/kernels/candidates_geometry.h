@@ -1,5 +1,5 @@
-// What ranks two anchors and where a box lies: the same operations, rounded the same way, in the CPU
-// twins and the CUDA kernels.
+// What ranks two anchors and where a box lies: the same operations, rounded the same way, in the
+// CPU twins and the CUDA kernels.
 #pragma once
 
 #include <cmath>

@@ -60,8 +60,7 @@ bool check(RpnCandidatesParams const& p, Message& message) {
             p.anchors);
     }
     if (p.candidates < 1 || p.candidates > kMostCandidates) {
-        return message.set(
-            "num_candidates is %d, expected 1 to %d", p.candidates, kMostCandidates);
+        return message.set("num_candidates is %d, expected 1 to %d", p.candidates, kMostCandidates);
     }
     if (!(p.min_size < std::numeric_limits<float>::infinity())) {
         return message.set(

@@ -18,11 +18,11 @@
 // all of the GPU what is suppressed already, so that the one block sees little else than what it
 // keeps.
 //
-// A few labels of 129 to 1,024 candidates, as the RPN's levels, would leave most of the GPU idle with
-// a block each. So rank_spread sorts them, mark_suppressors finds on all of the GPU which better
-// candidates suppress each, 64 a word, and walk_suppressors goes through these bits with a block a
-// label: the words of the next tile come while the last one is settled, so a tile costs no access to
-// memory that anything waits for.
+// A few labels of 129 to 1,024 candidates, as the RPN's levels, would leave most of the GPU idle
+// with a block each. So rank_spread sorts them, mark_suppressors finds on all of the GPU which
+// better candidates suppress each, 64 a word, and walk_suppressors goes through these bits with a
+// block a label: the words of the next tile come while the last one is settled, so a tile costs no
+// access to memory that anything waits for.
 //
 // rank_kept: the rank of a kept box among those of all labels is the number of better keys in each
 // label's sorted list. Up to 32 lanes share the labels of one key and stop at max_output.
@@ -52,9 +52,9 @@
 //   box head 80 x 1,000, keep 100               20         10           817
 //     with all scores above                     37         12        26,275
 //   1 x 10,000, keep 100                        28         20         2,402
-// The RPN's was before it was spread: 5 blocks left 127 of 132 multiprocessors idle (suppress_labels
-// issued in 2 % of all cycles: ncu.json beside it). Spread, 5 x 1,000 are 680 blocks that compare
-// 4,096 pairs each, and 16 tiles of three barriers; not measured yet.
+// The RPN's was before it was spread: 5 blocks left 127 of 132 multiprocessors idle
+// (suppress_labels issued in 2 % of all cycles: ncu.json beside it). Spread, 5 x 1,000 are 680
+// blocks that compare 4,096 pairs each, and 16 tiles of three barriers; not measured yet.
 #include "cuda_kernels.h"
 #include "launch.cuh"
 #include "nms_geometry.h"
@@ -591,7 +591,8 @@ __global__ void __launch_bounds__(kThreads, 2) suppress_window(
     if (threadIdx.x == 0) lists.counts[list] = kept;
 }
 
-// --- a few labels, by all of the GPU ---------------------------------------------------------------
+// --- a few labels, by all of the GPU
+// ---------------------------------------------------------------
 
 /// Candidates above the threshold by rank, and the bits of the better ones that suppress each.
 struct Spread {

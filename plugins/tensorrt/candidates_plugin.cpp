@@ -174,8 +174,7 @@ class BoxCandidatesPlugin final : public Plugin {
 
     BoxCandidatesParams params(Descriptions const& tensors) const {
         nvinfer1::PluginTensorDesc const& logits = tensors.at[kLogits];
-        return {
-            dtype_of(logits), size_at(logits, 0), size_at(logits, 1), size_at(logits, 2) - 1};
+        return {dtype_of(logits), size_at(logits, 0), size_at(logits, 1), size_at(logits, 2) - 1};
     }
 };
 

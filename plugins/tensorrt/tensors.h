@@ -47,8 +47,8 @@ Shape shape_of(nvinfer1::DimsExprs const& dims, nvinfer1::IExprBuilder& builder)
 
 /// What may stand in a tensor.
 enum class Role {
-    kMap,  ///< float32, float16 or bfloat16, linear or channels-last; all maps of a plugin alike
-    kRows,     ///< likewise, but linear always
+    kMap,   ///< float32, float16 or bfloat16, linear or channels-last; all maps of a plugin alike
+    kRows,  ///< likewise, but linear always
     kFloat32,  ///< these are linear always
     kInt32,
     kInt64,

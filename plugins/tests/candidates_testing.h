@@ -1,4 +1,5 @@
-// Calls of RpnCandidates and BoxCandidates as a plugin gets them, and what the CPU twins make of them.
+// Calls of RpnCandidates and BoxCandidates as a plugin gets them, and what the CPU twins make of
+// them.
 #pragma once
 
 #include <limits>
@@ -96,8 +97,7 @@ struct BoxCall {
     Map logits, deltas;
     Candidates found;
 
-    BoxCall(
-        Format const& format, std::int32_t batch, std::int32_t count, std::int32_t classes)
+    BoxCall(Format const& format, std::int32_t batch, std::int32_t count, std::int32_t classes)
         : params{format.dtype, batch, count, classes},
           proposals(uniform(static_cast<std::size_t>(batch) * count * 4, 0, 400, 7)),
           counts(static_cast<std::size_t>(batch), count - count / 10),

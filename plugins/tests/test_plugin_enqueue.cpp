@@ -124,14 +124,14 @@ TEST(PluginEnqueue, RpnCandidatesEqualsItsTwin) {
         auto const map = [&](int channels, int height, int width) {
             return tensor({2, channels, height, width}, format.type, format.format);
         };
-        nvinfer1::PluginTensorDesc const in[] = {
-            tensor({2, 2}), tensor({2, 3, 4}), tensor({2, 4}),  map(3, 5, 7),
-            map(3, 2, 3),   map(12, 5, 7),     map(12, 2, 3)};
+        nvinfer1::PluginTensorDesc const in[] = {tensor({2, 2}), tensor({2, 3, 4}), tensor({2, 4}),
+                                                 map(3, 5, 7),   map(3, 2, 3),      map(12, 5, 7),
+                                                 map(12, 2, 3)};
         nvinfer1::PluginTensorDesc const results[] = {tensor({2, 2, 20, 4}), tensor({2, 2, 20})};
-        void const* const inputs[] = {
-            call.image_sizes.data(), call.anchors.data(), call.normalization.data(),
-            call.addresses[0],       call.addresses[1],   call.addresses[2],
-            call.addresses[3]};
+        void const* const inputs[] = {call.image_sizes.data(),   call.anchors.data(),
+                                      call.normalization.data(), call.addresses[0],
+                                      call.addresses[1],         call.addresses[2],
+                                      call.addresses[3]};
         void* const outputs[] = {call.found.boxes.data(), call.found.scores.data()};
         ASSERT_EQ(plugin.runtime->enqueue(in, results, inputs, outputs, nullptr, nullptr), 0);
         call.run_twin();
@@ -147,9 +147,12 @@ TEST(PluginEnqueue, BoxCandidatesEqualsItsTwin) {
         BoxCall call(format, 2, 40, 5);
         PluginHandle const plugin("BoxCandidates", *fields_of("BoxCandidates"));
         nvinfer1::PluginTensorDesc const in[] = {
-            tensor({2, 40, 6}, format.type), tensor({2, 40, 20}, format.type),
-            tensor({2, 40, 4}),              tensor({2, 1}, DataType::kINT32),
-            tensor({2, 2}),                  tensor({2, 4})};
+            tensor({2, 40, 6}, format.type),
+            tensor({2, 40, 20}, format.type),
+            tensor({2, 40, 4}),
+            tensor({2, 1}, DataType::kINT32),
+            tensor({2, 2}),
+            tensor({2, 4})};
         nvinfer1::PluginTensorDesc const results[] = {tensor({2, 5, 40, 4}), tensor({2, 5, 40})};
         void const* const inputs[] = {call.logits.data(),      call.deltas.data(),
                                       call.proposals.data(),   call.counts.data(),

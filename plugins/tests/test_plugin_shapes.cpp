@@ -60,8 +60,7 @@ TEST(PluginShapes, RpnCandidates) {
     std::vector<ShapeText> const outputs{"b 2 50 4", "b 2 50"};
     EXPECT_EQ(
         infer_shapes(
-            plugin,
-            {"b 2", "2 3 4", "2 4", "b 3 h0 w0", "b 3 h1 w1", "b 12 h0 w0", "b 12 h1 w1"}),
+            plugin, {"b 2", "2 3 4", "2 4", "b 3 h0 w0", "b 3 h1 w1", "b 12 h0 w0", "b 12 h1 w1"}),
         outputs);
     EXPECT_NE(
         refusal(plugin, {"b 2", "2 3 4", "2 4", "b 3 8 9", "b 3 4 5", "b 12 8 9", "b 12 5 5"})

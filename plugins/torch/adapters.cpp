@@ -214,7 +214,8 @@ void check(
     require(min_size < HUGE_VAL, "min_size is ", min_size, ", expected a finite number");
     Tensor const& first = maps.front();
     require(
-        anchors.axes() == 3 && anchors.size(1) >= 1, "anchors has shape ", anchors.sizes(), ", expected [levels, A, 4]");
+        anchors.axes() == 3 && anchors.size(1) >= 1, "anchors has shape ", anchors.sizes(),
+        ", expected [levels, A, 4]");
     std::int64_t const levels = all.count;
     for (std::int64_t i = 0; i < 2 * levels; ++i) {
         Tensor const& map = maps[static_cast<std::size_t>(i)];
@@ -434,9 +435,9 @@ std::optional<std::tuple<Tensor, Tensor>> box_candidates(
     params.proposals = narrow("proposals", rows);
     params.classes = narrow("classes", classes);
     Tensor const inputs[] = {
-        logits.in_order(Layout::kNCHW),        deltas.in_order(Layout::kNCHW),
-        proposals.in_order(Layout::kNCHW),     num_proposals.in_order(Layout::kNCHW),
-        image_sizes.in_order(Layout::kNCHW),   normalization.in_order(Layout::kNCHW)};
+        logits.in_order(Layout::kNCHW),      deltas.in_order(Layout::kNCHW),
+        proposals.in_order(Layout::kNCHW),   num_proposals.in_order(Layout::kNCHW),
+        image_sizes.in_order(Layout::kNCHW), normalization.in_order(Layout::kNCHW)};
     Type const type = proposals.type();
     Tensor boxes = empty_rows({batch, classes, rows, 4}, type, logits.device());
     Tensor scores = empty_rows({batch, classes, rows}, type, logits.device());

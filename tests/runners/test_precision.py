@@ -19,7 +19,7 @@ import torch
 from torch.backends import cuda, cudnn, mkldnn
 
 from carafe_deploy.artefacts import open_runner
-from carafe_deploy.errors import CarafeDeployError
+from carafe_deploy.errors import CarafeDeployError, RunError
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.runners._precision import float32_products
 from carafe_deploy.runners.base import with_tf32
@@ -124,7 +124,7 @@ def test_a_run_has_its_own_settings_and_leaves_the_processes(
     prepared = runner.prepared(INPUTS)
     prepared()
     module.fails = True
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RunError, match="out of memory"):
         runner.run(INPUTS)
     assert module.seen == [TF32 if tf32 else EXACT] * 5
     assert settings() == process
