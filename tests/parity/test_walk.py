@@ -130,7 +130,7 @@ def _rows(tensors: Tensors) -> None:
             None,
             r"proposals is .* tensors outside tolerance: 900 of 1100 proposals paired, 99\.5% must "
             r"be; before it are 10 tensors, the worst rpn_cls0 with 0\.0e\+00; between them and "
-            "proposals: the operator RpnCandidates or the operator BatchedNms",
+            "proposals: the operator RpnCandidates and the operator BatchedNms",
         ),
         (_detection, None, r"detections is the first .* detections paired, .*"),
         (
