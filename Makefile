@@ -75,6 +75,8 @@ test-sanitized: $(STAMP) ## C++ tests under AddressSanitizer and UndefinedBehavi
 	$(CMAKE) -B build/threads -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=THREAD
 	$(BIN)/cmake --build build/threads --target test_threads carafe_kernels
 	build/threads/plugins/tests/test_threads
+	LD_PRELOAD=$$(g++ -print-file-name=libtsan.so) TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
+	  $(BIN)/python -m tests.fuzz._threads build/threads/lib/libcarafe_kernels.so
 
 fuzz: plugins ## Attack whatever reads files, arrays and signals, SECONDS for each of ATTACKS
 	$(CMAKE) -B build/sanitized -DCARAFE_CUDA=OFF -DCARAFE_TESTS=ON -DCARAFE_SANITIZE=ON

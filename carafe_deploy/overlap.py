@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,8 +22,6 @@ DEPTH = 2
 
 #: Seconds between two looks at whether a thread has ended, should the word of it be lost.
 _LOOK = 0.05
-#: Of these a thread that has not begun by then never was started.
-_MOST_LOOKS = 40
 
 
 def overlapped(
@@ -148,7 +147,8 @@ class _Stage(Generic[_Given, _Made]):
     def give(self, item: _Given) -> None:
         if not self._is_started:
             self._is_started = True
-            self._thread.start()  # which may be interrupted when the thread is there already
+            # By a thread, which no signal interrupts: `start` keeps books.
+            _thread.start_new_thread(self._thread.start, ())
         self.held += 1
         self._given.put((item,))
 
@@ -172,12 +172,8 @@ class _Stage(Generic[_Given, _Made]):
     def join(self) -> None:
         """Wait for the thread, through interrupts; at the end of the program it is gone already."""
         late: BaseException | None = None
-        looks = 0
         while self._is_started and not self._has_ended and not sys.is_finalizing():
-            if self._thread.ident is None and looks == _MOST_LOOKS:
-                break
             try:
-                looks += 1
                 self._end.get(timeout=_LOOK)
             except Empty:
                 pass

@@ -16,7 +16,7 @@ import os
 import select
 import signal
 
-__all__ = ["LOCK", "end_with_parent", "guard", "interrupts_raise", "unfinished"]
+__all__ = ["LOCK", "end_with_parent", "guard", "handle", "interrupts_raise", "unfinished"]
 
 #: They end the program; its exit status is 128 and the number.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,8 +44,8 @@ def guard() -> None:
     _thread.start_new_thread(_watch, (reading,))
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _handle)
-    os.register_at_fork(after_in_child=_release)
+            signal.signal(number, handle)
+    os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_release)
 
 
 class interrupts_raise:
@@ -71,8 +71,8 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _handle(number: int, frame: object) -> None:
-    """In the main thread; without a handler there would be no byte in the pipe."""
+def handle(number: int, frame: object) -> None:
+    """The handler of a guarded program: without one there would be no byte in the pipe."""
     global _raises
     if number == signal.SIGINT and _raises:
         _raises = False
@@ -114,9 +114,20 @@ def _remove(path: str) -> None:
         pass
 
 
+# A fork has no such thread, and the pipe is its parent's: its signals wait until it has let go.
+
+
+def _hold() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _release() -> None:
-    """A fork has no such thread, and the pipe is its parent's."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
-        if signal.getsignal(number) == _handle:
+        if signal.getsignal(number) == handle:
             signal.signal(number, signal.SIG_DFL)
+    _let()

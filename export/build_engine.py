@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 
+from carafe_deploy import termination
 from carafe_deploy.cli import main
 
 if __name__ == "__main__":
+    termination.guard()
     sys.exit(main(["build", *sys.argv[1:]]))

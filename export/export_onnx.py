@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from carafe_deploy import termination
 from carafe_deploy.cli import main
 
 if __name__ == "__main__":
+    termination.guard()
     # Last, so that it has the last word.
     sys.exit(main(["export", *sys.argv[1:], "--format", "onnx"]))

@@ -26,7 +26,7 @@ def prepare(
 
     Args:
         entry: torch name of the operator.
-        inputs: float32 tensors on the CPU; a list holds one a level.
+        inputs: tensors on the CPU, feature maps float32; a list holds one a level.
         attributes: keyword arguments of the operator.
     """
     flat = [each for item in inputs for each in (item if isinstance(item, list) else [item])]
@@ -47,7 +47,9 @@ def prepare(
         **PLUGIN_ATTRIBUTES,
     )
     given = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
         for name, array in feeds.items()
     ]
     wanted = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]

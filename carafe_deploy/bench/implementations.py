@@ -152,6 +152,8 @@ def _tuple(result: Any) -> tuple[Tensor, ...]:
 def _float32(item: Any) -> Any:
     if isinstance(item, list):
         return [_float32(each) for each in item]
+    if not item.is_floating_point():  # a number of boxes
+        return item
     return item.to(torch.float32, memory_format=torch.contiguous_format)
 
 

@@ -348,13 +348,18 @@ def _compare_results(candidate: Candidate, expected: Results) -> tuple[float | N
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest magnitude; infinite for another shape or a NaN."""
+    """Largest difference over the largest finite magnitude; infinite for another shape or a NaN.
+
+    Equal infinities, as rows without a candidate have, do not differ.
+    """
     if found.shape != expected.shape:
         return math.inf
     if not expected.numel():
         return 0.0
-    difference = (found.float() - expected).abs().max().item()
-    error = difference / max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
+    found = found.float()
+    difference = torch.where(found == expected, 0.0, (found - expected).abs()).max().item()
+    largest = expected.abs()[expected.isfinite()].amax().item() if expected.isfinite().any() else 0
+    error = difference / max(largest, torch.finfo(torch.float32).tiny)
     return math.inf if math.isnan(error) else error
 
 

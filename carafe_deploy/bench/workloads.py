@@ -55,10 +55,9 @@ class Variant:
         )
 
 
+_TYPES = tuple(Variant(dtype, "") for dtype in ("float32", "float16", "bfloat16"))
 _VARIANTS = tuple(
-    Variant(dtype, layout)
-    for dtype in ("float32", "float16", "bfloat16")
-    for layout in ("nchw", "channels-last")
+    Variant(each.dtype, layout) for each in _TYPES for layout in ("nchw", "channels-last")
 )
 
 
@@ -120,10 +119,14 @@ class Workload(OneLine):
     in_all_variants: bool = False
 
     def variants(self, *, full: bool = False) -> tuple[Variant, ...]:
-        """Types and layouts to measure; float32 NCHW comes first, and alone without maps."""
-        if not OPERATORS[self.calls[0].entry].has_feature_maps:
-            return (Variant("float32", ""),)
-        return _VARIANTS if full or self.in_all_variants else _VARIANTS[:1]
+        """Types and layouts to measure, as far as the operator has them; the plainest comes first.
+
+        All, if ``full`` or so marked.
+        """
+        operator = OPERATORS[self.calls[0].entry]
+        found = _VARIANTS if operator.has_layouts else _TYPES
+        everything = operator.has_feature_maps and (full or self.in_all_variants)
+        return found if everything else found[:1]
 
     def num_bytes(self, variant: Variant) -> int:
         """Inputs read and results written once each."""

@@ -32,6 +32,7 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
+from carafe_deploy.operators import FAMILIES
 
 if TYPE_CHECKING:
     from carafe_deploy.bench.options import BenchOptions
@@ -56,7 +57,7 @@ def bench(
         typer.Option(
             "--op",
             metavar="NAME",
-            help="Measure single operators instead: carafe, roi_align, nms or all; repeatable.",
+            help=f"Measure single operators instead: {', '.join(FAMILIES)} or all; repeatable.",
         ),
     ] = None,
     device: DeviceOption = None,

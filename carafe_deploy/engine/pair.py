@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from carafe_deploy.files import atomic_path, atomic_write_text
 
 #: What a file system without locks answers.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+#: Seconds until a lock that another has is asked for again.
+_WAIT = 0.01
 
 
 @contextmanager
@@ -68,24 +72,33 @@ def _turn(path: Path) -> Iterator[None]:
     A file system without locks has no such order.
     """
     lock = path.with_name(f".{path.name}.lock")
-    while True:
-        file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(file)
-                raise
-        if _identity(lock) == _identity(file):
-            break
-        os.close(file)  # whoever had it has removed it since
-    termination.unfinished.add(str(lock))
+    while (file := _locked(lock)) is None:
+        time.sleep(_WAIT)
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
         termination.unfinished.discard(str(lock))
         os.close(file)
+
+
+def _locked(lock: Path) -> int | None:
+    """The file, open and locked; None while another has it, who removes it in the end."""
+    with termination.LOCK:
+        file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                if isinstance(error, BlockingIOError):
+                    return None
+                raise
+        if _identity(lock) != _identity(file):
+            os.close(file)
+            return None
+        termination.unfinished.add(str(lock))
+        return file
 
 
 def read_pair(path: Path) -> tuple[Sidecar, bytes]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from carafe_deploy import termination
+
 #: Called with a fraction from 0 to 1, which never falls, and the name of the running phase.
 Progress = Callable[[float, str], None]
 
@@ -106,14 +108,15 @@ def signals_wait() -> Iterator[Callable[[], bool]]:
 
     Python would call their handlers inside callbacks from C++, and what they raise would be lost.
     Here they are called at the end of the block. Outside the main thread, which alone handles
-    signals, it stays false.
+    signals, it stays false, as it does in a program that they end at once.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handled = [number for number in handlers if handlers[number] not in (None, signal.SIG_IGN)]
+    others = (None, signal.SIG_IGN, termination.handle)
+    handled = [number for number in handlers if handlers[number] not in others]
     for number in handled:
         signal.signal(number, lambda which, frame: came.append(which))
     try:

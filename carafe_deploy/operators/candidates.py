@@ -5,6 +5,7 @@ Both turn what a head of the detector predicts into boxes and scores for NMS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,10 +22,12 @@ from carafe_deploy.operators.specification import (
 )
 from carafe_deploy.types import OperatorCall
 
-__all__ = ["BOX_CANDIDATES", "MOST_CANDIDATES", "RPN_CANDIDATES"]
+__all__ = ["BOX_CANDIDATES", "MAX_LOG_RATIO", "MOST_CANDIDATES", "RPN_CANDIDATES"]
 
 #: Most candidates that a level can give: what the CUDA kernel has memory for.
 MOST_CANDIDATES = 4096
+#: Largest |dw| and |dh|: a box grows or shrinks by 62.5 at most.
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 #: Of the deltas, as Faster R-CNN's box head has them: means and standard deviations.
 _NORMALIZATION = np.array([[0, 0, 0, 0], [0.1, 0.1, 0.2, 0.2]], np.float32)

@@ -138,6 +138,11 @@ class Operator(OneLine):
         """It comes in several types and layouts."""
         return any(each.is_feature_map for each in self.inputs)
 
+    @property
+    def has_layouts(self) -> bool:
+        """Its feature maps lie in memory in several orders."""
+        return any(each.is_feature_map and each.axes.endswith("HW") for each in self.inputs)
+
     def input_at(self, index: int) -> Argument:
         """What the tensor number ``index`` is, lists counted tensor by tensor."""
         return self.inputs[min(index, len(self.inputs) - 1)]

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from carafe_deploy.operators.candidates import BOX_CANDIDATES, RPN_CANDIDATES
+from carafe_deploy.operators.candidates import BOX_CANDIDATES, MAX_LOG_RATIO, RPN_CANDIDATES
 from carafe_deploy.ops.body_writer import FLOAT, INT64, BodyWriter
-from carafe_deploy.ops.candidates import MAX_LOG_RATIO
 
 __all__ = ["box_candidates_body", "rpn_candidates_body"]
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carafe_deploy.operators.candidates import MOST_CANDIDATES
+from carafe_deploy.operators.candidates import MAX_LOG_RATIO, MOST_CANDIDATES
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
 from carafe_deploy.ops._library import (
@@ -29,15 +29,11 @@ if TYPE_CHECKING:
     from onnx import FunctionProto
 
 __all__ = [
-    "MAX_LOG_RATIO",
     "box_candidates",
     "box_candidates_reference",
     "rpn_candidates",
     "rpn_candidates_reference",
 ]
-
-#: Largest |dw| and |dh|: a box grows or shrinks by 62.5 at most.
-MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 Boxes = tuple[Tensor, Tensor]
 Maps = Sequence[Tensor]
@@ -47,8 +43,7 @@ def rpn_candidates(
     image_sizes: Tensor,
     anchors: Tensor,
     normalization: Tensor,
-    logits: Maps,
-    deltas: Maps,
+    maps: Maps,
     *,
     num_candidates: int,
     min_size: float,
@@ -63,8 +58,8 @@ def rpn_candidates(
         image_sizes: [B, 2] float32, height and width in pixels.
         anchors: [L, A, 4] float32, boxes x1, y1, x2, y2 of each level around its first pixel.
         normalization: [2, 4] float32, means and standard deviations of the deltas.
-        logits: one map [B, A, H_l, W_l] a level, finest first, all of one floating dtype.
-        deltas: likewise [B, 4*A, H_l, W_l]: dx, dy, dw, dh of each anchor.
+        maps: first the logits [B, A, H_l, W_l] of each level, finest first, then the deltas
+            [B, 4*A, H_l, W_l] of each: dx, dy, dw, dh of every anchor; all of one floating dtype.
         num_candidates: of each level, K; 1 to :data:`MOST_CANDIDATES`.
         min_size: boxes are dropped unless both sides are longer, in pixels; negative: none is.
         strides: of the levels, in image pixels.
@@ -80,7 +75,7 @@ def rpn_candidates(
         image_sizes,
         anchors,
         normalization,
-        [*logits, *deltas],
+        list(maps),
         num_candidates,
         min_size,
         list(strides),
@@ -371,10 +366,10 @@ def _check_box(
 # --- torch operators -----------------------------------------------------------------------------
 
 
-def _serving(*tensors: Tensor) -> KernelLibrary | None:
-    """The library, if it computes in all their dtypes."""
-    libraries = [_kernels.library_for(tensor) for tensor in tensors]
-    return None if None in libraries else libraries[0]
+def _serving(features: Tensor, *others: Tensor) -> KernelLibrary | None:
+    """The library, if it computes on the features; the others are float32 then."""
+    library = _kernels.library_for(features)
+    return library if all(each.dtype == torch.float32 for each in others) else None
 
 
 def _empty(like: Tensor, *shape: int) -> Boxes:

@@ -143,7 +143,7 @@ def _reason(error: Exception) -> str:
     """On one line. TorchScript puts its own traceback first, what happened comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     line = lines[-1] if lines[0].startswith("The following operation failed") else lines[0]
-    return f"{type(error).__name__}: {line[:_REASON]}"
+    return f"{type(error).__name__}: {line.removeprefix('RuntimeError: ')[:_REASON]}"
 
 
 #: Whatever has been opened in this process and is still there.

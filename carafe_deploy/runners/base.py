@@ -76,7 +76,9 @@ class Runner(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once. Raises InputShapeError on arrays the artefact does not accept."""
+        """Run once. Raises InputShapeError on arrays the artefact does not accept, and RunError
+        where its runtime gives up.
+        """
         ...
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:

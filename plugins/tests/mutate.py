@@ -42,7 +42,7 @@ import torch  # noqa: E402
 
 from carafe_deploy.ops._library import Device  # noqa: E402
 from tests.ops import test_roi_levels as levels  # noqa: E402
-from tests.plugins import problems  # noqa: E402
+from tests.plugins import candidates, problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
 from tests.plugins.varied import (  # noqa: E402
     Twins,
@@ -54,13 +54,13 @@ from tests.plugins.varied import (  # noqa: E402
 KERNELS = ROOT / "plugins/kernels"
 KNOWN = Path(__file__).with_name("known_mutants.json")
 RESULTS = Path(__file__).parent / "results/mutants.json"
-SOURCES = ("carafe.cu", "roi_align.cu", "nms.cu")
+SOURCES = ("carafe.cu", "candidates.cu", "roi_align.cu", "nms.cu")
 #: Computes the workspace's size from a header of the kernels.
 HOST_SOURCE = "nms_params.cpp"
 #: What a kernel includes but shares with the interface, the build or the CPU twins' callers.
 NOT_MUTATED = (
-    *("types.h", "carafe.h", "roi_align.h", "nms.h", "cuda_kernels.h", "host_device.h"),
-    "carafe_designs.h",
+    *("types.h", "carafe.h", "candidates.h", "roi_align.h", "nms.h"),
+    *("cuda_kernels.h", "host_device.h", "carafe_designs.h"),
 )
 SEED = 20190501
 #: Seconds on a processor; the slowest problem list takes a fraction of it.
@@ -230,6 +230,9 @@ def checks_by_source() -> dict[str, list[Check]]:
         + [problems.random_carafe(seed) for seed in range(400)]
         + [problems.random_designs(seed) for seed in range(500)]
         + problems.carafe_problems(),
+        "candidates.cu": [candidates.random_box(seed) for seed in range(40)]
+        + candidates.rpn_problems()[::3]
+        + candidates.box_problems()[::2],
         "roi_align.cu": [problems.random_roi_align(seed) for seed in range(150)]
         + problems.roi_align_problems(),
         "nms.cu": problems.nms_problems()
@@ -237,6 +240,10 @@ def checks_by_source() -> dict[str, list[Check]]:
         + [problems.long_nms(candidates) for candidates in (4096, 4097)],
     }
     twins: dict[str, list[Twins]] = {
+        "candidates.cu": [
+            *(Twins(candidates.random_rpn(seed)) for seed in range(80)),
+            *(Twins(candidates.scattered_rpn(count)) for count in (1, 1000, 4096)),
+        ],
         "roi_align.cu": [Twins(varied_roi_align(seed)) for seed in range(250)],
         "nms.cu": [
             Twins(neighbours_nms()),

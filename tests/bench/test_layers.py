@@ -24,6 +24,7 @@ from carafe_deploy.errors import (
     CarafeDeployError,
     EngineError,
     InputShapeError,
+    RunError,
     UnsupportedLevelError,
 )
 from carafe_deploy.graph.options import ExportOptions
@@ -257,7 +258,7 @@ def test_hooks_are_taken_off(fails: bool) -> None:
     network.fails = fails
     runner = _runner(network)
     if fails:
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RunError, match="out of memory"):
             profile_layers(runner, _inputs(), runs=1)
     else:
         profile_layers(runner, _inputs(), runs=1)

@@ -19,27 +19,38 @@ from carafe_deploy.bench.implementations import Candidate, candidates, jobs_of
 from carafe_deploy.bench.operator_bench import OperatorOptions, is_failure, measure_operators
 from carafe_deploy.bench.record import OperatorRow, OperatorsResult
 from carafe_deploy.bench.result_file import read_result, write_result
-from carafe_deploy.bench.workloads import WORKLOADS, Workload
+from carafe_deploy.bench.workloads import WORKLOADS, ShapedCall, Workload
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
-from carafe_deploy.operators import OPERATORS
+from carafe_deploy.operators import FAMILIES, OPERATORS
 from carafe_deploy.operators import carafe as carafe_operators
 from carafe_deploy.operators.carafe import CarafeCall
 from carafe_deploy.operators.nms import NmsCall
 from carafe_deploy.operators.roi_align import RoiAlignCall
 from carafe_deploy.ops import _kernels
 from carafe_deploy.tolerances import TOLERANCES
+from carafe_deploy.types import OperatorCall
 
 CPU = torch.device("cpu")
 CARAFE = Workload("carafe", "two", (CarafeCall(1, 8, 4, 5), CarafeCall(1, 8, 2, 3)), True)
 MORE_CARAFE = Workload("carafe", "one", (CarafeCall(2, 4, 3, 4, 3, 2),))
 ROI_ALIGN = Workload("roi_align", "roi", (RoiAlignCall(20, 3, 4, ((52, 84), (26, 42))),), True)
+RPN = OperatorCall(
+    "rpn_candidates",
+    ((1, 2), (1, 3, 4), (2, 4), (1, 3, 6, 7), (1, 12, 6, 7)),
+    {"num_candidates": 20, "min_size": 0.0, "strides": [4]},
+)
+BOX = OperatorCall("box_candidates", ((1, 9, 4), (1, 9, 12), (1, 9, 4), (1, 1), (1, 2), (2, 4)), {})
+CANDIDATES = {
+    call.name: (Workload(call.name, "small", (ShapedCall(call),), True),) for call in (RPN, BOX)
+}
 NMS = Workload("nms", "nms", (NmsCall(3, 40, 20, 0.5, 0.05, objects=6),))
 QUICK = OperatorOptions(rounds=3, iterations=2)
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    workloads = {"carafe": (CARAFE, MORE_CARAFE), "roi_align": (ROI_ALIGN,), "nms": (NMS,)}
+    others = {"roi_align": (ROI_ALIGN,), "nms": (NMS,)}
+    workloads = {"carafe": (CARAFE, MORE_CARAFE), **CANDIDATES, **others}
     monkeypatch.setattr(operator_bench, "WORKLOADS", workloads)
     monkeypatch.setattr(clock.Clock, "pause", 0.0)
     monkeypatch.setattr(operator_bench, "TURN", 60.0)
@@ -120,6 +131,17 @@ def test_others(operator: str) -> None:
     assert "reference" in {row.implementation for row in full.rows}
 
 
+@pytest.mark.parametrize("operator", list(CANDIDATES))
+def test_candidates(operator: str) -> None:
+    """In half types kernels and reference rank and decode the same rounded numbers."""
+    result = measure(operator)
+    variants = 6 if operator == "rpn_candidates" else 3
+    names = Counter(row.implementation for row in result.rows)
+    assert names == {"CPU kernel": variants, "PyTorch": 1, "ONNX Runtime": 1}
+    assert not any(row.reason for row in result.rows)
+    assert max(row.max_error or 0 for row in result.rows) < 1e-6
+
+
 def test_full_is_everything_in_all_types_and_layouts() -> None:
     found = keys(measure("carafe", full=True), "one")
     variants = [(variant.dtype, variant.layout) for variant in CARAFE.variants()]
@@ -135,9 +157,9 @@ def test_all_operators_and_what_is_told_on_the_way() -> None:
     result = measure_operators(
         QUICK, step=steps.append, progress=lambda done, total: told.append((done, total))
     )
-    assert steps == ["machine", "carafe", "roi_align", "nms"]
-    assert told == [(0, 2), (1, 2), (0, 1), (0, 1)]
-    assert {row.operator for row in result.rows} == {"carafe", "roi_align", "nms"}
+    assert steps == ["machine", *FAMILIES]
+    assert told == [(0, 2), (1, 2), *[(0, 1)] * 4]
+    assert {row.operator for row in result.rows} == set(FAMILIES)
     assert result.environment["Python"]
     assert {"turns", "warm-up", "time", "data of nms", "data of roi_align"} <= set(result.settings)
     assert "3 rounds" in result.settings["turns"]
@@ -452,7 +474,7 @@ def test_mmcv_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"operators": ("softmax",)}, "operator 'softmax' is none of carafe, roi_align, nms"),
+        ({"operators": ("softmax",)}, "operator 'softmax' is none of carafe, rpn_candidates"),
         ({"operators": ()}, "no operator to measure: give any of carafe"),
         ({"rounds": 0}, "rounds is 0: give at least 1"),
         ({"iterations": -3}, "iterations is -3: give at least 1"),

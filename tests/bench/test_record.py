@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,25 @@ def test_numbers_stand_on_one_line_and_are_rounded() -> None:
             lambda data: data["subjects"][0]["samples"].update(total_ms=["x"]),
             r"is damaged \(.*subjects\[0\].samples.total_ms.*\): measure again",
         ),
+        (
+            lambda data: data["subjects"][0]["samples"].update(total_ms=[0, 1, 1, 1]),
+            r"total_ms\[0\] is 0\.0, expected 1e-09 to",
+        ),
+        (
+            lambda data: data["subjects"][0]["samples"].update(total_ms=[1.0, math.nan, 1, 1]),
+            "NaN is no number of JSON",
+        ),
+        (
+            lambda data: data["subjects"][0]["samples"].update(rounds=[0]),
+            r"samples: total_ms has 4 entries, expected 1 as rounds has",
+        ),
+        (lambda data: data["subjects"][0].update(status="x"), r"status is 'x', expected one of"),
+        (lambda data: data.update(environment=[1]), r"environment is \[1\], expected an object"),
+        (lambda data: data.update(model="\ud800"), r"expected a text without lone surrogates"),
+        (
+            lambda data: data["samples"][0]["found"]["x"].update(scores=[]),
+            r"samples\[0\]\.found\.x: 1 boxes, expected as many scores",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, change: object, message: str) -> None:
@@ -128,7 +148,11 @@ def test_results_of_versions_without_pipelined_throughput_are_read(tmp_path: Pat
 def test_missing_files_and_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="cannot be read: No such file"):
         read_result(tmp_path / "none.json")
-    for text, message in (("[]", "no benchmark result"), ("{", "is no JSON")):
+    for text, message in (
+        ("[]", "no benchmark result"),
+        ("{", "is no JSON"),
+        ("[" * 200_000, "nested too deep"),
+    ):
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(ArtefactError, match=message):
             read_result(tmp_path / "r.json")

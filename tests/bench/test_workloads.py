@@ -98,8 +98,8 @@ def test_a_call_known_by_its_shapes_costs_the_same(call: Any) -> None:
 
 
 def test_names_are_unique_and_all_is_there() -> None:
-    assert list(WORKLOADS) == ["carafe", "roi_align", "nms"]
-    assert len({workload.name for workload in ALL}) == len(ALL) == 13 + 2 + 4
+    assert list(WORKLOADS) == ["carafe", "rpn_candidates", "roi_align", "box_candidates", "nms"]
+    assert len({workload.name for workload in ALL}) == len(ALL) == 13 + 2 + 4 + 2
     kernels = {
         (call.kernel_size, call.group_size)
         for workload in WORKLOADS["carafe"]
@@ -117,6 +117,10 @@ def test_variants() -> None:
     assert len(neck.variants()) == 6
     for workload in WORKLOADS["nms"]:
         assert workload.variants(full=True) == (Variant("float32", ""),)
+    for workload in WORKLOADS["box_candidates"]:
+        assert [(v.dtype, v.layout) for v in workload.variants()] == [
+            (dtype, "") for dtype in ("float32", "float16", "bfloat16")
+        ]
 
 
 @pytest.mark.parametrize("variant", named("neck, all four").variants(), ids=str)

@@ -120,7 +120,6 @@ def test_interrupt_has_its_own_status(run: Run, monkeypatch: pytest.MonkeyPatch)
         ),
         (OSError("libcudart.so.13: cannot open"), "OSError: libcudart.so.13: cannot open"),
         (ImportError("undefined symbol: x"), "ImportError: undefined symbol: x"),
-        (MemoryError(), "MemoryError"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -182,15 +181,3 @@ def test_extras_are_those_of_the_project() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     declared = re.findall(r"^([a-z-]+) = \[", text, re.MULTILINE)
     assert set(application.EXTRAS.values()) <= set(declared)
-
-
-def test_termination_leaves_nothing_behind(process: Run, checkpoint: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, threading\n"
-        "kill = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "threading.Timer(6.0, kill).start()"
-    )
-    outcome = process("export", checkpoint, "-o", tmp_path / "new" / "x.onnx", code=code)
-    assert outcome.status == 143
-    assert not list((tmp_path / "new").glob("*"))
-    assert not list((tmp_path / "new").glob(".*"))

@@ -139,7 +139,10 @@ def test_nothing_measured(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"operators": ["softmax"]}, "--op is 'softmax': give carafe, roi_align, nms or all"),
+        (
+            {"operators": ["softmax"]},
+            "--op is 'softmax': give carafe, rpn_candidates, roi_align, box_candidates, nms or all",
+        ),
         ({"rounds": 0}, "--rounds is 0: give at least 1"),
         ({"iterations": -1}, "--iterations is -1: give at least 1"),
         ({"threads": 0}, "--threads is 0: give at least 1"),

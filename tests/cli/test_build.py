@@ -52,6 +52,23 @@ def test_json_describes_the_engine(run: Run, model: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_inside_tensorrt_ends_it_at_once(
+    process: Run, model: Path, tmp_path: Path, name: str, status: int
+) -> None:
+    """It comes in a callback from C++, where whatever a handler raises is lost."""
+    code = (
+        "import os, signal\n"
+        "from carafe_deploy.engine.progress import Tracker\n"
+        f"Tracker.start = lambda *phase: os.kill(os.getpid(), signal.{name})"
+    )
+    outcome = process("build", model, "-o", "out/x.engine", code=code)
+    assert outcome.status == status
+    assert outcome.err == ("terminated\n" if status == 143 else "interrupted\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@needs_rtx
 def test_summary_and_next_steps(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("carafe_deploy.cli.build.gpu_capability", lambda: None)
     outcome = run("build", model, "-o", "out/x", "--flavour", "tensorrt_rtx", "--stages")
@@ -124,8 +141,10 @@ def test_without_the_onnx_package_its_extra_is_named(process: Run, model: Path) 
 @needs_rtx
 def test_script(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `run` is asked for because it changes into an empty folder.
+    guarded: list[bool] = []
+    monkeypatch.setattr("carafe_deploy.termination.guard", lambda: guarded.append(True))
     monkeypatch.setattr("sys.argv", ["build_engine.py", str(model), "-o", "out.engine"])
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(ROOT / "export" / "build_engine.py"), run_name="__main__")
-    assert done.value.code == 0
+    assert (done.value.code, guarded) == (0, [True])
     assert {path.name for path in Path().iterdir()} == {"out.engine", "out.engine.json"}

@@ -182,8 +182,10 @@ def test_scripts(
     # `run` is asked for because it changes into an empty folder.
     exporter = ["--exporter", "torchscript"] if script == "export_onnx.py" else []
     words = [script, str(checkpoint), "-o", "out", *SMALL, *exporter]
+    guarded: list[bool] = []
+    monkeypatch.setattr("carafe_deploy.termination.guard", lambda: guarded.append(True))
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(ROOT / "export" / script), run_name="__main__")
-    assert done.value.code == 0
+    assert (done.value.code, guarded) == (0, [True])
     assert [path.name for path in Path().iterdir()] == [expected]

@@ -145,7 +145,7 @@ def test_a_model_exported_without_plugin_attributes_is_refused(
         del node.attribute[:]
         node.attribute.extend(kept)
     onnx.save(model, tmp_path / "bodies.onnx")
-    expected = r"9 custom nodes, but TensorRT-RTX .* lack the attribute plugin_namespace"
+    expected = r"11 custom nodes, but TensorRT-RTX .* lack the attribute plugin_namespace"
     with pytest.raises(EngineError, match=expected):
         build_engine(tmp_path / "bodies.onnx", tmp_path / "x.engine", BuildOptions("tensorrt_rtx"))
     assert not (tmp_path / "x.engine").exists()

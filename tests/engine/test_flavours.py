@@ -12,6 +12,7 @@ import pytest
 from carafe_deploy.engine import flavours
 from carafe_deploy.engine.flavours import FLAVOURS, Flavour, choose_flavour, find_flavour
 from carafe_deploy.errors import BackendUnavailableError, EngineError
+from carafe_deploy.operators import BY_ONNX_NAME
 
 
 def test_the_first_installed_one_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +91,7 @@ def test_plugins_are_registered_once(rtx: Flavour, plugin_library: Path) -> None
         (creator.plugin_namespace, creator.name, creator.plugin_version)
         for creator in rtx.load().get_plugin_registry().all_creators
     }
-    assert {
-        ("carafe", name, "1")
-        for name in ("Carafe", "CarafeEncoded", "MultilevelRoiAlign", "BatchedNms")
-    } <= creators
+    assert {("carafe", name, "1") for name in BY_ONNX_NAME} <= creators
 
 
 def test_something_that_is_no_plugin_library_is_refused(rtx: Flavour, tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def axis_weights(low: Any, high: Any, stride: int, side: int, bins: int, ratio: 
     return weights
 
 
+def decoded(boxes: Array, deltas: Array, normalization: Array, size: Array) -> Array:
+    """mmdetection's DeltaXYWHBBoxCoder: boxes and deltas [..., 4], clipped to height and width."""
+    deltas = deltas * normalization[1] + normalization[0]
+    extent = boxes[..., 2:] - boxes[..., :2]
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2 + extent * deltas[..., :2]
+    most = math.log(1000 / 16)
+    half = extent * np.exp(np.clip(deltas[..., 2:], -most, most)) / 2
+    corners = np.concatenate((center - half, center + half), axis=-1)
+    return np.clip(corners, 0, np.array([size[1], size[0]] * 2, np.float64))
+
+
 def suppressed(boxes: Array, scores: Array, iou: Any, least: Any, most: int) -> list[int]:
     """Of one image: boxes [L, M, 4], scores [L, M], all in float32."""
     labels, candidates = scores.shape
@@ -309,6 +320,116 @@ def call_roi_align(library: Any, g: Generator) -> str:
     return "roi_align right"
 
 
+def constants(g: Generator, *shapes: tuple[int, ...]) -> list[Guarded]:
+    """float32 arrays: image sizes [B, 2], the normalisation of deltas [2, 4], boxes [..., 4]."""
+    found = []
+    for shape in shapes:
+        memory = Guarded(g, shape, np.dtype("float32"))
+        if shape == (2, 4):
+            memory.array[...] = [[0, 0.1, 0, -0.1], [0.1, 0.2, 0.3, 0.4]]
+        elif shape[-1] == 4:
+            low = g.uniform(-20, 60, (*shape[:-1], 2))
+            memory.array[..., :2], memory.array[..., 2:] = low, low + g.uniform(1, 40, low.shape)
+        else:
+            memory.array[...] = g.integers(20, 90, shape)
+        found.append(memory)
+    return found
+
+
+def check_candidates(boxes: Guarded, scores: Guarded, expected: tuple[Array, Array]) -> None:
+    for memory, wanted, limit in zip((boxes, scores), expected, (1e-2, 1e-4), strict=True):
+        unknown = np.isneginf(wanted)
+        if np.any(np.isneginf(memory.array) != unknown):
+            raise Broken("candidates: others are left out")
+        known = ~unknown
+        error = np.abs(memory.array[known] - wanted[known]).max(initial=0.0)
+        if not error <= limit:
+            raise Broken(f"candidates {list(wanted.shape)}: off by {error:g}, limit {limit:g}")
+
+
+def call_rpn_candidates(library: Any, g: Generator) -> str:
+    dtype = api.DType(pick(g, api.DType.FLOAT32, api.DType.FLOAT16, BFLOAT16))
+    layout = api.Layout(pick(g, 0, 1))
+    batch, levels, anchors, count = pick(g, 0, 1, 3), pick(g, 1, 2, 3), pick(g, 1, 3), pick(g, 1, 9)
+    sizes = [(pick(g, 1, 2, 9), pick(g, 1, 3, 12)) for _ in range(levels)]
+    pitches = [max(pitch_of(g, each), each) for each in (anchors, 4 * anchors)]
+    image_sizes, bases, normalization = constants(g, (batch, 2), (levels, anchors, 4), (2, 4))
+    maps = [
+        given(g, g.standard_normal((batch, per * anchors, *size)), dtype, layout, pitch)
+        for per, pitch in zip((1, 4), pitches, strict=True)
+        for size in sizes
+    ]
+    boxes = Guarded(g, (batch, levels, count, 4), np.dtype("float32"))
+    scores = Guarded(g, (batch, levels, count), np.dtype("float32"))
+    params = api.RpnCandidatesParams(
+        dtype=dtype, layout=layout, batch=batch, levels=levels, anchors=anchors, candidates=count,
+        heights=tuple(h for h, _ in sizes), widths=tuple(w for _, w in sizes),
+        strides=tuple(4 << level for level in range(levels)),
+        logit_pitch=pitches[0], delta_pitch=pitches[1], min_size=-1.0,
+    )  # fmt: skip
+    library.rpn_candidates(
+        params, image_sizes.address, bases.address, normalization.address,
+        [memory.address for memory, _ in maps], boxes.address, scores.address,
+        threads=pick(g, 0, 1, 3),
+    )  # fmt: skip
+    expected = np.zeros(boxes.array.shape), np.full(scores.array.shape, -np.inf)
+    for image, level in itertools.product(range(batch), range(levels)):
+        height, width = sizes[level]
+        logits = maps[level][1][image].transpose(1, 2, 0).reshape(-1)
+        deltas = maps[levels + level][1][image].reshape(anchors, 4, height, width)
+        deltas = deltas.transpose(2, 3, 0, 1).reshape(-1, 4)
+        y, x = np.mgrid[:height, :width] * (4 << level)
+        shifts = np.stack((x, y, x, y), axis=-1)[:, :, None] + bases.array[level]
+        best = np.lexsort((np.arange(len(logits)), -logits))[:count]
+        found = decoded(
+            shifts.reshape(-1, 4)[best],
+            deltas[best],
+            normalization.array.astype(np.float64),
+            image_sizes.array[image],
+        )
+        expected[0][image, level, : len(best)] = found
+        expected[1][image, level, : len(best)] = logits[best]
+    check_candidates(boxes, scores, expected)
+    return "rpn_candidates right"
+
+
+def call_box_candidates(library: Any, g: Generator) -> str:
+    dtype = api.DType(pick(g, api.DType.FLOAT32, api.DType.FLOAT16, BFLOAT16))
+    batch, count, classes = pick(g, 0, 1, 3), pick(g, 0, 1, 7, 70), pick(g, 0, 1, 3, 20)
+    image_sizes, proposals, normalization = constants(g, (batch, 2), (batch, count, 4), (2, 4))
+    logits, deltas = (
+        Guarded(g, (batch, count, size), TYPES[dtype]) for size in (classes + 1, 4 * classes)
+    )
+    for memory in (logits, deltas):
+        memory.array[...] = stored(g.standard_normal(memory.array.shape), dtype)
+    numbers_given = Guarded(g, (batch, 1), np.dtype("int32"))
+    numbers_given.array[...] = g.integers(0, count + 1, (batch, 1))
+    boxes = Guarded(g, (batch, classes, count, 4), np.dtype("float32"))
+    scores = Guarded(g, (batch, classes, count), np.dtype("float32"))
+    params = api.BoxCandidatesParams(dtype=dtype, batch=batch, proposals=count, classes=classes)
+    inputs = logits, deltas, proposals, numbers_given, image_sizes, normalization
+    library.box_candidates(
+        params,
+        *(memory.address for memory in (*inputs, boxes, scores)),
+        threads=pick(g, 0, 1, 3),
+    )
+    expected = np.zeros(boxes.array.shape), np.full(scores.array.shape, -np.inf)
+    for image in range(batch):
+        valid = int(numbers_given.array[image, 0])
+        shares = np.exp(numbers(logits.array[image, :valid], dtype))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        found = decoded(
+            proposals.array[image, :valid, None].astype(np.float64),
+            numbers(deltas.array[image, :valid], dtype).reshape(valid, classes, 4),
+            normalization.array.astype(np.float64),
+            image_sizes.array[image],
+        )
+        expected[0][image, :, :valid] = found.transpose(1, 0, 2)
+        expected[1][image, :, :valid] = shares[:, :classes].T
+    check_candidates(boxes, scores, expected)
+    return "box_candidates right"
+
+
 def call_nms(library: Any, g: Generator) -> str:
     batch, labels = pick(g, 0, 1, 1, 3), pick(g, 0, 1, 2, 5)
     candidates, most = pick(g, 0, 1, 7, 40, 70), pick(g, 1, 3, 50, 400)
@@ -383,6 +504,8 @@ CALLS: tuple[Callable[[Any, Generator], str], ...] = (
     call_carafe,
     call_carafe,
     call_roi_align,
+    call_rpn_candidates,
+    call_box_candidates,
     call_nms,
     call_with_nothing,
 )

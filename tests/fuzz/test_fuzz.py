@@ -11,6 +11,9 @@ SECONDS = 2.0
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_breaks_it(name: str) -> None:
-    outcome = attack(name, SECONDS, seed=0)
+    try:
+        outcome = attack(name, SECONDS, seed=0)
+    except FileNotFoundError as error:  # of the C++ tests, which are built apart
+        pytest.skip(str(error))
     assert outcome.failures == []
     assert sum(outcome.outcomes.values()) == outcome.count > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def test_one_trace_serves_other_sizes_and_batches(
             source={"file": "toy.pth"},
             channels_last=channels_last,
         )
+    with zipfile.ZipFile(path) as archive:  # nothing of the path, so that equal exports are equal
+        assert {name.partition("/")[0] for name in archive.namelist()} == {"archive"}
     assert all(module.training for module in detector.modules())
     detector.eval()
     deployed = deployable(detector, options, channels_last=channels_last)

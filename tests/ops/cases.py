@@ -39,7 +39,7 @@ class Case:
 
     Attributes:
         reason: why the case is in the list; also its name.
-        inputs: float32 where they are numbers, in the operator's order; lists one by one.
+        inputs: in the operator's order, lists one by one; numbers that are int32 stay so.
         attributes: by name.
         layout: gives tensors of four axes their strides, after any change of dtype.
     """
@@ -53,7 +53,7 @@ class Case:
         """The inputs in the given dtypes, the last one repeated, in the case's layout."""
         kinds = (*dtypes, *[dtypes[-1]] * (len(self.inputs) - len(dtypes)))
         copies = (
-            t.to(kind if t.is_floating_point() else t.dtype, copy=True)
+            t.to(torch.int32 if t.dtype == torch.int32 else kind, copy=True)
             for t, kind in zip(self.inputs, kinds, strict=True)
         )
         return tuple(self.layout(copy) if copy.dim() == 4 else copy for copy in copies)

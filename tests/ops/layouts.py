@@ -25,9 +25,9 @@ def _channels_last(case: Case, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _first_channels_last(case: Case, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The first feature map only; what follows is contiguous."""
-    at = next(i for i, tensor in enumerate(tensors) if tensor.dim() == 4)
     changed = list(tensors)
-    changed[at] = tensors[at].contiguous(memory_format=torch.channels_last)
+    for at in [i for i, tensor in enumerate(tensors) if tensor.dim() == 4][:1]:
+        changed[at] = tensors[at].contiguous(memory_format=torch.channels_last)
     return tuple(changed)
 
 

@@ -107,8 +107,7 @@ def test_anchors_lie_where_mmdetection_has_them(units: dict[str, np.ndarray], pa
             torch.tensor([[1e4, 1e4]]),
             anchors.base,
             torch.tensor([[0.0] * 4, [1.0] * 4]),
-            [torch.zeros(1, 3, *size) for size in sizes],
-            [torch.zeros(1, 12, *size) for size in sizes],
+            [torch.zeros(1, channels, *size) for channels in (3, 12) for size in sizes],
             num_candidates=40,
             min_size=-1,
             strides=anchors.strides,
@@ -130,8 +129,7 @@ def test_the_best_of_many_by_another_way(path: str, dtype: torch.dtype) -> None:
             torch.tensor([[240.0, 200.0]] * 2),
             torch.tensor([[[-8.0, -8, 8, 8], [-9, -9, 9, 9], [-4, -4, 4, 4]]]),
             torch.tensor([[0.0] * 4, [1.0] * 4]),
-            [logits],
-            [torch.zeros(2, 12, 60, 50, dtype=dtype)],
+            [logits, torch.zeros(2, 12, 60, 50, dtype=dtype)],
             num_candidates=1500,
             min_size=-1,
             strides=[4],
@@ -274,6 +272,7 @@ def test_errors_name_the_argument(
     def call(**arguments: Any) -> Any:
         if function is box_candidates:
             return function(*arguments.values())
+        arguments["maps"] = [*arguments.pop("logits"), *arguments.pop("deltas")]
         settings = {key: arguments.pop(key) for key in ("num_candidates", "min_size", "strides")}
         return function(*arguments.values(), **settings)
 

@@ -59,7 +59,9 @@ def test_infinite_errors_survive_strict_json() -> None:
     assert ParityReport.from_json(report.to_json()) == report
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"passed": true, "rows": [{"level": "x"}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"passed": true, "rows": [{"level": "x"}]}', "[" * 200_000, "NaN"]
+)
 def test_other_text_is_an_error(text: str) -> None:
     with pytest.raises(ArtefactError, match="this is no parity report"):
         ParityReport.from_json(text)

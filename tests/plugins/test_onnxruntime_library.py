@@ -30,7 +30,7 @@ ELEMENTS = {
     torch.bfloat16: TensorProto.BFLOAT16,
 }
 ALL = [(name, case) for name, cases in CASES.items() for case in cases]
-NAMES = ("carafe", "carafe_encoded", "multilevel_roi_align", "batched_nms")
+NAMES = tuple(OPERATORS)
 
 Shape = Sequence[int | str | None]
 
@@ -64,9 +64,12 @@ def model(
         else:
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(each.type))
         results.append(helper.make_tensor_value_info(each.name, kind, None))
+    arguments = map(spec.input_at, range(len(shapes)))
     inputs = [
-        helper.make_tensor_value_info(value, TensorProto.FLOAT, shape)
-        for value, shape in zip(given, shapes, strict=True)
+        helper.make_tensor_value_info(
+            value, TensorProto.INT32 if each.type == "int32" else TensorProto.FLOAT, shape
+        )
+        for value, shape, each in zip(given, shapes, arguments, strict=True)
     ]
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     made = helper.make_model(
@@ -91,7 +94,10 @@ def opened(made: onnx.ModelProto, *, library: bool = True) -> onnxruntime.Infere
 def run(
     session: onnxruntime.InferenceSession, inputs: Sequence[torch.Tensor]
 ) -> tuple[np.ndarray, ...]:
-    arrays = (tensor.float().contiguous().numpy() for tensor in inputs)
+    arrays = (
+        (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
+        for tensor in inputs
+    )
     feeds = {value.name: array for value, array in zip(session.get_inputs(), arrays, strict=True)}
     return tuple(session.run(None, feeds))
 
@@ -211,10 +217,22 @@ def test_library_goes_before_the_bodies_of_a_file(name: str) -> None:
             [[1, "c", 5, 8]],
         ),
         (
+            "rpn_candidates",
+            [("n", 2), (1, 3, 4), (2, 4), ("n", 3, "h", "w"), ("n", 12, "h", "w")],
+            {"num_candidates": 50, "min_size": 0.0, "strides": [4]},
+            [["n", 1, 50, 4], ["n", 1, 50]],
+        ),
+        (
             "multilevel_roi_align",
             [("n", "k", 4), ("n", 6, "h", "w")],
             {"output_size": 7, "sampling_ratio": 0, "strides": [4], "finest_scale": 56},
             [["n", "k", 6, 7, 7]],
+        ),
+        (
+            "box_candidates",
+            [("n", "p", 6), ("n", "p", 20), ("n", "p", 4), ("n", 1), ("n", 2), (2, 4)],
+            {},
+            [["n", 5, "p", 4], ["n", 5, "p"]],
         ),
         (
             "batched_nms",
@@ -251,6 +269,24 @@ def test_shapes_are_inferred_as_far_as_they_are_known(
             r"\[1, 7, 4, 4\], expected \[1, 6, 4, 4\]",
         ),
         ("multilevel_roi_align", [(1, 5, 4), (1, 6, 8, 8)], {}, "1 feature maps for 2 strides"),
+        (
+            "rpn_candidates",
+            [(1, 2), (2, 3, 4), (2, 4), (1, 3, 6, 7), (1, 3, 3, 4), (1, 12, 6, 7), (1, 12, 3, 5)],
+            {},
+            r"a map has shape \[1, 12, 3, 5\], expected \[1, 12, 3, 4\]",
+        ),
+        (
+            "rpn_candidates",
+            [(1, 2), (2, 3, 4), (2, 4), (1, 3, 6, 7), (1, 12, 6, 7)],
+            {},
+            "2 maps for 2 strides, expected two each",
+        ),
+        (
+            "box_candidates",
+            [(1, 5, 4), (1, 5, 16), (1, 5, 4), (1, 1), (1, 2), (2, 4)],
+            {},
+            r"deltas has shape \[1, 5, 16\], expected \[1, 5, 12\]",
+        ),
         ("batched_nms", [(1, 2, 9, 4), (1, 2, 8)], {}, r"scores has shape \[1, 2, 8\]"),
         ("batched_nms", [(1, 2, 9, 4), (1, 2, 9)], {"iou_threshold": 2.0}, "iou_threshold is 2"),
     ],
@@ -267,6 +303,8 @@ def test_what_does_not_fit_is_refused_with_the_operators_message(
             "strides": [4, 8],
             "finest_scale": 56,
         },
+        "rpn_candidates": {"num_candidates": 9, "min_size": 0.0, "strides": [4, 8]},
+        "box_candidates": {},
         "batched_nms": {"iou_threshold": 0.5, "score_threshold": 0.1, "max_output": 5},
     }[name]
     free = [[None] * len(shape) for shape in shapes]
@@ -274,7 +312,12 @@ def test_what_does_not_fit_is_refused_with_the_operators_message(
         # CARAFE's attributes are refused as it is opened.
         run(
             opened(model(name, usual | change, free)),
-            [torch.zeros(shape) for shape in shapes],
+            [
+                torch.zeros(shape, dtype=getattr(torch, each.type, torch.float32))
+                for shape, each in zip(
+                    shapes, map(OPERATORS[name].input_at, range(len(shapes))), strict=True
+                )
+            ],
         )
 
 

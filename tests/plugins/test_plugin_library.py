@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from carafe_deploy.operators import BY_ONNX_NAME
 from tests.plugins.built import built, run_python
 
-PLUGINS = ("BatchedNms", "Carafe", "CarafeEncoded", "MultilevelRoiAlign")
+PLUGINS = sorted(BY_ONNX_NAME)
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
