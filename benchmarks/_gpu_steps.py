@@ -113,6 +113,15 @@ def steps(output: Path, libraries: Path, programs: Path) -> list[Step]:
             read=lambda: detector_facts(_json(output / "bench_mask_r50_gpu.json")),
         ),
         Step(
+            "modes",
+            (
+                *(python, str(ROOT / "benchmarks" / "torch_modes.py")),
+                *("--results", str(output), "--seconds", "100"),
+            ),
+            150,
+            read=lambda: mode_facts(_json(output / "torch_modes.json")),
+        ),
+        Step(
             "onnxruntime",
             (
                 *(python, str(ROOT / "benchmarks" / "onnx_runtime.py"), "--device", "cuda"),
@@ -306,6 +315,29 @@ def detector_facts(result: Mapping[str, Any]) -> Facts:
     if failed:
         raise StepError("; ".join(failed), facts)
     return facts
+
+
+def mode_facts(result: Mapping[str, Any]) -> Facts:
+    """Time and launches of a forward pass for each way to run PyTorch.
+
+    Raises:
+        StepError: one failed, or detects other than the usual way.
+    """
+    lines, wrong = [], []
+    for row in result["rows"]:
+        if "median_ms" in row:
+            speed = f"{row['median_ms']} ms, {row['images_per_second']}/s"
+            lines.append(f"{row['way']}: {speed}, {row['launches']} launches")
+            if not row["agrees"]:
+                wrong.append(f"{row['way']} detects other than the usual way")
+        elif "error" in row:
+            lines.append(f"{row['way']}: {row['error']}")
+            wrong.append(lines[-1])
+        else:
+            lines.append(f"{row['way']}: left out {row['left_out']}")
+    if wrong:
+        raise StepError("; ".join(wrong), {"lines": lines})
+    return {"lines": lines}
 
 
 def without_provider() -> str:

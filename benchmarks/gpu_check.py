@@ -6,8 +6,8 @@ Steps, in order: configure and build, for the GPU of this machine; "correctness"
 memcheck, racecheck, synccheck and initcheck, which are compute-sanitizer's, of the plugins'
 enqueue, pytest (the tests that are skipped elsewhere) and selfcheck; operators, beside mmcv's
 CARAFE and torchvision; designs, which says where choose() takes another than the fastest; harness,
-the plugins without TensorRT; detectors, an R-50 Mask R-CNN in every way to run PyTorch; ncu, Nsight
-Compute.
+the plugins without TensorRT; detectors, an R-50 Mask R-CNN end to end in PyTorch; modes, forward
+passes of both R-50 detectors in every way to run PyTorch; onnxruntime; ncu, Nsight Compute.
 
 Nothing is built where CARAFE_DEPLOY_PLUGIN names a folder with libraries; carafe_harness and
 carafe_designs are then sought in the folder bin beside it, and in it. Neither an installed package

@@ -318,11 +318,12 @@ def test_without_a_gpu_rows_say_so_at_once(
     assert time.monotonic() - begun < 10
     steps = result(tmp_path / "out")["steps"]
     names = ["configure", "build", "memcheck", "racecheck", "synccheck", "initcheck", "pytest"]
-    names += ["selfcheck", "operators", "designs", "harness", "detectors", "onnxruntime", "ncu"]
+    names += ["selfcheck", "operators", "designs", "harness", "detectors", "modes", "onnxruntime"]
+    names += ["ncu"]
     assert [step["name"] for step in steps] == names
     assert {step["status"] for step in steps} == {"lacking"}
     assert all(step["reason"].startswith("it needs a GPU: nvidia-smi: ") for step in steps)
-    assert "\nFAIL nothing was checked: 14 lacking; " in capsys.readouterr().out
+    assert "\nFAIL nothing was checked: 15 lacking; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -556,6 +557,24 @@ def test_ways_to_run_a_detector() -> None:
         with pytest.raises(StepError, match=message) as caught:
             _gpu_steps.detector_facts({"subjects": [*good, bad]})
         assert caught.value.facts["lines"] == lines
+
+
+def mode_row(way: str, **changes: Any) -> dict[str, Any]:
+    times = {"median_ms": 2.5, "images_per_second": 400.0, "launches": 160, "agrees": True}
+    return {"way": way, **times, **changes}
+
+
+def test_ways_to_run_pytorch() -> None:
+    rows = [mode_row("a"), {"way": "b", "left_out": "for want of time"}]
+    lines = ["a: 2.5 ms, 400.0/s, 160 launches", "b: left out for want of time"]
+    assert _gpu_steps.mode_facts({"rows": rows})["lines"] == lines
+    for bad, message in (
+        (mode_row("c", agrees=False), "c detects other than the usual way"),
+        ({"way": "c", "error": "OSError: lost"}, "c: OSError: lost"),
+    ):
+        with pytest.raises(StepError, match=message) as caught:
+            _gpu_steps.mode_facts({"rows": [*rows, bad]})
+        assert caught.value.facts["lines"][:2] == lines
 
 
 def onnxruntime_row(**changes: Any) -> dict[str, Any]:
