@@ -1,6 +1,6 @@
 """`detect` over many images of mixed sizes: how much memory a thousand more of them take.
 
-``python tests/fuzz/soak.py [ARTEFACT] --images 5000``; it takes minutes, so ``run.py`` leaves it out.
+``python tests/fuzz/soak.py [ARTEFACT] --images 5000``; it takes minutes, so `run.py` lacks it.
 """
 
 from __future__ import annotations
