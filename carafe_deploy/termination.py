@@ -64,11 +64,13 @@ class interrupts_raise:
             _raises, _spared = False, 0
 
 
-def end_with_parent() -> None:
-    """Kill this process when the one that started it is gone (Linux)."""
+def end_with_parent(parent: int) -> None:
+    """Kill this process when the one that started it, of this number, is gone (Linux)."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it is gone already
+        os._exit(1)
 
 
 def handle(number: int, frame: object) -> None:

@@ -133,8 +133,8 @@ def test_a_fork_has_signals_as_usual(tmp_path: Path) -> None:
 
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     child = (
-        "from carafe_deploy.termination import end_with_parent; import time; end_with_parent(); "
-        "print('there', flush=True); time.sleep(60)"
+        "from carafe_deploy.termination import end_with_parent; import os, time; "
+        "end_with_parent(os.getppid()); print('there', flush=True); time.sleep(60)"
     )
     program = (
         "import subprocess\n"
@@ -158,6 +158,11 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
     while child_process.exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert not child_process.exists()
+
+
+def test_a_child_whose_parent_is_gone_ends_at_once(tmp_path: Path) -> None:
+    program = "termination.end_with_parent(os.getppid() + 1)\nthere()"
+    assert ended(program, folder=tmp_path) == (1, "", "")
 
 
 def test_whoever_calls_the_package_keeps_the_handlers() -> None:

@@ -1,6 +1,6 @@
 """Open an artefact and run it once, in a process of its own: load time, first run, memory.
 
-Used as ``python -m carafe_deploy.bench.probe OPENING WIDTHxHEIGHT``; prints one JSON object.
+Used as ``python -m carafe_deploy.bench.probe OPENING WIDTHxHEIGHT PARENT``; prints one JSON object.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def probe(opening: Opening, height: int, width: int) -> Cold:
         height: of the image it detects in, in pixels.
         width: likewise.
     """
-    command = [sys.executable, "-m", __name__, opening.to_json(), f"{width}x{height}"]
+    size, parent = f"{width}x{height}", str(os.getpid())
+    command = [sys.executable, "-m", __name__, opening.to_json(), size, parent]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
@@ -109,7 +111,7 @@ def gpu_memory(device: str) -> float | None:
 
 
 def _main() -> None:
-    end_with_parent()
+    end_with_parent(int(sys.argv[3]))
     width, _, height = sys.argv[2].partition("x")
     with caught() as attempt:
         found = _measure(Opening.from_json(sys.argv[1]), int(height), int(width))

@@ -31,7 +31,7 @@ TIMEOUT = 120
 #: Sees the modules that this process sees: ``python -c`` would put the current folder first.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "from carafe_deploy.doctor.probes import main; main(sys.argv[2:])"
+    "from carafe_deploy.doctor.probes import main; main(int(sys.argv[2]), sys.argv[3:])"
 )
 
 #: An ONNX file, y = Carafe(x, w), one float each: a kernel of ours alone computes it.
@@ -63,7 +63,7 @@ def ask(questions: Mapping[str, tuple[str, ...]]) -> dict[str, Answer]:
 
 def _start(question: tuple[str, ...]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, "\n".join(sys.path), *question],
+        [sys.executable, "-c", _PROGRAM, "\n".join(sys.path), str(os.getpid()), *question],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -89,9 +89,9 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
     return {"error": _last_line(err) or f"exit status {process.returncode}"}
 
 
-def main(question: list[str]) -> None:
-    """Answer one question on the last line of stdout; does not return."""
-    end_with_parent()
+def main(parent: int, question: list[str]) -> None:
+    """Answer one question of a process on the last line of stdout; does not return."""
+    end_with_parent(parent)
     name, *arguments = question
     try:
         answer = _FUNCTIONS[name](*arguments)

@@ -23,7 +23,7 @@ ATTACKS = tuple(
     sorted(
         path.stem
         for path in HERE.glob("[a-z]*.py")
-        if path.stem not in ("run", "outcome") and not path.stem.startswith("test_")
+        if path.stem not in ("run", "outcome", "soak") and not path.stem.startswith("test_")
     )
 )
 

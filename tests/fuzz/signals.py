@@ -27,6 +27,9 @@ EARLY = 0.5
 #: Otherwise.
 LATE = 12.0
 
+#: Among temporary files after any run, signalled or not: of ONNX Runtime, and of PyTorch.
+THEIRS = (".ses", "torchinductor_")
+
 SHAPES = data_path("shapes")
 FASTER = SHAPES / CHECKPOINTS[0]
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "bench_faster_shapes.json"
@@ -156,7 +159,7 @@ def _is_quiet(err: str) -> bool:
 
 
 def _nothing_half_written(folder: Path, what: str) -> None:
-    left = [path for path in (folder / "tmp").iterdir() if path.name != "torchinductor_root"]
+    left = [path for path in (folder / "tmp").iterdir() if not path.name.startswith(THEIRS)]
     if left:
         raise Broken(f"{what}: leaves {[path.name for path in left]} among temporary files")
     for path in (folder / "out").rglob("*"):

@@ -45,7 +45,13 @@ def _round(path: Path, seed: int, outcomes: Counter[str], failures: list[str]) -
     number = chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL))
     command = [sys.executable, "-c", "from tests.fuzz.writers import write; write()", str(path)]
     writers = [
-        subprocess.Popen([*command, str(seed + i)], stderr=subprocess.PIPE) for i in range(2)
+        subprocess.Popen(
+            [*command, str(seed + i)],
+            stderr=subprocess.PIPE,
+            # What a shell starts in the background ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        for i in range(2)
     ]
     try:
         while not path.exists():
