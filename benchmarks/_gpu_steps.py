@@ -20,7 +20,7 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 #: Steps of the group that runs first, side by side.
 CORRECTNESS = "correctness"
 #: Names of our kernels, for Nsight Compute.
-KERNELS = "regex:carafe|roi_align|merge_runs|strike|suppress|rank_kept|sort_runs"
+KERNELS = "regex:carafe|candidates|roi_align|merge_runs|strike|suppress|rank_|sort_runs"
 #: Of Nsight Compute, what a row keeps.
 METRICS = (
     *("Duration", "DRAM Throughput", "L1/TEX Cache Throughput", "L2 Cache Throughput"),

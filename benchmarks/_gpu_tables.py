@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from carafe_deploy.operators import TITLES
+
 if TYPE_CHECKING:
     from carafe_deploy.bench.record import OperatorsResult
 
@@ -102,7 +104,7 @@ def carafe(peer: Mapping[str, Any]) -> str:
 
 
 def others(measured: OperatorsResult) -> str:
-    """RoIAlign and NMS beside torchvision's, microseconds of a call with cold caches."""
+    """All but CARAFE, beside torchvision's if there is one: microseconds of a call, cold caches."""
     table = []
     cases = dict.fromkeys((row.operator, row.workload) for row in measured.rows)
     for operator, workload in cases:
@@ -118,11 +120,11 @@ def others(measured: OperatorsResult) -> str:
             for dtype in ("float32", "float16")
             for layout in ("channels-last", "nchw")
         ]
-        if operator == "nms":
-            ours = [times["CUDA kernel", "float32", ""], "–", "–", "–"]
-        [peer] = [time for (name, *_), time in times.items() if name == "torchvision"]
-        title = {"roi_align": "RoIAlign", "nms": "NMS"}[operator]
-        table.append([f"{title}, {workload}", *ours, peer])
+        if ("CUDA kernel", "float32", "") in times:  # no feature maps, no layouts
+            half = times.get(("CUDA kernel", "float16", ""), "–")
+            ours = [times["CUDA kernel", "float32", ""], "–", half, "–"]
+        peers = [time for (name, *_), time in times.items() if name == "torchvision"]
+        table.append([f"{TITLES[operator]}, {workload}", *ours, *(peers or ["–"])])
     heads = [
         "µs, H100",
         "fp32, channels-last",

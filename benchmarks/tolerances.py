@@ -26,6 +26,7 @@ from carafe_deploy.graph.onnx_export import export_onnx
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import Image, load_image
 from carafe_deploy.models.checkpoint import load_detector
+from carafe_deploy.operators import OPERATORS
 from carafe_deploy.parity.compare import compare_ap, compare_detections
 from carafe_deploy.parity.compatible import bounded_alike
 from carafe_deploy.parity.operator_level import compare_operators
@@ -70,7 +71,8 @@ def compare(worst: Worst, pair: tuple[Runner, Runner], images: Sequence[Image], 
         assert row.total
         share = (row.matched or 0) / row.total
         value = share if row.max_rel_error is None else row.max_rel_error
-        worst.add("operators", row.name.partition(" ")[0], precision, value, where)
+        kind = OPERATORS[row.name.partition(" ")[0]].tolerance
+        worst.add("operators", kind, precision, value, where)
     for error in stage_errors(*pair, images):
         for kind, value in _stage_values(error):
             worst.add("stages", kind, precision, value, where)
