@@ -132,6 +132,17 @@ def _decode(boxes: Tensor, deltas: Tensor, image_sizes: Tensor, normalization: T
     return torch.cat((low, high), dim=-1)
 
 
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Places of the best of each row, equal ones by place, which topk does not promise."""
+    if scores.dtype != torch.float32:
+        return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    bits = (scores + 0.0).view(torch.int32).long()  # -0 becomes +0
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = (ascending << 32) - torch.arange(scores.shape[1], device=scores.device)
+    best = keys.topk(count, dim=1).values
+    return (-best) & 0xFFFFFFFF
+
+
 def _rpn_in_pytorch(
     image_sizes: Tensor,
     anchors: Tensor,
@@ -149,11 +160,10 @@ def _rpn_in_pytorch(
         logits = maps[level].permute(0, 2, 3, 1).flatten(1).to(kind)
         logits = logits.nan_to_num(-math.inf, math.inf, -math.inf)
         # Padding keeps the number of rows constant however small the level is.
-        ranked, index = F.pad(logits, (0, num_candidates), value=-math.inf).sort(
-            dim=1, descending=True, stable=True
-        )
-        index = index[:, :num_candidates].clamp(max=logits.shape[1] - 1)
-        scores.append(ranked[:, :num_candidates])
+        padded = F.pad(logits, (0, num_candidates), value=-math.inf)
+        index = _best(padded, num_candidates)
+        scores.append(padded.gather(1, index))
+        index = index.clamp(max=logits.shape[1] - 1)
         pixel = index.div(per_pixel, rounding_mode="trunc")
         row = pixel.div(maps[level].shape[3], rounding_mode="trunc")
         column = pixel - row * maps[level].shape[3]
