@@ -1,6 +1,7 @@
 """JSON as dataclasses, checked once: types and ranges stand in the dataclass's annotations.
 
-What was written by an earlier version lacks fields that have a default. Nothing is converted but
+What was written by an earlier version may lack fields that have a default, unless the class says
+``always_whole = True``: then every version has written all of them. Nothing is converted but
 lists into tuples and whole numbers into floats: whatever else a file holds is refused, by the name
 of the field.
 """
@@ -124,11 +125,11 @@ def _record(kind: Any, data: object, where: str, whole: str) -> Any:
 def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Annotation of each field by name, and whether it must be given."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    nothing = dataclasses.MISSING
+    nothing, always = dataclasses.MISSING, getattr(kind, "always_whole", False)
     return {
         field.name: (
             hints[field.name],
-            field.default is nothing and field.default_factory is nothing,
+            always or (field.default is nothing and field.default_factory is nothing),
         )
         for field in dataclasses.fields(kind)
     }

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,8 @@ class Preprocessing(OneLine):
         pad_size_divisor: height and width are zero-padded, right and bottom, to a multiple of it.
     """
 
+    always_whole: ClassVar[bool] = True
+
     scale: tuple[_Size, _Size] = (1333, 800)
     mean: tuple[_Level, _Level, _Level] = (123.675, 116.28, 103.53)
     std: tuple[_Spread, _Spread, _Spread] = (58.395, 57.12, 57.375)
@@ -88,6 +90,8 @@ class InputFormat:
         height: (smallest, largest) padded height in pixels; equal when static.
         width: (smallest, largest) padded width in pixels; equal when static.
     """
+
+    always_whole: ClassVar[bool] = True
 
     layout: Annotated[str, OneOf(("nchw_float32", "nhwc_uint8"))] = "nchw_float32"
     batch: _Bounds = (1, 1 << 16)
@@ -153,6 +157,8 @@ class ModelInfo(OneLine):
         operators: the custom operator calls made by the graph at its reference size, in order.
         stages: names of the intermediate tensors that an artefact can be asked for.
     """
+
+    always_whole: ClassVar[bool] = True
 
     name: str
     architecture: Annotated[str, OneOf(tuple(ARCHITECTURES))]

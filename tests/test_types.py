@@ -27,10 +27,20 @@ def test_round_trip() -> None:
     assert ModelInfo.from_json(INFO.to_json().encode(), "it") == INFO
 
 
-def test_files_of_earlier_versions_lack_what_has_a_default() -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["stages", "precision", "preprocessing", "preprocessing.bgr_to_rgb", "input", "input.height"],
+)
+def test_every_version_has_written_all_fields(path: str) -> None:
+    """A default in place of one that is lost would change what is detected."""
     data = json.loads(INFO.to_json())
-    del data["stages"], data["mask_threshold"], data["preprocessing"]["bgr_to_rgb"]
-    assert ModelInfo.from_json(json.dumps(data), "it").stages == ()
+    *outer, last = path.split(".")
+    part = data
+    for name in outer:
+        part = part[name]
+    del part[last]
+    with pytest.raises(ArtefactError, match=rf"metadata of it is damaged \({path} is missing\)"):
+        ModelInfo.from_json(json.dumps(data), "it")
 
 
 def changed(path: str, value: Any) -> str:

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 from carafe_deploy.errors import CarafeDeployError
-from carafe_deploy.termination import end_with_parent
 from carafe_deploy.types import DOMAIN
 
 #: Facts by name; ``"error"`` tells why there are none, or no more.
@@ -31,7 +30,8 @@ TIMEOUT = 120
 #: Sees the modules that this process sees: ``python -c`` would put the current folder first.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "from carafe_deploy.doctor.probes import main; main(int(sys.argv[2]), sys.argv[3:])"
+    "from carafe_deploy.termination import end_with_parent; end_with_parent(int(sys.argv[2])); "
+    "from carafe_deploy.doctor.probes import main; main(sys.argv[3:])"
 )
 
 #: An ONNX file, y = Carafe(x, w), one float each: a kernel of ours alone computes it.
@@ -89,9 +89,8 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
     return {"error": _last_line(err) or f"exit status {process.returncode}"}
 
 
-def main(parent: int, question: list[str]) -> None:
+def main(question: list[str]) -> None:
     """Answer one question of a process on the last line of stdout; does not return."""
-    end_with_parent(parent)
     name, *arguments = question
     try:
         answer = _FUNCTIONS[name](*arguments)

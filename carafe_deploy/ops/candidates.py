@@ -420,7 +420,7 @@ def _rpn_candidates(
         strides=tuple(strides),
         logit_pitch=anchors.shape[1],
         delta_pitch=4 * anchors.shape[1],
-        min_size=min_size,
+        min_size=min_size if min_size >= 0 else -1.0,  # a tiny one is not zero
     )
     with _kernels.launching_on(maps[0]) as where:
         library.rpn_candidates(

@@ -10,6 +10,7 @@ import torch
 
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.known_warnings import without_known_warnings
+from carafe_deploy.ops._kernels import kernel_library
 from carafe_deploy.runners._fused import fuses
 from carafe_deploy.runners._fused_torchscript import fuse_convolutions
 from carafe_deploy.runners._torch import TorchRunner, resolve_device
@@ -47,14 +48,17 @@ class TorchScriptRunner(TorchRunner):
     ) -> None:
         path = Path(path)
         target = resolve_device(device)
+        kernel_library()  # a library that cannot be used says so here, not in a call through C++
         extra_files: dict[str, Any] = {METADATA_KEY: ""}
         try:
             with without_known_warnings():
                 module = torch.jit.load(str(path), map_location=target, _extra_files=extra_files)
         except Exception as error:  # whatever the file makes torch's reader do
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = (lines or [type(error).__name__])[0]
             raise ArtefactError(
-                f"{path} cannot be loaded as TorchScript ({reason}): export it again"
+                f"{path} cannot be loaded as TorchScript ({reason}): export it again, with the "
+                "version of carafe-deploy that runs it"
             ) from error
         text = extra_files[METADATA_KEY]
         if not text:

@@ -393,7 +393,7 @@ std::optional<std::tuple<Tensor, Tensor>> rpn_candidates(
     params.anchors = params.logit_pitch = narrow("anchors", anchors.size(1));
     params.delta_pitch = narrow("anchors", 4 * anchors.size(1));
     params.candidates = static_cast<std::int32_t>(num_candidates);
-    params.min_size = static_cast<float>(min_size);
+    params.min_size = min_size < 0 ? -1.0f : static_cast<float>(min_size);
     std::vector<Tensor> dense;  // keeps copies alive until the call
     dense.reserve(maps.size());
     void const* addresses[2 * kMaxLevels];
