@@ -223,7 +223,7 @@ class ModelInfo(OneLine):
         return json.dumps({"schema": METADATA_SCHEMA, **dataclasses.asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes, source: object) -> ModelInfo:
+    def from_json(cls, text: str | bytes, source: object = "the artefact") -> ModelInfo:
         """Inverse of :meth:`to_json`; ``source`` names the artefact in messages.
 
         Raises:

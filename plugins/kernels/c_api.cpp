@@ -115,7 +115,7 @@ bool check_addresses(
          {"indices", indices, int64_t{p.batch} * p.max_output}});
 }
 
-/// Whether a call can be made; `addresses` are what check_addresses() takes besides parameters.
+/// Whether a call can be made; addresses are what check_addresses() takes besides parameters.
 template <typename Params, typename... Addresses>
 bool usable(Params const* params, int32_t device, int32_t& status, Addresses... addresses) {
     status = CARAFE_INVALID;
