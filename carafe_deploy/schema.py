@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, NoReturn, TypeVar, Union
 
-from carafe_deploy.brief import brief
+from carafe_deploy.brief import OneLine, brief
 
 __all__ = ["INFINITE", "OneOf", "SchemaError", "Within", "parse", "structure"]
 
@@ -47,8 +47,8 @@ class Within:
             raise _wrong(where, value, f"{self.low:g} to {self.high:g}{unit}")
 
 
-@dataclass(frozen=True)
-class OneOf:
+@dataclass(frozen=True, repr=False)
+class OneOf(OneLine):
     """The values of a text."""
 
     values: tuple[str, ...]

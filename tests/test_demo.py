@@ -123,7 +123,7 @@ def test_exports_can_be_opened(run: Run) -> None:
                 assert runner.backend == backend["backend"]
 
 
-@pytest.mark.parametrize(("index", "nodes"), [(0, 7), (1, 9)], ids=["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize(("index", "nodes"), [(0, 9), (1, 11)], ids=["faster_rcnn", "mask_rcnn"])
 def test_engines_are_built_with_all_plugins(run: Run, index: int, nodes: int) -> None:
     engine = run.result["detectors"][index]["engine"]
     assert (engine["custom_nodes"], engine["plugin_layers"]) == (nodes, nodes)
