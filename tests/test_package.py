@@ -199,6 +199,7 @@ def test_types_import_only_errors_their_repr_and_their_schema_from_the_package()
     schema = imports_of(PACKAGE / "schema.py")
     assert {n for n in schema if is_within(n, "carafe_deploy")} <= {
         "carafe_deploy.brief",
+        "carafe_deploy.brief.OneLine",
         "carafe_deploy.brief.brief",
     }
 
