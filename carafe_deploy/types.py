@@ -116,8 +116,7 @@ class OperatorCall(OneLine):
     """One call of a ``carafe`` operator as a detector makes it.
 
     Attributes:
-        name: torch name without namespace: ``carafe``, ``carafe_encoded``,
-            ``multilevel_roi_align`` or ``batched_nms``.
+        name: torch name without namespace, one of :data:`carafe_deploy.operators.OPERATORS`.
         shapes: shape of every tensor argument, in order; a list of tensors is flattened.
         attributes: the remaining arguments by name.
     """

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
-from carafe_deploy.operators import channels_of, is_feature_map
+from carafe_deploy.operators import OPERATORS, channels_of, is_feature_map
 from carafe_deploy.runners.base import Runner, Wrapper
 from carafe_deploy.stages import Stage, describe_stages
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
@@ -44,9 +44,14 @@ def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:
     """Refuse to compare what cannot agree.
 
     Raises:
-        ArtefactError: architecture, classes, preprocessing, thresholds or operators differ; the
-            message says which.
+        ArtefactError: architecture, classes, preprocessing, thresholds or operators differ, or an
+            operator is unknown; the message says which.
     """
+    for call in (*reference.operators, *candidate.operators):
+        if call.name not in OPERATORS:
+            raise ArtefactError(
+                f"operator {call.name!r} is none of {', '.join(OPERATORS)}: export the model again"
+            )
     differences = [
         _difference(name, getattr(reference, name), getattr(candidate, name))
         for name in _DECISIVE

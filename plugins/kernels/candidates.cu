@@ -12,8 +12,8 @@
 // box_candidates, one block 32 proposals of an image: a warp finds the softmax of four of them,
 // then takes every eighth class of all 32, so that results are written in whole lines.
 //
-// PyTorch did the same in some 60 kernels: a top-k a level, sorting, gathering and a kernel for
-// each step of the arithmetic, 310 us of top-k, sort and gather alone on an H100
+// PyTorch did the same in 229 operators, some of them many kernels: a top-k a level, sorting,
+// gathering and each step of the arithmetic; top-k, sort and gather alone took 310 us on an H100
 // (benchmarks/results/h100/detectors.json). Not measured yet. Counted for P2 of an 832x1344 image
 // (209,664 anchors): 205 reads a thread and pass, 78 and at most 78 steps of sorting.
 #include <algorithm>

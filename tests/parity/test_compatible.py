@@ -69,6 +69,14 @@ def test_operators_of_one_artefact_alone_are_left_out(reference: Runner) -> None
     assert not any("candidates" in name for name in names)
 
 
+def test_an_unknown_operator_is_an_error(reference: Runner) -> None:
+    first, *others = reference.info.operators
+    unknown = (dataclasses.replace(first, name="carafe_encodet"), *others)
+    candidate = dataclasses.replace(reference.info, operators=unknown)
+    with pytest.raises(ArtefactError, match="operator 'carafe_encodet' is none of carafe, "):
+        check_same_model(reference.info, candidate)
+
+
 def test_different_operators_are_an_error(reference: Runner) -> None:
     operators = _call_with(reference.info, kernel_size=3)
     candidate = WithInfo(reference, dataclasses.replace(reference.info, operators=operators))
