@@ -17,7 +17,7 @@ from rich.table import Table
 
 from carafe_deploy.cli.common import (
     ArtefactArgument,
-    BatchSizeOption,
+    AutoBatchSizeOption,
     BodiesOption,
     Command,
     ConfigOption,
@@ -28,6 +28,7 @@ from carafe_deploy.cli.common import (
     ModeOption,
     Tf32Option,
     UsageError,
+    batch_size_of,
     examples,
     hint,
     image_progress,
@@ -73,7 +74,7 @@ def detect(
             "detections.json lists them, and replace files that have the names of this run's.",
         ),
     ] = False,
-    batch_size: BatchSizeOption = 1,
+    batch_size: AutoBatchSizeOption = "1",
     mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
@@ -106,7 +107,8 @@ def detect(
     )
     with opened as runner:
         document = _Document(runner.info, score_threshold)
-        pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
+        size = batch_size_of(batch_size, runner, paths, "detect")
+        pipeline = Pipeline(runner, size, mixed_sizes=mixed_sizes)
         drawn: set[Path] = set()
         interrupted = False
 
@@ -405,7 +407,7 @@ COMMAND = Command(
     examples(
         "carafe-deploy detect detector.onnx photo.jpg",
         "carafe-deploy detect detector.onnx photos/ 'more/**/*.png' -o out/photos",
-        "carafe-deploy detect detector.ts photos/ --device cuda --batch-size 4 --json",
+        "carafe-deploy detect detector.ts photos/ --device cuda --batch-size auto --json",
         "carafe-deploy detect detector.engine photos/ --device cuda --mode cuda-graph",
     ),
 )
