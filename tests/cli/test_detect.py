@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
 from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.detect import _Document, earlier_pictures, picture_names, short_names
-from carafe_deploy.images import load_image
+from carafe_deploy.images import load_image, save_image
 
 Run = Callable[..., Any]
 
@@ -395,3 +396,34 @@ def test_interrupted_before_the_first_image_it_writes_nothing(
     monkeypatch.setattr(_Document, "add", interrupted)
     assert run("detect", ts_file, images).status == 130
     assert not Path("out").exists() or names_in("out") == []
+
+
+def test_mixed_sizes_in_batches_are_what_each_is_alone(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen files of four sizes with one that is no image among them, by several threads."""
+    monkeypatch.setattr("carafe_deploy.pipeline.LOADERS", 4)
+    monkeypatch.setattr("carafe_deploy.pipeline.FINISHERS", 2)
+    sources = [load_image(path) for path in sorted(images.iterdir())]
+    for number in range(4, 20):
+        height, width = ((96, 144), (200, 90), (90, 200), (100, 150))[number * 7 % 4]
+        picture = cv2.resize(sources[number % 3], (width, height))
+        save_image(images / f"0000{number:02}.png", picture)
+    (images / "000009.png").write_bytes(b"no image")
+    alone, together = (
+        run("detect", ts_file, images, "--batch-size", size, "--json", "-o", f"by{size}").json
+        for size in (1, 3)
+    )
+    names = [Path(image["file_name"]).name for image in together["images"]]
+    assert names == [f"0000{number:02}.png" for number in range(1, 20) if number != 9]
+    assert [one["file_name"] for one in together["info"]["unreadable"]] == [
+        str(images / "000009.png")
+    ]
+    assert len({image["width"] for image in together["images"]}) > 3
+    for name in ("image_id", "category_id"):
+        ours, theirs = ([one[name] for one in each["annotations"]] for each in (together, alone))
+        assert ours == theirs
+        assert len(ours) > 20
+    for name, tolerance in (("score", 1e-4), ("bbox", 2e-2)):
+        ours, theirs = ([one[name] for one in each["annotations"]] for each in (together, alone))
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
