@@ -22,6 +22,7 @@ def open_runner(
     *,
     device: str | None = None,
     mode: str | None = None,
+    graph_memory: int | None = None,
     fused: bool | None = None,
     tf32: bool | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -47,6 +48,9 @@ def open_runner(
             checkpoint, an engine or an ONNX file of one input size, on a GPU, which captures the
             whole detector for each input size; or ``"compile-graph"``, for a checkpoint, which
             compiles it and captures the result.
+        graph_memory: for a checkpoint in mode ``"cuda-graph"`` or ``"compile-graph"``, bytes on the
+            GPU that its graphs may take: beyond them those of the sizes not seen for longest are
+            dropped, and captured again should these return. By default half of the GPU's memory.
         fused: for a checkpoint or a TorchScript file on a GPU, let convolutions and matrix products
             add biases and shortcuts and apply ReLUs themselves
             (:mod:`carafe_deploy.ops.convolutions`). By default they do, but in mode ``"compile"``,
@@ -78,6 +82,7 @@ def open_runner(
     name = known_backend(path)
     given: dict[str, Any] = {
         "mode": mode,
+        "graph_memory": graph_memory,
         "fused": fused,
         "tf32": tf32,
         "config": config,

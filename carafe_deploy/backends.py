@@ -132,6 +132,7 @@ BACKENDS: dict[str, Backend] = {
             "precision": ("fp32", "fp16", "bf16"),
             "options": (),
             "channels_last": (True, False),
+            "graph_memory": (),
         },
         packages=_TORCH,
         describe="carafe_deploy.describe:describe_checkpoint",

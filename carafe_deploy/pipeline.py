@@ -13,13 +13,14 @@ from typing import TypeVar
 import numpy as np
 
 from carafe_deploy.brief import OneLine
-from carafe_deploy.errors import InputShapeError
+from carafe_deploy.environment import cores
+from carafe_deploy.errors import ImageError, InputShapeError
 from carafe_deploy.gather import Gatherer, in_order
 from carafe_deploy.images import GivenImage, Image, as_images, load_image
 from carafe_deploy.masks import Paste, paste_masks
 from carafe_deploy.overlap import DEPTH, overlapped
 from carafe_deploy.postprocess import postprocess
-from carafe_deploy.preparation import Entry, Preparation, Prepared
+from carafe_deploy.preparation import Preparation, Prepared
 from carafe_deploy.preprocess import Batch, Preprocessor
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
@@ -32,8 +33,16 @@ WINDOW = 8
 #: Images that wait for others of their size take no more than this, unless all have one size.
 WAITING_BYTES = 256 << 20
 
+#: Threads that load images, beside the one that runs.
+LOADERS = min(8, cores())
+#: Threads that postprocess; on few cores one is enough for what these can run.
+FINISHERS = max(1, min(4, cores() // 4))
+
 #: A batch is filled up with copies to an artefact's smallest up to so much.
 FILLED_BYTES = 4 << 30
+
+#: A batch and what waits for the outputs of its run; neither where there is no image.
+_Running = tuple[Prepared[_Source], Callable[[], dict[str, Array]] | None]
 
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
@@ -155,67 +164,84 @@ class Pipeline:
     def stream(
         self,
         sources: Iterable[_Source],
-        load: Callable[[_Source], Image | None],
+        load: Callable[[_Source], Image],
         finish: Callable[[_Source, Image, Detections], _Result],
         *,
+        unreadable: Callable[[_Source, ImageError], _Result] | None = None,
         overlap: bool = True,
     ) -> Generator[_Result, None, None]:
-        """Detect in what comes, as fast as the slowest of three stages is.
+        """Detect in what comes, as fast as the slowest of four stages is.
 
-        While one batch runs, the next ones are loaded and preprocessed in a second thread, and
-        those before are postprocessed and finished in a third. The runner is used in the thread
-        that takes the results. No more images are held than five batches and the window together,
-        of the latter no more than :data:`WAITING_BYTES` while sizes differ.
+        While one batch runs, images of the next ones are loaded by :data:`LOADERS` threads, and
+        made batches in another; those before are postprocessed and finished by :data:`FINISHERS`
+        threads. The runner is used in the thread that takes the results. A runner that computes on
+        a GPU is given the next batch before it has done the one before, two at most. No more images
+        are held than five batches, one for each thread that loads, and the window together; of the
+        window no more than :data:`WAITING_BYTES` while sizes differ.
 
         Args:
             sources: of images, in order; taken as there is room.
-            load: [H, W, 3] uint8 BGR from a source; None leaves it out. Called in one other thread.
-            finish: makes the result of a source, its image and what was found in it. Called in one
-                other thread, batch by batch, so in another order than that of the sources.
+            load: [H, W, 3] uint8 BGR from a source. Called in several threads at the same time.
+            finish: makes the result of a source, its image and what was found in it. Called in
+                several threads at the same time, and in another order than that of the sources.
+            unreadable: makes the result of a source for which ``load`` has raised an ImageError;
+                called as ``finish`` is. None ends the stream with the error.
             overlap: False does one thing after the other in the caller's thread.
 
         Yields:
-            What ``finish`` returned, in the order of the sources.
+            What ``finish`` and ``unreadable`` returned, in the order of the sources.
 
         Raises:
-            Exception: see :meth:`detect`; whatever ``sources``, ``load`` and ``finish`` raise.
-                Results of images before one that cannot be loaded are out by then.
+            Exception: see :meth:`detect`; whatever ``sources``, ``load``, ``finish`` and
+                ``unreadable`` raise. Results of images before one that cannot be loaded are out by
+                then.
         """
-        gatherer: Gatherer[Entry[_Source]] = Gatherer(self._batch_size, self._window, WAITING_BYTES)
-        preparation = Preparation(sources, load, self._preprocess, gatherer, self._mixed_sizes)
+        preparation = Preparation(
+            sources,
+            load,
+            self._preprocess,
+            Gatherer(self._batch_size, self._window, WAITING_BYTES),
+            mixed_sizes=self._mixed_sizes,
+            goes_on=unreadable is not None,
+        )
 
-        def run(
-            batches: list[Prepared[_Source]],
-        ) -> list[tuple[Prepared[_Source], dict[str, Array]]]:
+        def run(batches: list[Prepared[_Source]]) -> list[_Running[_Source]]:
             return [
-                (one, {} if one.batch is None else self._runner.run(self._inputs(one.batch)))
+                (one, None if one.batch is None else self._runner.start(self._inputs(one.batch)))
                 for one in batches
             ]
 
-        def end(
-            ran: list[tuple[Prepared[_Source], dict[str, Array]]],
-        ) -> list[tuple[int, list[_Result]]]:
-            results: list[tuple[int, list[_Result]]] = []
+        def end(ran: list[_Running[_Source]]) -> list[tuple[int, _Result]]:
+            results: list[tuple[int, _Result]] = []
             for prepared, outputs in ran:
-                if prepared.left_out is not None:
-                    results.append((prepared.left_out, []))
-                if prepared.batch is not None:
-                    found = self._postprocess(outputs, prepared.batch)
+                failed = prepared.unreadable
+                if failed is not None and unreadable is not None:
+                    results.append((failed.number, unreadable(failed.source, failed.error)))
+                if prepared.batch is not None and outputs is not None:
+                    found = self._postprocess(outputs(), prepared.batch)
                     results += [
-                        (one.number, [finish(one.source, one.image, detections)])
+                        (one.number, finish(one.source, one.image, detections))
                         for one, detections in zip(prepared.entries, found, strict=True)
                     ]
             return results
 
         results = (
-            overlapped(preparation, lambda step: step(), run, end, depth=DEPTH * self._batch_size)
+            overlapped(
+                preparation,
+                preparation.load,
+                preparation.prepare,
+                run,
+                end,
+                depth=DEPTH * self._batch_size,
+                loaders=LOADERS,
+                finishers=FINISHERS,
+            )
             if overlap
-            else (end(run(step())) for step in preparation)
+            else (end(run(preparation.prepare(preparation.load(step)))) for step in preparation)
         )
         # Closed with this one: a generator that is merely dropped may live on in a traceback.
         try:
-            for ready in in_order(itertools.chain.from_iterable(results)):
-                yield from ready
+            yield from in_order(itertools.chain.from_iterable(results))
         finally:
             results.close()
 

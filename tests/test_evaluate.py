@@ -409,6 +409,10 @@ class ReplayRunner:
             outputs["det_classes"][row, : len(found)] = found.labels
         return outputs
 
+    def start(self, inputs):
+        results = self.run(inputs)
+        return lambda: results
+
 
 class TestEvaluateRunner:
     @pytest.fixture

@@ -60,6 +60,10 @@ class FrameRunner:
             outputs["det_masks"] = np.ones((batch, 3, 28, 28), np.float32)
         return outputs
 
+    def start(self, inputs):
+        results = self.run(inputs)
+        return lambda: results
+
     def run_timed(self, inputs):
         return self.run(inputs), RunTimes(0.5, 2.0, 0.25)
 
@@ -275,7 +279,8 @@ def test_what_comes_before_a_failure_is_out_although_it_waited(bad, overlap):
     assert found == [(0, 1), (1, 3), (2, 2), (3, 1), (4, 3)]
 
 
-def test_no_more_sources_are_taken_than_the_window_and_the_batches_on_their_way():
+def test_no_more_sources_are_taken_than_the_window_and_the_batches_on_their_way(monkeypatch):
+    monkeypatch.setattr("carafe_deploy.pipeline.LOADERS", 3)
     taken = []
 
     def sources():
@@ -285,7 +290,7 @@ def test_no_more_sources_are_taken_than_the_window_and_the_batches_on_their_way(
 
     stream = Pipeline(PaddingRunner(), 2, window=10).stream(sources(), itself, what_is_found)
     assert len(next(stream)) == 2
-    assert 10 <= len(taken) <= 10 + 5 * 2
+    assert 10 <= len(taken) <= 10 + 5 * 2 + 3
     stream.close()
 
 
@@ -421,38 +426,97 @@ def test_a_stream_finds_what_detect_finds():
         assert one.masks == other.masks
 
 
+@pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_a_stream_leaves_out_what_does_not_load(batch_size):
+def test_what_does_not_load_has_a_result_in_its_place(batch_size, overlap):
     runner = FrameRunner()
+
+    def load(number):
+        if number in (0, 2, 3, 6):
+            raise ImageError(f"{number}.png is truncated")
+        return images(7)[number]
+
     found = Pipeline(runner, batch_size).stream(
         range(7),
-        lambda i: None if i in (0, 2, 3, 6) else images(7)[i],
+        load,
         lambda i, _, detections: (i, round(float(detections.scores[0]) * 255)),
+        unreadable=lambda i, error: (i, str(error)),
+        overlap=overlap,
     )
-    assert list(found) == [(1, 1), (4, 4), (5, 5)]
+    assert list(found) == [
+        (i, f"{i}.png is truncated" if i in (0, 2, 3, 6) else i) for i in range(7)
+    ]
     assert sum(runner.batches) == 3
 
 
-def test_the_runner_stays_in_the_callers_thread_and_the_rest_leaves_it():
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_only_files_that_are_no_images_are_gone_past(batch_size):
+    def load(number):
+        if number == 5:
+            raise MemoryError("5.png is enormous")
+        return images(6)[number]
+
+    stream = Pipeline(FrameRunner(), batch_size).stream(
+        range(6), load, lambda number, *_: number, unreadable=lambda number, error: number
+    )
+    found = []
+    with pytest.raises(MemoryError, match="enormous"):
+        found.extend(stream)
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_a_device_works_on_the_next_batch_before_the_one_before_is_there():
+    """Each waits for its outputs until another run has begun; order is kept."""
+
+    class Device(FrameRunner):
+        def start(self, inputs):
+            number, later = len(self.batches), threading.Event()
+            self.waiting.append(later)
+            if number:
+                self.waiting[number - 1].set()
+            results = self.run(inputs)
+
+            def finish():
+                if number < 3:
+                    assert later.wait(10)
+                return results
+
+            return finish
+
+    runner = Device()
+    runner.waiting = []
+    stream = Pipeline(runner, 2).stream(images(8), itself, what_is_found)
+    assert indices(stream) == list(range(8))
+
+
+def test_the_runner_stays_in_the_callers_thread_and_the_rest_leaves_it(monkeypatch):
+    monkeypatch.setattr("carafe_deploy.pipeline.LOADERS", 3)
+    monkeypatch.setattr("carafe_deploy.pipeline.FINISHERS", 2)
     here = threading.get_ident()
     threads: dict[str, set[int]] = {"load": set(), "run": set(), "finish": set()}
+    meetings = {
+        "load": threading.Barrier(3, timeout=10),
+        "finish": threading.Barrier(2, timeout=10),
+    }
 
     class Noting(FrameRunner):
         def run(self, inputs):
             threads["run"].add(threading.get_ident())
             return super().run(inputs)
 
+    def note(stage):
+        threads[stage].add(threading.get_ident())
+        meetings[stage].wait()
+
     def load(image):
-        threads["load"].add(threading.get_ident())
+        note("load")
         return image
 
-    def finish(*_):
-        threads["finish"].add(threading.get_ident())
-
-    list(Pipeline(Noting()).stream(images(6), load, finish))
+    list(Pipeline(Noting()).stream(images(6), load, lambda *_: note("finish")))
     assert threads["run"] == {here}
-    assert len(threads["load"]) == len(threads["finish"]) == 1
-    assert len({here} | threads["load"] | threads["finish"]) == 3
+    assert len(threads["load"]) == 3
+    assert len(threads["finish"]) == 2
+    assert len({here} | threads["load"] | threads["finish"]) == 6
 
 
 @pytest.mark.parametrize("overlap", [True, False])

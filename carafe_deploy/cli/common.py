@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -87,6 +87,24 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         help="Images a run; those of one padded size are gathered, so it changes no result.",
+    ),
+]
+
+
+def _number_or_auto(text: str) -> str:
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text
+    raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto")
+
+
+AutoBatchSizeOption = Annotated[
+    str,
+    typer.Option(
+        "--batch-size",
+        metavar="NUMBER|auto",
+        callback=_number_or_auto,
+        help="Images a run; those of one padded size are gathered, so it changes no result. auto "
+        "times runs of 1, 2, 4, ... images first and takes the fastest.",
     ),
 ]
 MixedSizesOption = Annotated[
@@ -328,6 +346,29 @@ def open_artefact(
             tf32=tf32 or None,
             operators=False if bodies else None,
         )
+
+
+def batch_size_of(text: str, runner: Runner, paths: Sequence[Path], label: str) -> int:
+    """A batch size as typed; ``auto`` is measured on the first image that can be read, and told.
+
+    Args:
+        text: see :data:`AutoBatchSizeOption`.
+        runner: that is to run them.
+        paths: of all images.
+        label: of the progress.
+    """
+    if text != "auto":
+        return int(text)
+    from carafe_deploy.batch_size import choose_batch_size
+    from carafe_deploy.errors import ImageError
+    from carafe_deploy.images import load_image
+
+    for path in paths:
+        with suppress(ImageError, ValueError):  # the latter of a zero byte in the name
+            found = choose_batch_size(runner, load_image(path), len(paths))
+            line(Console(stderr=True, highlight=False), f"{label}: {found}", style="dim")
+            return found.chosen
+    return 1
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from carafe_deploy.cli.common import (
     ArtefactArgument,
-    BatchSizeOption,
+    AutoBatchSizeOption,
     BodiesOption,
     Command,
     ConfigOption,
@@ -28,6 +28,7 @@ from carafe_deploy.cli.common import (
     ModeOption,
     Tf32Option,
     UsageError,
+    batch_size_of,
     examples,
     hint,
     image_progress,
@@ -43,6 +44,8 @@ from carafe_deploy.errors import ImageError
 if TYPE_CHECKING:
     from carafe_deploy.images import Image
     from carafe_deploy.types import Detections, ModelInfo
+
+    _Found = tuple[Path, Detections | ImageError]
 
 #: Images listed in the table on a terminal.
 _ROWS = 20
@@ -71,7 +74,7 @@ def detect(
             "detections.json lists them, and replace files that have the names of this run's.",
         ),
     ] = False,
-    batch_size: BatchSizeOption = 1,
+    batch_size: AutoBatchSizeOption = "1",
     mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
@@ -85,11 +88,14 @@ def detect(
 
     detections.json is in COCO's annotation format with a score each, and
     holds all detections, drawn or not. Its category ids are labels counted
-    from 1. Pictures that earlier runs left in the folder are named.
+    from 1. Pictures that earlier runs left in the folder are named. A file
+    that is no image is left out and named; interrupted, what is done by
+    then is written.
     """
     from carafe_deploy.files import atomic_write_text
-    from carafe_deploy.images import find_images
+    from carafe_deploy.images import find_images, load_image
     from carafe_deploy.pipeline import Pipeline
+    from carafe_deploy.termination import interrupts_raise
 
     paths = find_images(images)
     pictures = picture_names(paths, output)
@@ -101,46 +107,57 @@ def detect(
     )
     with opened as runner:
         document = _Document(runner.info, score_threshold)
-        pipeline = Pipeline(runner, batch_size, mixed_sizes=mixed_sizes)
-        unreadable: list[str] = []
-        with image_progress("detect") as progress:
-            drawn = pipeline.stream(
-                paths,
-                _readable(unreadable),
-                lambda path, image, found: (
-                    path,
-                    _draw(pictures[path], image, found, runner.info, score_threshold),
-                ),
-            )
-            with contextlib.closing(drawn):
-                for path, found in drawn:
-                    document.add(path, pictures[path], found)
-                    progress(len(document.rows) + len(unreadable), len(paths))
-    if len(unreadable) == len(paths):
+        size = batch_size_of(batch_size, runner, paths, "detect")
+        pipeline = Pipeline(runner, size, mixed_sizes=mixed_sizes)
+        drawn: set[Path] = set()
+        interrupted = False
+
+        def finish(path: Path, image: Image, found: Detections) -> _Found:
+            drawn.add(pictures[path])
+            _draw(pictures[path], image, found, runner.info, score_threshold)
+            return path, found
+
+        with image_progress("detect") as progress, interrupts_raise():
+            results = pipeline.stream(paths, load_image, finish, unreadable=lambda *failed: failed)
+            try:
+                with contextlib.closing(results):
+                    for path, found in results:
+                        document.add(path, pictures[path], found)
+                        progress(len(document.rows), len(paths))
+            except KeyboardInterrupt:
+                interrupted = True
+    if interrupted:
+        document.end_early(drawn)
+    unreadable = document.content["info"]["unreadable"]
+    if len(unreadable) == len(document.rows):
+        if interrupted:
+            raise KeyboardInterrupt
         raise ImageError(
-            unreadable[0]
+            unreadable[0]["reason"]
             if len(paths) == 1
-            else f"none of {len(paths)} images can be read, {unreadable[0]}"
+            else f"none of {len(paths)} images can be read, {unreadable[0]['reason']}"
         )
     drawn_now = (Path(image["picture"]) for image in document.content["images"])
     earlier = earlier_pictures(json_path, [*paths, *drawn_now])
-    if overwrite:
+    if overwrite and not interrupted:
         for picture in earlier:
             picture.unlink(missing_ok=True)
+        earlier = []
     else:
         document.content["info"]["earlier_pictures"] = [picture.name for picture in earlier]
     atomic_write_text(json_path, json.dumps(document.content) + "\n")
     console = results_console(json_output)
-    left = [] if overwrite else earlier
     if json_output:
         print_json(document.content)
-        _show_earlier(console, left, output)
+        _show_earlier(console, earlier, output)
     else:
-        _show(console, document, json_path, artefact, left)
+        _show(console, document, json_path, artefact, earlier)
+    if interrupted:
+        raise KeyboardInterrupt
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "
-            + "\n  ".join(unreadable)
+            + "\n  ".join(one["reason"] for one in unreadable)
         )
 
 
@@ -231,29 +248,14 @@ def earlier_pictures(json_path: Path, kept: Sequence[Path]) -> list[Path]:
     ]
 
 
-def _readable(unreadable: list[str]) -> Callable[[Path], Image | None]:
-    """Loads an image, or appends what is wrong with it to `unreadable`."""
-    from carafe_deploy.images import load_image
-
-    def load(path: Path) -> Image | None:
-        try:
-            return load_image(path)
-        except ImageError as error:
-            unreadable.append(str(error))
-            return None
-
-    return load
-
-
 def _draw(
     target: Path, image: Image, found: Detections, info: ModelInfo, score_threshold: float
-) -> Detections:
-    """Write the picture; hands the detections on."""
+) -> None:
+    """Write the picture."""
     from carafe_deploy.images import save_image
     from carafe_deploy.visualize import draw_detections
 
     save_image(target, draw_detections(image, found, info.classes, score_threshold=score_threshold))
-    return found
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -276,13 +278,16 @@ class _Document:
         self.classes = info.classes
         self.threshold = score_threshold
         self.floor = info.score_threshold
-        self.rows: list[tuple[str, str, int, Counter[str]]] = []
+        # Of each source; of one without an image its path alone.
+        self.rows: list[tuple[str, str, int, Counter[str]] | tuple[str]] = []
         self.content: dict[str, Any] = {
             "info": {
                 "description": _DESCRIPTION,
                 "model": info.name,
                 "source": dict(info.source),
                 "score_threshold": info.score_threshold,
+                "unreadable": [],
+                "interrupted": False,
             },
             "images": [],
             "categories": [
@@ -300,10 +305,15 @@ class _Document:
             self._shrunk[size] = self._preprocess([blank]).shrunk[0]
         return self._shrunk[size]
 
-    def add(self, path: Path, picture: Path, found: Detections) -> None:
-        """Append one image."""
+    def add(self, path: Path, picture: Path, found: Detections | ImageError) -> None:
+        """Append one image, its row last; or a file that is none."""
         from carafe_deploy.coco import to_results
 
+        if isinstance(found, ImageError):
+            one = {"file_name": str(path), "reason": str(found)}
+            self.content["info"]["unreadable"].append(one)
+            self.rows.append((str(path),))
+            return
         image_id = len(self.content["images"]) + 1
         height, width = found.image_size
         self.content["images"].append(
@@ -324,6 +334,18 @@ class _Document:
         counts = Counter(self.classes[label] for label in shown.tolist())
         self.rows.append((str(path), f"{width}×{height}", len(shown), counts))
 
+    def end_early(self, drawn: set[Path]) -> None:
+        """Keep what has a row, and remove pictures that were drawn of what has none."""
+        info, images = self.content["info"], self.content["images"]
+        info["interrupted"] = True
+        listed = {row[0] for row in self.rows}
+        for rows in (info["unreadable"], images):
+            rows[:] = [row for row in rows if row["file_name"] in listed]
+        annotations = self.content["annotations"]
+        annotations[:] = [one for one in annotations if one["image_id"] <= len(images)]
+        for picture in drawn - {Path(image["picture"]) for image in images}:
+            picture.unlink(missing_ok=True)
+
 
 def _show_earlier(console: Console, left: Sequence[Path], output: Path) -> None:
     if left:
@@ -343,17 +365,21 @@ def _show(
     table.add_column("found", justify="right", no_wrap=True)
     table.add_column("classes", overflow="fold")
     names = short_names([row[0] for row in document.rows])
-    for name, (_, size, count, classes) in zip(names[:_ROWS], document.rows, strict=False):
+    for name, row in zip(names[:_ROWS], document.rows, strict=False):
+        if len(row) == 1:
+            table.add_row(name, "–", "–", "[red]left out[/red]")
+            continue
+        _, size, count, classes = row
         listed = ", ".join(f"{number} {label}" for label, number in classes.most_common())
         table.add_row(name, size, str(count), listed or "[dim]none[/dim]")
     console.print(table)
     if len(document.rows) > _ROWS:
         console.print(f"[dim]… and {len(document.rows) - _ROWS} more[/dim]")
-    total = sum(count for _, _, count, _ in document.rows)
+    total = sum(row[2] for row in document.rows if len(row) > 1)
     line(
         console,
         f"\n{plural(total, 'detection')} with score ≥ {document.threshold:g} in "
-        f"{plural(len(document.rows), 'image')}, drawn in {json_path.parent}/",
+        f"{plural(len(document.content['images']), 'image')}, drawn in {json_path.parent}/",
     )
     line(
         console,
@@ -381,7 +407,7 @@ COMMAND = Command(
     examples(
         "carafe-deploy detect detector.onnx photo.jpg",
         "carafe-deploy detect detector.onnx photos/ 'more/**/*.png' -o out/photos",
-        "carafe-deploy detect detector.ts photos/ --device cuda --batch-size 4 --json",
+        "carafe-deploy detect detector.ts photos/ --device cuda --batch-size auto --json",
         "carafe-deploy detect detector.engine photos/ --device cuda --mode cuda-graph",
     ),
 )

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from carafe_deploy.cli.common import (
     ArtefactArgument,
-    BatchSizeOption,
+    AutoBatchSizeOption,
     BodiesOption,
     Command,
     ConfigOption,
@@ -22,6 +22,7 @@ from carafe_deploy.cli.common import (
     MixedSizesOption,
     ModeOption,
     Tf32Option,
+    batch_size_of,
     examples,
     hint,
     image_progress,
@@ -67,7 +68,7 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
     ] = Path("out/eval"),
-    batch_size: BatchSizeOption = 1,
+    batch_size: AutoBatchSizeOption = "1",
     mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = None,
     config: ConfigOption = None,
@@ -90,18 +91,22 @@ def evaluate(
     opened = open_artefact(
         artefact, device, config, mode=mode, layout=layout, tf32=tf32, bodies=bodies
     )
-    with opened as runner, image_progress("eval") as progress:
-        result, found = evaluate_runner(
-            runner,
-            annotations,
-            images,
-            limit=limit,
-            batch_size=batch_size,
-            mixed_sizes=mixed_sizes,
-            skip_broken=skip_broken,
-            progress=progress,
-        )
-        ids = category_ids(load_annotations(annotations), runner.info.classes)
+    with opened as runner:
+        content = load_annotations(annotations)
+        paths = [images / image["file_name"] for image in content["images"][:limit]]
+        size = batch_size_of(batch_size, runner, paths, "eval")
+        ids = category_ids(content, runner.info.classes)
+        with image_progress("eval") as progress:
+            result, found = evaluate_runner(
+                runner,
+                annotations,
+                images,
+                limit=limit,
+                batch_size=size,
+                mixed_sizes=mixed_sizes,
+                skip_broken=skip_broken,
+                progress=progress,
+            )
     metrics = {
         "artefact": artefact,
         "annotations": str(annotations),

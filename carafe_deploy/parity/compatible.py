@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from carafe_deploy.errors import ArtefactError, UnsupportedLevelError
 from carafe_deploy.operators import OPERATORS, channels_of, is_feature_map
-from carafe_deploy.runners.base import Runner, Wrapper
+from carafe_deploy.runners.base import Array, Runner, Wrapper
 from carafe_deploy.stages import Stage, describe_stages
 from carafe_deploy.types import InputFormat, ModelInfo, OperatorCall
 
@@ -184,6 +185,10 @@ class BoundedRunner(Wrapper):
         )
         self.inputs = self.info.input_specs
         self.outputs = self.info.output_specs
+
+    def start(self, inputs: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        """See :class:`~carafe_deploy.runners.base.Runner`."""
+        return self._runner.start(inputs)
 
     def __repr__(self) -> str:
         accepted = self.info.input

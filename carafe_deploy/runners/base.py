@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -81,6 +81,13 @@ class Runner(Protocol):
         """
         ...
 
+    def start(self, inputs: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        """Begin a run. What is returned waits for its end, in any thread, and gives what
+        :meth:`run` does. A runner on a device may return before that has computed; runs are
+        computed in the order in which they were started.
+        """
+        ...
+
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """Like :meth:`run`, and tells how long its parts took."""
         ...
@@ -133,6 +140,11 @@ class Wrapper:
         """See :class:`Runner`."""
         with self._around():
             return self._runner.run(inputs)
+
+    def start(self, inputs: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        """See :class:`Runner`; by :meth:`run`, which others may change."""
+        results = self.run(inputs)
+        return lambda: results
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`Runner`."""

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from carafe_deploy.backends import MODES
 from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
 from carafe_deploy.ops._kernels import ENVIRONMENT_VARIABLE, kernel_library
+from carafe_deploy.runners._graphs import Graphed
 from carafe_deploy.runners._torch import TorchRunner
 from carafe_deploy.types import ModelInfo
 
@@ -37,6 +37,9 @@ class PyTorchRunner(TorchRunner):
             (:func:`torch.compile`), ``"cuda-graph"`` captures a graph for each, and
             ``"compile-graph"`` compiles and then captures; the first run of a shape takes that
             long, with a compiler half a minute.
+        graph_memory: bytes on the device that captured graphs may take before those that were not
+            used for longest are dropped; None for :data:`carafe_deploy.runners._graphs.SHARE` of
+            it.
         channels_last: images are handed over in that memory format; the weights should have it.
         tf32: on a GPU, let float32 convolutions and matrix products round their factors to 10 bits
             of mantissa.
@@ -46,7 +49,8 @@ class PyTorchRunner(TorchRunner):
         BackendUnavailableError: CUDA graphs were asked for on another device, or the operators have
             no CUDA kernels; in plain PyTorch they wait for the device, which no graph can hold. Or
             the detector is to be compiled for a GPU, and Triton or a C compiler is not there.
-        CarafeDeployError: there is no such mode, or ``tf32`` and another precision than fp32.
+        CarafeDeployError: there is no such mode, or ``tf32`` and another precision than fp32, or
+            ``graph_memory`` and no graph.
     """
 
     backend = "pytorch"
@@ -59,6 +63,7 @@ class PyTorchRunner(TorchRunner):
         stages: _Forward,
         *,
         mode: str = "eager",
+        graph_memory: int | None = None,
         channels_last: bool = False,
         tf32: bool = False,
         label: str | None = None,
@@ -66,6 +71,11 @@ class PyTorchRunner(TorchRunner):
         if mode not in MODES:
             raise CarafeDeployError(f"mode is {mode!r}: choose from {', '.join(MODES)}")
         is_compiled, is_graph = mode.startswith("compile"), mode.endswith("graph")
+        if graph_memory is not None and not (is_graph and graph_memory > 0):
+            raise CarafeDeployError(
+                f"graph_memory is {graph_memory!r} in mode {mode}: give a number of bytes, and "
+                "mode cuda-graph or compile-graph"
+            )
         if is_graph and device.type != "cuda":
             raise BackendUnavailableError(
                 f"mode {mode} needs a GPU, device is {device.type}: give --device cuda"
@@ -80,7 +90,7 @@ class PyTorchRunner(TorchRunner):
             config.recompile_limit = max(config.recompile_limit, SHAPES)
             forward = torch.compile(forward, dynamic=False, fullgraph=True)
         if is_graph:
-            forward = _Graphed(forward)
+            forward = Graphed(forward, graph_memory)
         self.mode = mode
         super().__init__(info, device, forward, stages, channels_last, tf32=tf32, label=label)
 
@@ -116,42 +126,3 @@ def _need_compiler(mode: str) -> None:
             f"mode {mode} needs a C compiler on a GPU, and there is no {' or '.join(compilers)}: "
             "install one or name it in CC, or choose mode cuda-graph"
         )
-
-
-class _Graphed:
-    """Captures one CUDA graph for each shape of the inputs and replays it from then on.
-
-    Results are overwritten by the next call with the same shape.
-    """
-
-    #: Runs before a capture: libraries allocate and choose algorithms in them.
-    WARMUP = 3
-
-    def __init__(self, forward: _Forward) -> None:
-        self._forward = forward
-        self._graphs: dict[Any, tuple[Any, tuple[Tensor, ...], Sequence[Tensor]]] = {}
-
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        key = tuple(tensor.shape for tensor in inputs)
-        if key not in self._graphs:
-            with torch.cuda.device(inputs[0].device):
-                self._graphs[key] = self._capture(inputs)
-        graph, own, results = self._graphs[key]
-        for target, tensor in zip(own, inputs, strict=True):
-            target.copy_(tensor)
-        graph.replay()
-        return results
-
-    def _capture(self, inputs: tuple[Tensor, ...]) -> Any:
-        own = tuple(tensor.clone() for tensor in inputs)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.WARMUP):
-                self._forward(*own)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # What other threads do (pasting masks, for one) is no part of it.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = self._forward(*own)
-        return graph, own, results

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
 from carafe_deploy.cli.common import UsageError
-from carafe_deploy.cli.detect import earlier_pictures, picture_names, short_names
-from carafe_deploy.images import load_image
+from carafe_deploy.cli.detect import _Document, earlier_pictures, picture_names, short_names
+from carafe_deploy.images import load_image, save_image
 
 Run = Callable[..., Any]
 
@@ -312,3 +314,116 @@ def test_picture_names_are_unique(paths: list[str], expected: list[str]) -> None
 def test_an_image_is_never_overwritten() -> None:
     with pytest.raises(UsageError, match=r"would overwrite the image a/1\.png: choose another"):
         picture_names([Path("a/1.png")], Path("a"))
+
+
+def test_a_batch_size_that_is_measured_finds_the_same(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one image of three broken, and the first, so another one is timed."""
+    (images / "000001.png").write_bytes(b"no image")
+    expected = run("detect", ts_file, images, "--json").json["annotations"]
+    outcome = run("detect", ts_file, images, "--json", "--batch-size", "auto", "--overwrite")
+    assert "detect: batch size 1, since there are too few images to measure" in outcome.err
+    assert outcome.json["annotations"] == expected
+    monkeypatch.setattr("carafe_deploy.batch_size.SHARE", 1e6)
+    outcome = run("detect", ts_file, images, "--json", "--batch-size", "auto", "--overwrite")
+    assert re.search(r"detect: batch size \d+, of .* with 1, .* with 2.* images a s", outcome.err)
+    ours, theirs = (
+        [entry["score"] for entry in each] for each in (outcome.json["annotations"], expected)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "many", ""])
+def test_a_batch_size_that_there_is_not(run: Run, ts_file: Path, images: Path, text: str) -> None:
+    outcome = run("detect", ts_file, images, f"--batch-size={text}")
+    assert outcome.status == 2
+    assert "neither a" in outcome.err
+
+
+def test_a_file_that_is_no_image_is_a_row_of_its_own(run: Run, ts_file: Path, images: Path) -> None:
+    (images / "000002.png").write_bytes(b"no image")
+    outcome = run("detect", ts_file, images)
+    assert outcome.status == 2
+    rows = [line.split() for line in outcome.out.splitlines() if line.startswith("00000")]
+    assert [row[0] for row in rows] == ["000001.png", "000002.png", "000003.png"]
+    assert rows[1][1:] == ["–", "–", "left", "out"]
+    assert "in 2 images, drawn in out/" in outcome.out
+    info = json.loads(Path("out/detections.json").read_text())["info"]
+    [unreadable] = info["unreadable"]
+    assert unreadable["file_name"] == str(images / "000002.png")
+    assert "cannot decode image" in unreadable["reason"]
+    assert not info["interrupted"]
+
+
+def test_interrupted_it_leaves_what_was_done(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes as the third of nine images is to be taken; others may be drawn already."""
+    for number in range(4, 10):
+        shutil.copy(images / "000001.png", images / f"00000{number}.png")
+    expected = run("detect", ts_file, images, "--json", "-o", "all").json
+    add = _Document.add
+
+    def interrupted(self: _Document, path: Path, *given: Any) -> None:
+        if path.name == "000003.png":
+            self.content["images"].append({"file_name": str(path)})  # half of it
+            raise KeyboardInterrupt
+        add(self, path, *given)
+
+    monkeypatch.setattr(_Document, "add", interrupted)
+    outcome = run("detect", ts_file, images)
+    assert (outcome.status, outcome.err) == (130, "interrupted\n")
+    assert "in 2 images, drawn in out/" in outcome.out
+    found = json.loads(Path("out/detections.json").read_text())
+    assert found["info"]["interrupted"]
+    assert names_in("out") == ["000001.png", "000002.png", "detections.json"]
+    assert [Path(image["picture"]).name for image in found["images"]] == names_in("out")[:2]
+    assert found["annotations"] == [
+        entry for entry in expected["annotations"] if entry["image_id"] <= 2
+    ]
+    monkeypatch.setattr(_Document, "add", add)
+    assert run("detect", ts_file, images).status == 0  # it knows the pictures
+    assert len(names_in("out")) == 10
+
+
+def test_interrupted_before_the_first_image_it_writes_nothing(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Document, "add", interrupted)
+    assert run("detect", ts_file, images).status == 130
+    assert not Path("out").exists() or names_in("out") == []
+
+
+def test_mixed_sizes_in_batches_are_what_each_is_alone(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen files of four sizes with one that is no image among them, by several threads."""
+    monkeypatch.setattr("carafe_deploy.pipeline.LOADERS", 4)
+    monkeypatch.setattr("carafe_deploy.pipeline.FINISHERS", 2)
+    sources = [load_image(path) for path in sorted(images.iterdir())]
+    for number in range(4, 20):
+        height, width = ((96, 144), (200, 90), (90, 200), (100, 150))[number * 7 % 4]
+        picture = cv2.resize(sources[number % 3], (width, height))
+        save_image(images / f"0000{number:02}.png", picture)
+    (images / "000009.png").write_bytes(b"no image")
+    alone, together = (
+        run("detect", ts_file, images, "--batch-size", size, "--json", "-o", f"by{size}").json
+        for size in (1, 3)
+    )
+    names = [Path(image["file_name"]).name for image in together["images"]]
+    assert names == [f"0000{number:02}.png" for number in range(1, 20) if number != 9]
+    assert [one["file_name"] for one in together["info"]["unreadable"]] == [
+        str(images / "000009.png")
+    ]
+    assert len({image["width"] for image in together["images"]}) > 3
+    for name in ("image_id", "category_id"):
+        ours, theirs = ([one[name] for one in each["annotations"]] for each in (together, alone))
+        assert ours == theirs
+        assert len(ours) > 20
+    for name, tolerance in (("score", 1e-4), ("bbox", 2e-2)):
+        ours, theirs = ([one[name] for one in each["annotations"]] for each in (together, alone))
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)

@@ -20,7 +20,7 @@ from tests.fuzz.outcome import Broken, Outcome, repeated
 HANGS = 60.0
 
 #: Where an error comes from.
-STAGES = ("items", "prepare", "run", "finish")
+STAGES = ("items", "load", "prepare", "run", "finish")
 
 
 class Alarm(BaseException):
@@ -52,7 +52,8 @@ def _case(number: int) -> str:
     faulthandler.dump_traceback_later(HANGS, exit=True)
     left = "all results"
     items = _items(count, stages.pop("items"))
-    stream = overlapped(items, *stages.values(), depth=depth)
+    counts = {name: chance.choice((1, 1, 2, 4)) for name in ("loaders", "finishers")}
+    stream = overlapped(items, *stages.values(), depth=depth, **counts)
     try:
         if kind == "alarm":
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 0.05))

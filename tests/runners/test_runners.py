@@ -173,7 +173,7 @@ def test_compiling_for_a_gpu_needs_compilers(
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: n if n in programs else None)
     monkeypatch.setattr(pytorch_module, "kernel_library", lambda: SimpleNamespace(has_cuda=True))
     monkeypatch.setattr(torch, "compile", make("compile"))
-    monkeypatch.setattr(pytorch_module, "_Graphed", make("graph"))
+    monkeypatch.setattr(pytorch_module, "Graphed", lambda *given: made.append("graph") or "graph")
     info = ModelInfo("x", "faster_rcnn", ("a",))
 
     def build() -> PyTorchRunner:
