@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.kernels import Device, DType, KernelLibrary, Layout, Where
 from carafe_deploy.libraries import find_library, missing
-from carafe_deploy.ops._library import Device, DType, KernelLibrary, Layout, Where
 from carafe_deploy.ops._torch_library import ENVIRONMENT_VARIABLE, torch_library
 
 __all__ = [

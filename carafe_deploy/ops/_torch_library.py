@@ -1,7 +1,7 @@
 """libcarafe_torch.so: the operators registered with torch in C++, where that library serves.
 
 It calls the libcarafe_kernels.so beside it. A call costs some microseconds then, a tenth of what it
-costs through Python and ctypes (:mod:`carafe_deploy.ops._library`), which is the way where the
+costs through Python and ctypes (:mod:`carafe_deploy.kernels`), which is the way where the
 library is not there or does not load.
 """
 

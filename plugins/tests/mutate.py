@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from carafe_deploy.ops._library import Device  # noqa: E402
+from carafe_deploy.kernels import Device  # noqa: E402
 from tests.ops import test_roi_levels as levels  # noqa: E402
 from tests.plugins import candidates, problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402

@@ -7,30 +7,21 @@ that cannot be touched, at one end or the other, so that a stray access ends the
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import itertools
 import math
 import mmap
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy import kernels as api
+
 Array = npt.NDArray[Any]
 Generator = np.random.Generator
-
-# Apart from its package, which imports torch.
-_SOURCE = Path(__file__).resolve().parents[2] / "carafe_deploy/ops/_library.py"
-_SPECIFICATION = importlib.util.spec_from_file_location("_library", _SOURCE)
-assert _SPECIFICATION is not None
-assert _SPECIFICATION.loader is not None
-api = importlib.util.module_from_spec(_SPECIFICATION)
-sys.modules["_library"] = api
-_SPECIFICATION.loader.exec_module(api)
 
 #: What an array holds where nothing is to be read or written.
 UNTOUCHED = 0xA5
