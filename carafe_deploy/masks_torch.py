@@ -12,6 +12,7 @@ every column of the image for every mask.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.arrays import writable
-from carafe_deploy.masks import encode_runs, run_lengths
+from carafe_deploy.masks import encode_runs
 
 #: Bytes of intermediate results that a call may take, beside one mask's.
 MEMORY = 128_000_000
@@ -56,7 +57,7 @@ class TorchPaster:
     ) -> tuple[dict[str, Any], ...]:
         """See :func:`carafe_deploy.masks.paste_masks`."""
         together = max(1, self._memory // (_BYTES_A_COLUMN * max(size[1], 1)))
-        lengths: list[npt.NDArray[np.int64]] = []
+        found: list[tuple[dict[str, Any], ...]] = []
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             for start in range(0, len(boxes), together):
                 part = slice(start, start + together)
@@ -67,9 +68,8 @@ class TorchPaster:
                     for array in (probabilities, boxes)
                 )
                 ends, counts = run_ends(values, corners, size, threshold)
-                split = np.cumsum(counts.cpu().numpy())[:-1]
-                lengths += [run_lengths(one, size) for one in np.split(ends.cpu().numpy(), split)]
-        return encode_runs(lengths, size)
+                found.append(encode_runs(ends.cpu().numpy(), counts.cpu().numpy(), size))
+        return tuple(itertools.chain.from_iterable(found))
 
 
 def run_ends(
@@ -124,7 +124,7 @@ def run_ends(
     crossing = (limit - begin) / (end - begin) * pixels
     # The first pixel of the new state: rising includes the threshold, falling excludes it.
     after = torch.where(end > begin, crossing.ceil(), crossing.floor() + 1)
-    after = torch.minimum(after.clamp(min=1), pixels).to(torch.int64)
+    after = torch.fmin(torch.fmax(after, after.new_ones(())), pixels).to(torch.int64)
     at = torch.where(within, at + after, at)
     return column * height + at, torch.bincount(mask, minlength=masks)
 
@@ -143,7 +143,7 @@ class _Positions(NamedTuple):
 def _positions(low: Tensor, high: Tensor, edge: int, cells: int, threshold: float) -> _Positions:
     """As ``masks._sample_positions``, for every pixel of the axis."""
     extent = (high - low).unsqueeze(1)
-    has_area = extent > 0
+    has_area = (extent > 0) & extent.isfinite()
     extent = torch.where(has_area, extent, 1.0)
     reach = (0.5 - threshold) * extent.double() / cells
     pixel = torch.arange(edge, device=low.device)

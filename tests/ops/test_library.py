@@ -62,10 +62,14 @@ def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             calls.append(function)
             super().call(function, *arguments, **where)
 
-    monkeypatch.setattr(_kernels, "KernelLibrary", Spied)
-    _kernels.kernel_library.cache_clear()
+    def forget() -> None:
+        kernels.installed_kernels.cache_clear()
+        _kernels.kernel_library.cache_clear()
+
+    monkeypatch.setattr(kernels, "KernelLibrary", Spied)
+    forget()
     yield calls
-    _kernels.kernel_library.cache_clear()
+    forget()
 
 
 @pytest.fixture
