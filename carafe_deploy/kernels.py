@@ -1,8 +1,8 @@
 """libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h), by ctypes.
 
 Memory is handed over as addresses, so NumPy arrays, torch tensors and raw allocations all serve.
-The structures mirror those of plugins/kernels/{carafe,candidates,roi_align,nms,masks}.h field by
-field.
+The structures mirror those of plugins/kernels/{carafe,candidates,roi_align,nms,masks,preprocess}.h
+field by field.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = [
     "NmsParams",
     "Params",
     "PasteParams",
+    "PreprocessParams",
     "RoiAlignParams",
     "RpnCandidatesParams",
     "RunsParams",
@@ -185,6 +186,23 @@ class NmsParams(Params):
         ("max_output", c_int32),
         ("iou_threshold", c_float),
         ("score_threshold", c_float),
+    )
+
+
+class PreprocessParams(Params):
+    """``carafe::PreprocessParams``."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("raw", c_int32),
+        ("reversed", c_int32),
+        ("source_height", c_int32),
+        ("source_width", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("padded_height", c_int32),
+        ("padded_width", c_int32),
     )
 
 
@@ -369,6 +387,19 @@ class KernelLibrary:
         """BatchedNms; ``workspace`` is needed on CUDA only. Raises as :meth:`call`."""
         addresses = boxes, scores, num_dets, indices, workspace
         self.call("carafe_batched_nms", params, *addresses, **where)
+
+    def preprocess(
+        self,
+        params: PreprocessParams,
+        source: int,
+        table: int,
+        out: int,
+        **where: Unpack[Where],
+    ) -> None:
+        """One image to its place in a batch, see plugins/kernels/preprocess.h. Raises as
+        :meth:`call`.
+        """
+        self.call("carafe_preprocess", params, source, table, out, **where)
 
     def paste_masks(
         self,

@@ -115,6 +115,14 @@ bool check_addresses(
          {"indices", indices, int64_t{p.batch} * p.max_output}});
 }
 
+bool check_addresses(
+    carafe::PreprocessParams const& p, uint8_t const* source, float const* table, void const* out) {
+    return check_addresses(
+        {{"source", source, carafe::elements_of({3, p.source_height, p.source_width})},
+         {"table", table, p.raw == 0 ? 768 : 0},
+         {"out", out, carafe::out_elements(p)}});
+}
+
 bool check_addresses(carafe::Encodings const& out, std::int32_t masks) {
     if (out.capacity < 0) {
         return last_error.set(
@@ -307,6 +315,21 @@ int32_t carafe_batched_nms(
     }
 #endif
     return computed([&] { carafe::nms_cpu(*params, boxes, scores, num_dets, indices, threads); });
+}
+
+int32_t carafe_preprocess(
+    carafe::PreprocessParams const* params, int32_t device, uint8_t const* source,
+    float const* table, void* out, [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(params, device, status, source, table, out)) return status;
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "preprocess", carafe::launch_preprocess(
+                              *params, source, table, out, static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] { carafe::preprocess_cpu(*params, source, table, out, threads); });
 }
 
 int32_t carafe_paste_masks(

@@ -1,6 +1,6 @@
 // Interface of libcarafe_kernels.so with C linkage, for ctypes and other foreign-function
-// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h, nms.h and
-// masks.h.
+// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h, nms.h, masks.h
+// and preprocess.h.
 // Functions return CARAFE_OK or a code below; carafe_last_error() then tells the calling thread
 // why. A null address is CARAFE_INVALID where something is to be read or written, and right
 // otherwise. `stream` is a cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On
@@ -13,6 +13,7 @@
 #include "carafe.h"
 #include "masks.h"
 #include "nms.h"
+#include "preprocess.h"
 #include "roi_align.h"
 
 extern "C" {
@@ -65,6 +66,11 @@ CARAFE_API int64_t carafe_batched_nms_workspace(carafe::NmsParams const* params)
 CARAFE_API int32_t carafe_batched_nms(
     carafe::NmsParams const* params, int32_t device, float const* boxes, float const* scores,
     int32_t* num_dets, int64_t* indices, void* workspace, void* stream, int32_t threads);
+
+// One image into its place in a batch.
+CARAFE_API int32_t carafe_preprocess(
+    carafe::PreprocessParams const* params, int32_t device, uint8_t const* source,
+    float const* table, void* out, void* stream, int32_t threads);
 
 // Masks as COCO's run-length encodings, on the CPU, in the caller's thread. `text` has `capacity`
 // bytes; where it takes more, the call succeeds and offsets[masks] tells how many, see masks.h.
