@@ -14,6 +14,7 @@ from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
 from carafe_deploy.arrays import writable
+from carafe_deploy.device_images import DeviceImages
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.operators import OPERATORS, is_feature_map
 from carafe_deploy.runners._lifetime import Lifetime
@@ -223,7 +224,11 @@ class TorchRunner(Lifetime):
 
     def _tensors(self, inputs: Mapping[str, Array]) -> list[Tensor]:
         """The inputs on the device, in the order of the artefact."""
-        tensors = [_tensor(inputs[spec.name]).to(self._device) for spec in self.inputs]
+        given = [inputs[spec.name] for spec in self.inputs]
+        tensors = [
+            (each.wait() if isinstance(each, DeviceImages) else _tensor(each)).to(self._device)
+            for each in given
+        ]
         if self._channels_last and self.info.input.layout == "nchw_float32":
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         return tensors
