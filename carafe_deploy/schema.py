@@ -1,9 +1,9 @@
 """JSON as dataclasses, checked once: types and ranges stand in the dataclass's annotations.
 
 What was written by an earlier version may lack fields that have a default, unless the class says
-``always_whole = True``: then every version has written all of them. Nothing is converted but
-lists into tuples and whole numbers into floats: whatever else a file holds is refused, by the name
-of the field.
+``always_whole = True``: then every version has written all of them but ``may_lack``. Nothing is
+converted but lists into tuples and whole numbers into floats: whatever else a file holds is
+refused, by the name of the field.
 """
 
 from __future__ import annotations
@@ -126,10 +126,12 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Annotation of each field by name, and whether it must be given."""
     hints = typing.get_type_hints(kind, include_extras=True)
     nothing, always = dataclasses.MISSING, getattr(kind, "always_whole", False)
+    lacking = getattr(kind, "may_lack", ())
     return {
         field.name: (
             hints[field.name],
-            always or (field.default is nothing and field.default_factory is nothing),
+            (always and field.name not in lacking)
+            or (field.default is nothing and field.default_factory is nothing),
         )
         for field in dataclasses.fields(kind)
     }

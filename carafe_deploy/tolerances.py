@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from carafe_deploy.types import DTYPES
+from carafe_deploy.types import DTYPES, QUANTIZED
 
 __all__ = ["ROUNDING", "TOLERANCES", "Tolerance", "coarsest", "tolerance"]
 
@@ -65,12 +65,23 @@ _Row = Mapping[str, Tolerance]
 _Four = tuple[float, float, float, float]
 
 
-def _row(measure: str, reason: str, limits: _Four, seen: _Four, quantum: float = 0.0) -> _Row:
-    """Limits, and what was seen, in fp32, tf32, fp16 and bf16."""
-    return {
+def _row(
+    measure: str,
+    reason: str,
+    limits: _Four,
+    seen: _Four,
+    quantum: float = 0.0,
+    quantized: tuple[float, float] | None = None,
+) -> _Row:
+    """Limits, and what was seen, in fp32, tf32, fp16 and bf16; both of what is quantized."""
+    row = {
         precision: Tolerance(limit, measure, found, reason, quantum)
         for precision, limit, found in zip(DTYPES, limits, seen, strict=True)
     }
+    if quantized is not None:
+        eight = Tolerance(quantized[0], measure, quantized[1], reason, quantum)
+        row |= dict.fromkeys(QUANTIZED, eight)
+    return row
 
 
 _OPERATORS: Mapping[str, _Row] = {
@@ -247,7 +258,7 @@ TOLERANCES: Mapping[tuple[str, str], _Row] = {
 
 def coarsest(*precisions: str) -> str:
     """The coarsest of some precisions; the one that decides what can be expected of a pair."""
-    return max(precisions, key=list(DTYPES).index)
+    return max(precisions, key=[*DTYPES, *QUANTIZED].index)
 
 
 def tolerance(level: str, kind: str, precision: str = "fp32") -> Tolerance:

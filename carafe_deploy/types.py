@@ -29,6 +29,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 #: What a runner may compute in, from fine to coarse -> NumPy's and torch's name of the data type.
 DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
+#: What its convolutions and linear layers may be quantized to, coarser than all those.
+QUANTIZED = ("fp8", "int8")
+
 #: Where ONNX and TorchScript files carry a :class:`ModelInfo`.
 METADATA_KEY = "carafe_deploy"
 
@@ -135,6 +138,33 @@ class OperatorCall(OneLine):
 
 
 @dataclass(frozen=True, repr=False)
+class Quantization(OneLine):
+    """What of a detector computes in 8 bits, and where its ranges come from.
+
+    Attributes:
+        target: what the file is for: ``"cpu"`` (ONNX Runtime) or ``"tensorrt"``.
+        method: of choosing ranges, one of :data:`carafe_deploy.quantize.ranges.METHODS`.
+        images: how many were used for it.
+        images_sha256: of all their bytes, in order.
+        ranges_sha256: of the ranges chosen.
+        layers: that are quantized, by the names of their weights.
+        kept_float: that could be and are not.
+        base: ``"fp32"`` or ``"fp16"``, of everything else.
+    """
+
+    always_whole: ClassVar[bool] = True
+
+    target: Annotated[str, OneOf(("cpu", "tensorrt"))]
+    method: str
+    images: Annotated[int, Within(1, 1 << 31)]
+    images_sha256: str
+    ranges_sha256: str
+    layers: tuple[str, ...]
+    kept_float: tuple[str, ...] = ()
+    base: Annotated[str, OneOf(PRECISIONS)] = "fp32"
+
+
+@dataclass(frozen=True, repr=False)
 class ModelInfo(OneLine):
     """Everything a runner and a pipeline need besides weights; travels inside every artefact.
 
@@ -145,7 +175,8 @@ class ModelInfo(OneLine):
         preprocessing: how an image becomes the ``images`` input.
         input: accepted layout and sizes.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` of convolutions and matrix products; of a
-            runner that lets float32 round to TF32 there, ``"tf32"``.
+            runner that lets float32 round to TF32 there, ``"tf32"``; ``"int8"`` or ``"fp8"`` where
+            they are quantized.
         score_threshold: detections with a higher score are kept.
         nms_iou_threshold: of the box head.
         max_detections: rows of the outputs.
@@ -155,16 +186,19 @@ class ModelInfo(OneLine):
         versions: package versions at export.
         operators: the custom operator calls made by the graph at its reference size, in order.
         stages: names of the intermediate tensors that an artefact can be asked for.
+        quantization: None where nothing is quantized.
     """
 
     always_whole: ClassVar[bool] = True
+    #: Not in every file.
+    may_lack: ClassVar[tuple[str, ...]] = ("quantization",)
 
     name: str
     architecture: Annotated[str, OneOf(tuple(ARCHITECTURES))]
     classes: Annotated[tuple[str, ...], Within(1, 1 << 16)]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     input: InputFormat = field(default_factory=InputFormat)
-    precision: Annotated[str, OneOf(tuple(DTYPES))] = "fp32"
+    precision: Annotated[str, OneOf((*DTYPES, *QUANTIZED))] = "fp32"
     score_threshold: _Share = 0.05
     nms_iou_threshold: _Share = 0.5
     max_detections: Annotated[int, Within(1, 1 << 20)] = 100
@@ -174,6 +208,12 @@ class ModelInfo(OneLine):
     versions: Mapping[str, str] = field(default_factory=dict)
     operators: tuple[OperatorCall, ...] = ()
     stages: tuple[str, ...] = ()
+    quantization: Quantization | None = None
+
+    @property
+    def float_precision(self) -> str:
+        """Of what is not quantized; ``precision`` where nothing is."""
+        return self.precision if self.quantization is None else self.quantization.base
 
     @property
     def has_masks(self) -> bool:
@@ -219,7 +259,10 @@ class ModelInfo(OneLine):
 
     def to_json(self) -> str:
         """Serialise for ``metadata_props``, TorchScript extra files and sidecars."""
-        return json.dumps({"schema": METADATA_SCHEMA, **dataclasses.asdict(self)}, sort_keys=True)
+        data = {"schema": METADATA_SCHEMA, **dataclasses.asdict(self)}
+        if self.quantization is None:  # so that versions without the field read it, too
+            del data["quantization"]
+        return json.dumps(data, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: object = "the artefact") -> ModelInfo:
@@ -247,6 +290,9 @@ class ModelInfo(OneLine):
         """Raise ValueError where fields do not fit each other."""
         if self.has_masks and not self.mask_size:
             raise ValueError("mask_size is 0, expected at least 1 of a mask_rcnn")
+        if (self.precision in QUANTIZED) != (self.quantization is not None):
+            given = "is missing" if self.quantization is None else "is there"
+            raise ValueError(f"precision is {self.precision}, and quantization {given}")
 
 
 @dataclass(frozen=True, repr=False)

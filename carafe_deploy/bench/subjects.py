@@ -184,7 +184,8 @@ def _options_like(like: str, precision: str) -> ExportOptions:
         anything = InputFormat()
         return ExportOptions(anything.batch, anything.height, anything.width, precision or "fp32")
     info = ModelInfo.from_json(like, "the checkpoint's likeness")
-    return dataclasses.replace(ExportOptions.like(info), precision=precision or info.precision)
+    options = ExportOptions.like(info)
+    return dataclasses.replace(options, precision=precision or options.precision)
 
 
 def expand(
@@ -359,7 +360,7 @@ def _filled_in(opening: Opening, like: Sequence[ModelInfo]) -> Iterable[Opening]
         return [opening]
     precisions = [opening.precision]
     if not opening.precision:
-        precisions = list(dict.fromkeys(info.precision for info in like)) or ["fp32"]
+        precisions = list(dict.fromkeys(info.float_precision for info in like)) or ["fp32"]
     settings = like[0].to_json() if like else ""
     return [
         dataclasses.replace(opening, precision=precision, like=settings) for precision in precisions

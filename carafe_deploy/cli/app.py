@@ -26,6 +26,7 @@ from carafe_deploy.cli import (
     export,
     inspect,
     parity,
+    quantize,
     report,
     selfcheck,
     zoo,
@@ -53,6 +54,7 @@ app = typer.Typer(
 for command in (
     zoo.COMMAND,
     export.COMMAND,
+    quantize.COMMAND,
     build.COMMAND,
     inspect.COMMAND,
     detect.COMMAND,

@@ -61,7 +61,7 @@ class ExportOptions(OneLine):
             batch=info.input.batch,
             height=info.input.height,
             width=info.input.width,
-            precision="fp32" if info.precision == "tf32" else info.precision,
+            precision="fp32" if info.precision == "tf32" else info.float_precision,
             uint8_input=info.input.layout == "nhwc_uint8",
             score_threshold=info.score_threshold,
             nms_iou_threshold=info.nms_iou_threshold,

@@ -33,7 +33,8 @@ def compare_operators(
     implementation of the candidate.
 
     Inputs have the recorded shapes (the smaller recording where the two differ) and values that
-    the coarser precision represents exactly, so that only the operators' own errors show.
+    the coarser precision represents exactly, so that only the operators' own errors show. They are
+    never quantized.
 
     Args:
         reference: checked against ``candidate`` by
@@ -42,7 +43,7 @@ def compare_operators(
         seed: of the inputs.
         progress: called with calls done and their total.
     """
-    precision = coarsest(reference.info.precision, candidate.info.precision)
+    precision = coarsest(reference.info.float_precision, candidate.info.float_precision)
     pairs = zip(*common_calls(reference.info, candidate.info), strict=True)
     distinct = {_key(_smaller(*pair)): pair for pair in pairs}
     rows = []

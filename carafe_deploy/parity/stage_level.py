@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.brief import OneLine
+from carafe_deploy.errors import UnsupportedLevelError
 from carafe_deploy.images import Image
 from carafe_deploy.parity.array_error import ArrayError, array_error, histogram, largest
-from carafe_deploy.parity.compatible import common_stages
+from carafe_deploy.parity.compatible import common_stages, describe
 from carafe_deploy.parity.matching import (
     MatchResult,
     ProposalMatch,
@@ -123,8 +124,15 @@ def stage_errors(
 
     Raises:
         ArtefactError: a tensor differs in shape, or a stage has an unknown name.
-        UnsupportedLevelError: the artefacts name no tensor that both have.
+        UnsupportedLevelError: the artefacts name no tensor that both have, or one is quantized.
     """
+    for runner in (reference, candidate):
+        if runner.info.quantization is not None:
+            raise UnsupportedLevelError(
+                f"{describe(runner)} rounds every layer's input to 8 bits, and no limit of a "
+                "tensor's error says whether it detects well: compare detections and AP "
+                "(--annotations); `carafe-deploy quantize --sensitivity` names the layers that hurt"
+            )
     stages = common_stages(reference.info, candidate.info)
     smallest = reference.info.input.batch[0]
     size = max(batch_size, smallest)

@@ -159,12 +159,14 @@ class Opener(OneLine):
         providers: see :func:`provider_options`.
         threads: of one operator; None lets ONNX Runtime choose.
         kernels: path of the library to register; None runs function bodies.
+        optimize: ONNX Runtime may change the graph; what it makes of float8 (1.32) is wrong.
     """
 
     path: Path
     providers: Sequence[tuple[str, Mapping[str, str]]]
     threads: int | None = None
     kernels: str | None = None
+    optimize: bool = True
 
     def open(
         self,
@@ -188,6 +190,8 @@ class Opener(OneLine):
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if not self.optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

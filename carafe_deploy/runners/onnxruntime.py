@@ -129,7 +129,8 @@ class OnnxRuntimeRunner(Lifetime):
         if given and self.provider == "cpu":
             raise OptionError("provider_options", given, "ONNX Runtime's CPU provider takes none")
         told = self._provider_options(given)
-        self._opener = Opener(self._path, told, threads, kernels)
+        optimize = info.precision != "fp8"
+        self._opener = Opener(self._path, told, threads, kernels, optimize)
         self._session: Any = self._opener.open(str(self._path), graph=mode == "cuda-graph")
         self._stage_session: Any = None
         self._buffers: Buffers | None = None

@@ -1,0 +1,387 @@
+"""``carafe-deploy quantize``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from carafe_deploy.cli.common import (
+    AnnotationsOption,
+    Command,
+    ImageDirOption,
+    JsonOption,
+    LimitOption,
+    Steps,
+    UsageError,
+    examples,
+    facts,
+    hint,
+    line,
+    plural,
+    print_json,
+    results_console,
+    shell,
+)
+
+if TYPE_CHECKING:
+    from carafe_deploy.quantize.job import Quantizer, Trial
+    from carafe_deploy.quantize.sensitivity import Sensitivity
+    from carafe_deploy.types import ModelInfo
+
+_RANGES, _FLOAT = "Ranges", "Layers kept in float"
+
+
+class TargetName(StrEnum):
+    """What runs the file."""
+
+    cpu = "cpu"
+    tensorrt = "tensorrt"
+
+
+class Values(StrEnum):
+    """What layers compute in."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+class Method(StrEnum):
+    """Of choosing a range."""
+
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+
+
+class Measure(StrEnum):
+    """Of what a layer suffers."""
+
+    error = "error"
+    detections = "detections"
+
+
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="IMAGES",
+        help="File, folder or glob, repeatable: images like those that the detector is to see, "
+        "some hundred of them; no annotations are needed.",
+    ),
+]
+ForOption = Annotated[
+    TargetName | None,
+    typer.Option(
+        "--for",
+        help="cpu (default): ONNX Runtime; activations are uint8. tensorrt: they are symmetric "
+        "int8, biases stay float, and nothing is quantized around CARAFE and RoIAlign.",
+    ),
+]
+
+
+def quantize(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL.onnx",
+            help="A float file of carafe-deploy export: fp32, or fp16.",
+        ),
+    ],
+    calibration: CalibrationOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.onnx",
+            help="By default MODEL.int8.onnx in this folder; with --sensitivity alone, none.",
+        ),
+    ] = None,
+    target: ForOption = None,
+    precision: Annotated[
+        Values,
+        typer.Option(help="int8, or fp8 (E4M3) for TensorRT on GPUs of capability 8.9 and newer."),
+    ] = Values.int8,
+    limit: LimitOption = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="minmax keeps all values seen; percentile most of them; entropy and mse what "
+            "costs least.",
+            rich_help_panel=_RANGES,
+        ),
+    ] = Method.minmax,
+    percentile: Annotated[
+        float,
+        typer.Option(min=50, max=100, help="Percent of values to keep.", rich_help_panel=_RANGES),
+    ] = 99.99,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Ranges to read, or to write where there are none; by default a file beside the "
+            "model that is named after images and settings.",
+            rich_help_panel=_RANGES,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of ONNX Runtime; by default it chooses.", rich_help_panel=_RANGES
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        Measure | None,
+        typer.Option(
+            help="Print how much each layer suffers: error of its own output (one pass), or "
+            "detections that change with it alone quantized (a run for each layer).",
+            rich_help_panel=_FLOAT,
+        ),
+    ] = None,
+    keep_float: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Keep the N layers that suffer most in float; auto: as many as --max-loss needs.",
+            rich_help_panel=_FLOAT,
+        ),
+    ] = None,
+    float_layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keep this layer in float, repeatable; --sensitivity prints the names.",
+            rich_help_panel=_FLOAT,
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --keep-float auto: largest loss of AP (default 0.002) where there are "
+            "--annotations, else largest share of the detections that may change (default 0.1).",
+            rich_help_panel=_FLOAT,
+        ),
+    ] = None,
+    annotations: AnnotationsOption = None,
+    image_dir: ImageDirOption = None,
+    sensitivity_images: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Calibration images on which layers are judged.",
+            rich_help_panel=_FLOAT,
+        ),
+    ] = 8,
+    json_output: JsonOption = False,
+) -> None:
+    """Make an ONNX file whose convolutions and linear layers compute in 8 bits.
+
+    Ranges of activations are found from images, and kept in a file, so that a
+    second run is quick. Weights are quantized by output channel. Check the
+    result with parity and eval: what 8 bits cost depends on the detector.
+    """
+    from carafe_deploy.images import find_images
+    from carafe_deploy.quantize.calibration import Calibration
+    from carafe_deploy.quantize.job import Quantizer
+
+    if not calibration:
+        raise UsageError("ranges come from images: give --calibration FOLDER")
+    name = (target or (TargetName.tensorrt if precision is Values.fp8 else TargetName.cpu)).value
+    count = _count(keep_float)
+    if max_loss is not None and keep_float != "auto":
+        raise UsageError(f"--max-loss {max_loss:g} belongs to --keep-float auto: add that")
+    if float_layer and keep_float:
+        raise UsageError("--float-layer and --keep-float both choose: drop one of them")
+    if annotations is not None and keep_float != "auto":
+        raise UsageError(f"--annotations {annotations} belongs to --keep-float auto: add that")
+    files = find_images(calibration)[:limit]
+    console = results_console(json_output)
+    with Steps() as steps:
+        steps("calibrate")
+        notes: list[str] = []
+        quantizer = Quantizer(
+            model,
+            Calibration(files, method.value, percentile, ranges, threads),
+            target=name,
+            values=precision.value,
+            progress=lambda done, total: steps.update(f"{done}/{total} images"),
+            note=notes.append,
+        )
+        order: Sequence[Sensitivity] = ()
+        if sensitivity or keep_float:
+            measure = (sensitivity or Measure.error).value
+            steps(f"sensitivity by {measure}")
+            order = quantizer.sensitivity(
+                measure, sensitivity_images, lambda done, total: steps.update(f"{done}/{total}")
+            )
+        kept, trials = tuple(float_layer or ()), list[Any]()
+        if count is not None:
+            kept = tuple(row.layer for row in order[:count])
+        elif keep_float == "auto":
+            steps("choose layers to keep in float")
+            loss = _loss(quantizer, annotations, image_dir, sensitivity_images)
+            default = 0.1 if annotations is None else 0.002
+
+            def tried(trial: Trial) -> None:
+                trials.append(trial)
+                steps.update(f"{len(trial.kept_float)} in float: loss {trial.loss:.4f}")
+
+            wanted = default if max_loss is None else max_loss
+            kept = quantizer.keep_float(order, loss, wanted, tried).kept_float
+        info = None
+        wants_file = output is not None or not sensitivity or bool(keep_float or float_layer)
+        written = _target(model, output, precision.value)
+        if wants_file:
+            steps("write")
+            info = quantizer.write(written, kept)
+    result = _result(quantizer, info, written, model, order, trials, notes)
+    if json_output:
+        print_json(result)
+        return
+    if sensitivity:
+        _show_order(console, order, kept)
+    if info is not None:
+        _show(console, result, info, name)
+
+
+def _count(keep_float: str | None) -> int | None:
+    if keep_float in (None, "auto"):
+        return None
+    if not keep_float.isdecimal():
+        raise UsageError(f"--keep-float is {keep_float!r}: give a number of layers, or auto")
+    return int(keep_float)
+
+
+def _target(model: Path, output: Path | None, values: str) -> Path:
+    name = f"{model.stem}.{values}.onnx"
+    if output is None:
+        return Path(name)
+    if output.is_dir():
+        return output / name
+    if output.suffix.lower() != ".onnx":
+        raise UsageError(f"--output is {output}: let its name end in .onnx")
+    return output
+
+
+def _loss(
+    quantizer: Quantizer, annotations: Path | None, image_dir: Path | None, images: int
+) -> Callable[[Sequence[str]], float]:
+    """Of AP, the worse of boxes and masks, where it can be measured; else of the detections."""
+    if annotations is None:
+        return quantizer.change(images)
+    from carafe_deploy.evaluate import evaluate_runner
+
+    folder = annotations.parent if image_dir is None else image_dir
+
+    def ap(runner: Any) -> list[float]:
+        result, _ = evaluate_runner(runner, annotations, folder)
+        return [numbers["AP"] or 0.0 for numbers in result.numbers.values()]
+
+    with quantizer.opened_float() as runner:
+        reference = ap(runner)
+
+    def loss(float_layers: Sequence[str]) -> float:
+        with quantizer.opened(float_layers) as runner:
+            return max(ours - theirs for ours, theirs in zip(reference, ap(runner), strict=True))
+
+    return loss
+
+
+def _result(
+    quantizer: Quantizer,
+    info: ModelInfo | None,
+    written: Path,
+    model: Path,
+    order: Sequence[Sensitivity],
+    trials: Sequence[Trial],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "source": str(model),
+        "layers": [layer.name for layer in quantizer.layers],
+        "sensitivity": [{"layer": row.layer, "harm": row.harm} for row in order],
+        "trials": [{"kept_float": list(one.kept_float), "loss": one.loss} for one in trials],
+        "images": quantizer.ranges.images,
+        "method": quantizer.ranges.method,
+        "notes": list(notes),
+        "file": None,
+    }
+    if info is None or info.quantization is None:
+        return result
+    return result | {
+        "file": str(written),
+        "bytes": written.stat().st_size,
+        "source_bytes": model.stat().st_size,
+        "precision": info.precision,
+        "target": info.quantization.target,
+        "quantized": list(info.quantization.layers),
+        "kept_float": list(info.quantization.kept_float),
+    }
+
+
+def _show_order(console: Console, order: Sequence[Sensitivity], kept: Sequence[str]) -> None:
+    table = Table("", "layer", "harm", "")
+    for number, row in enumerate(order, 1):
+        table.add_row(
+            str(number), row.layer, f"{row.harm:.4f}", "float" if row.layer in kept else ""
+        )
+    console.print(table)
+
+
+def _show(console: Console, result: dict[str, Any], info: ModelInfo, target: str) -> None:
+    kept = result["kept_float"]
+    share = result["bytes"] / result["source_bytes"]
+    console.print()
+    facts(
+        console,
+        [
+            ("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB, {share:.0%})"),
+            (
+                "quantized",
+                f"{plural(len(result['quantized']), 'layer')} to {info.precision} for {target}, "
+                f"ranges by {result['method']} of {plural(result['images'], 'image')}",
+            ),
+            ("in float", ", ".join(kept) or "everything else"),
+            *(
+                (
+                    "" if index else "tried",
+                    f"{len(trial['kept_float'])} in float: loss {trial['loss']:.4f}",
+                )
+                for index, trial in enumerate(result["trials"])
+            ),
+            *(("note", note) for note in result["notes"]),
+        ],
+    )
+    file, source = result["file"], result["source"]
+    lines = [shell("carafe-deploy", "parity", source, file)]
+    lines.append(
+        shell("carafe-deploy", "eval", file, "--annotations", "instances.json", "--images")
+        + " IMAGES"
+    )
+    if target == "tensorrt":
+        lines.append(shell("carafe-deploy", "build", file))
+    line(console, "")
+    hint(console, *lines)
+
+
+COMMAND = Command(
+    "quantize",
+    quantize,
+    examples(
+        "carafe-deploy quantize detector.onnx --calibration images/",
+        "carafe-deploy quantize detector.onnx --calibration images/ --for tensorrt -o trt.onnx",
+        "carafe-deploy quantize detector.onnx --calibration images/ --sensitivity detections",
+        "carafe-deploy quantize detector.onnx --calibration images/ --keep-float auto "
+        "--annotations val.json --image-dir val",
+    ),
+)

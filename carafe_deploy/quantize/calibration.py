@@ -1,0 +1,286 @@
+"""Ranges of a detector's activations over images, found once and kept beside the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import onnx
+
+from carafe_deploy.brief import OneLine
+from carafe_deploy.errors import ArtefactError, CarafeDeployError, ImageError
+from carafe_deploy.files import atomic_write_text, sha256_of
+from carafe_deploy.images import load_image
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.quantize.layers import Layer
+from carafe_deploy.quantize.ranges import METHODS, PERCENTILE, Histogram, choose
+from carafe_deploy.runners._onnxruntime_session import Opener, kernels_for
+from carafe_deploy.schema import OneOf, SchemaError, Within, parse, structure
+from carafe_deploy.types import ModelInfo
+
+__all__ = ["FEWEST", "Calibration", "Ranges", "images_hash"]
+
+#: Images without which ranges are chance.
+FEWEST = 8
+#: Of what a file of ranges means.
+_SCHEMA = 1
+
+_Bound = Annotated[float, Within(-3.5e38, 3.5e38)]
+
+
+@dataclass(frozen=True, repr=False)
+class Ranges(OneLine):
+    """Lowest and highest value of each activation, and what they were found from.
+
+    Attributes:
+        model_sha256: of the ONNX file.
+        images_sha256: of the images' bytes, in order.
+        images: how many.
+        method: of choosing them.
+        percentile: of that method.
+        symmetric: both differ in sign only.
+        bounds: by activation.
+    """
+
+    always_whole: ClassVar[bool] = True
+
+    model_sha256: str
+    images_sha256: str
+    images: Annotated[int, Within(1, 1 << 31)]
+    method: Annotated[str, OneOf(METHODS)]
+    percentile: Annotated[float, Within(50, 100)]
+    symmetric: bool
+    bounds: Mapping[str, tuple[_Bound, _Bound]]
+
+    def check_fields(self) -> None:
+        """Raise ValueError where fields do not fit each other."""
+        for name, (low, high) in self.bounds.items():
+            if not low <= 0 <= high:
+                raise ValueError(f"bounds of {name} are {low:g} to {high:g}, without zero")
+
+    def to_json(self) -> str:
+        """Serialise."""
+        content = {"schema": _SCHEMA, **dataclasses.asdict(self)}
+        return json.dumps(content, sort_keys=True, indent=1) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of the bounds."""
+        text = json.dumps(dict(self.bounds), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration(OneLine):
+    """What ranges are found from, and how.
+
+    Attributes:
+        images: files, all of which are read.
+        method: of choosing ranges, one of :data:`~carafe_deploy.quantize.ranges.METHODS`.
+        percentile: of the values kept, by the method of that name, in percent.
+        cache: file of ranges to read, or to write where there is none; None for one beside the
+            ONNX file, named after what they depend on.
+        threads: of ONNX Runtime; None lets it choose.
+    """
+
+    images: Sequence[Path]
+    method: str = "minmax"
+    percentile: float = PERCENTILE
+    cache: Path | None = None
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Raise CarafeDeployError where something does not fit, ImageError of the images."""
+        if self.method not in METHODS:
+            raise CarafeDeployError(f"method is {self.method!r}: choose from {', '.join(METHODS)}")
+        if not 50 <= self.percentile <= 100:
+            raise CarafeDeployError(
+                f"percentile is {self.percentile!r}: give the percent of values to keep, 50 to 100"
+            )
+        if len(self.images) < FEWEST:
+            raise ImageError(
+                f"calibration has {len(self.images)} image{'s' * (len(self.images) != 1)}, from "
+                f"which ranges would be chance: give at least {FEWEST}, better some hundred, like "
+                "those that the detector is to see"
+            )
+
+    def ranges(
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        info: ModelInfo,
+        layers: Sequence[Layer],
+        *,
+        symmetric: bool,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Ranges:
+        """Read the ranges that were found before, or find and keep them.
+
+        Args:
+            path: of the ONNX file.
+            model: what it holds; unchanged.
+            info: likewise.
+            layers: whose inputs and outputs are wanted.
+            symmetric: the ranges shall be.
+            progress: called with images done and their total.
+            note: told where the ranges come from, or why they are not kept.
+
+        Raises:
+            ImageError: an image cannot be read, or there are too few.
+            ArtefactError: a cache is of another model, other images or settings, or damaged; an
+                activation is not finite.
+        """
+        self.check()
+        wanted = tuple(
+            dict.fromkeys(name for layer in layers for name in (*layer.inputs, *layer.outputs))
+        )
+        empty = Ranges(
+            model_sha256=sha256_of(path),
+            images_sha256=images_hash(self.images),
+            images=len(self.images),
+            method=self.method,
+            percentile=float(self.percentile),
+            symmetric=symmetric,
+            bounds={},
+        )
+        cache = self.cache or path.with_name(f"{path.stem}.{_key(empty)}.ranges.json")
+        if cache.exists():
+            found = _read(cache, empty, wanted)
+            note(f"ranges of {cache}")
+            return found
+        histograms = self._histograms(path, model, info, wanted, progress)
+        bounds = {
+            name: choose(histogram, self.method, self.percentile, symmetric=symmetric)
+            for name, histogram in histograms.items()
+        }
+        found = dataclasses.replace(empty, bounds=bounds)
+        try:
+            atomic_write_text(cache, found.to_json())
+            note(f"ranges kept in {cache}")
+        except CarafeDeployError as error:
+            if self.cache is not None:
+                raise
+            note(f"ranges are not kept: {error}")
+        return found
+
+    def _histograms(
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        info: ModelInfo,
+        names: Sequence[str],
+        progress: Callable[[int, int], None],
+    ) -> Mapping[str, Histogram]:
+        """By activation; of an image, no more than its activations are held."""
+        session = Opener(
+            path, (("CPUExecutionProvider", {}),), self.threads, kernels_for("cpu", None)
+        ).open(_with_outputs(model, names))
+        preprocess = Preprocessor(info)
+        smallest = info.input.batch[0]
+        histograms = {name: Histogram() for name in names}
+        progress(0, len(self.images))
+        for done, file in enumerate(self.images, 1):
+            inputs = preprocess([load_image(file)] * smallest).inputs
+            computed = [name for name in names if name not in inputs]
+            found = dict(zip(computed, _run(session, computed, inputs, path, file), strict=True))
+            for name in names:
+                try:
+                    histograms[name].add(found.pop(name) if name in found else inputs[name])
+                except ValueError as error:
+                    raise ArtefactError(
+                        f"{path} computes {name} from {file}, and {error}: check the checkpoint"
+                    ) from error
+            progress(done, len(self.images))
+        return histograms
+
+
+def images_hash(images: Sequence[str | os.PathLike[str]]) -> str:
+    """Hex SHA-256 of the bytes of image files, in order.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    whole = hashlib.sha256()
+    for file in images:
+        try:
+            whole.update(sha256_of(file).encode())
+        except OSError as error:
+            raise ImageError(
+                f"cannot read image {file}: {error.strerror or error}: check the path and "
+                "permissions"
+            ) from error
+    return whole.hexdigest()
+
+
+def _run(
+    session: Any, names: Sequence[str], inputs: Mapping[str, Any], path: Path, file: Path
+) -> list[Any]:
+    try:
+        found: list[Any] = session.run(list(names), dict(inputs))
+    except Exception as error:  # onnxruntime's own classes share no public base
+        raise ArtefactError(
+            f"ONNX Runtime cannot run {path} on {file}: {str(error).strip().splitlines()[0][:200]}"
+        ) from error
+    return found
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model serialised, with activations as further outputs."""
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    inputs = {value.name for value in model.graph.input}
+    given = len(model.graph.output)
+    there = {value.name for value in model.graph.output} | inputs
+    model.graph.output.extend(
+        known.get(name, onnx.ValueInfoProto(name=name)) for name in names if name not in there
+    )
+    try:
+        return model.SerializeToString()
+    finally:
+        del model.graph.output[given:]
+
+
+def _key(ranges: Ranges) -> str:
+    """Of all that they depend on but the layers."""
+    return hashlib.sha256(ranges.to_json().encode()).hexdigest()[:12]
+
+
+def _read(cache: Path, expected: Ranges, names: Sequence[str]) -> Ranges:
+    try:
+        data = parse(cache.read_bytes())
+        if isinstance(data, dict) and data.pop("schema", None) != _SCHEMA:
+            raise SchemaError(f"its schema is not {_SCHEMA}")
+        found = structure(Ranges, data)
+    except (SchemaError, OSError) as error:
+        raise ArtefactError(
+            f"{cache} holds no ranges ({error}): delete it, and they are found again"
+        ) from error
+    for name, words in _MISMATCH.items():
+        ours, theirs = getattr(expected, name), getattr(found, name)
+        if ours != theirs:
+            raise ArtefactError(
+                f"{cache} holds ranges {words}{'' if 'sha256' in name else f' {theirs}'}: name "
+                "another file of ranges, or none"
+            )
+    missing = sorted(set(names) - set(found.bounds))
+    if missing:
+        raise ArtefactError(
+            f"{cache} lacks {len(missing)} activations, as {missing[0]}: delete it, and they are "
+            "found again"
+        )
+    return found
+
+
+_MISMATCH = {
+    "model_sha256": "of another ONNX file",
+    "images_sha256": "from other images",
+    "method": "by the method",
+    "percentile": "of percentile",
+    "symmetric": "that are symmetric:",
+}
