@@ -11,7 +11,7 @@
 namespace carafe {
 
 /// Two neighbouring source pixels along an axis and their weights, which add up to 2048 or so.
-struct Tap {
+struct alignas(16) Tap {
     std::int32_t first, second, first_weight, second_weight;
 };
 
