@@ -20,24 +20,18 @@ inline double scale_of(std::int32_t source, std::int32_t result) {
     return static_cast<double>(source) / result;
 }
 
-/// At pixel `at` of an axis that has `count` source pixels. Beyond the border a column's tap is the
-/// border pixel alone, a row's is that pixel twice, which rounds otherwise.
+/// At pixel `at` of an axis that has `count` source pixels. Where both are the border pixel, a
+/// column reads it once and a row twice, which rounds otherwise.
 template <bool kColumn>
 CARAFE_HD inline Tap tap_of(std::int32_t at, double scale, std::int32_t count) {
     auto const position = static_cast<float>((at + 0.5) * scale - 0.5);
     float const floor = floorf(position);
-    auto index = static_cast<std::int32_t>(floor);
+    auto const index = static_cast<std::int32_t>(floor);
     float fraction = position - floor;
-    if (kColumn && (index < 0 || index >= count - 1)) {
-        index = index < 0 ? 0 : count - 1;
-        fraction = 0.0f;
-    }
-    std::int32_t const next = index + 1;
+    if (kColumn && (index < 0 || index >= count - 1)) fraction = 0.0f;
     return {
-        index < 0       ? 0
-        : index < count ? index
-                        : count - 1,
-        next < count ? next : count - 1,
+        index < 0 ? 0 : index,
+        index < count - 1 ? index + 1 : count - 1,
         static_cast<std::int32_t>(rintf((1.0f - fraction) * 2048.0f)),
         static_cast<std::int32_t>(rintf(fraction * 2048.0f)),
     };
@@ -53,10 +47,11 @@ CARAFE_HD inline std::uint8_t resized(
         upper[first] * column.first_weight + upper[second] * column.second_weight;
     std::int32_t const below =
         lower[first] * column.first_weight + lower[second] * column.second_weight;
-    std::int32_t const value = (((row.first_weight * (above >> 4)) >> 16) +
-                                ((row.second_weight * (below >> 4)) >> 16) + 2) >>
-                               2;
-    return static_cast<std::uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+    // At most 2049 / 65536 * (255 * 2049 / 16), plus 2, over 4: no more than 255.
+    return static_cast<std::uint8_t>(
+        (((row.first_weight * (above >> 4)) >> 16) + ((row.second_weight * (below >> 4)) >> 16) +
+         2) >>
+        2);
 }
 
 /// Where the source's row of that number begins.

@@ -5,8 +5,8 @@ namespace carafe {
 
 namespace {
 
-/// Beyond, float32 does not tell one pixel from the next.
-constexpr std::int32_t kMostSide = 1 << 24;
+/// Beyond, float32 has no halves of pixels.
+constexpr std::int32_t kMostSide = 1 << 23;
 
 }  // namespace
 
@@ -35,17 +35,13 @@ bool check(PreprocessParams const& p, Message& message) {
     if (p.source_height > kMostSide || p.source_width > kMostSide || p.padded_height > kMostSide ||
         p.padded_width > kMostSide) {
         return message.set(
-            "%d x %d pixels become %d x %d, expected sides of at most 2^24", p.source_height,
+            "%d x %d pixels become %d x %d, expected sides of at most 2^23", p.source_height,
             p.source_width, p.padded_height, p.padded_width);
     }
     if (p.height < 1 || p.width < 1 || p.padded_height < p.height || p.padded_width < p.width) {
         return message.set(
             "%d x %d pixels padded to %d x %d, expected at least 1 x 1, and no fewer after padding",
             p.height, p.width, p.padded_height, p.padded_width);
-    }
-    if (elements_of({3, p.source_height, p.source_width}) > kMostElements ||
-        out_elements(p) > kMostElements) {
-        return message.set("the image or the result has more than 2^48 elements");
     }
     return true;
 }
