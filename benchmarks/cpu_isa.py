@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from _common import RESULTS, argument_parser, in_process, write_result
 
+from carafe_deploy.kernels import CarafeParams, DType, KernelLibrary, Layout, MaskSource
 from carafe_deploy.libraries import find_library
-from carafe_deploy.ops._library import CarafeParams, DType, KernelLibrary, Layout, MaskSource
 
 #: Value of CARAFE_CPU_ISA -> what /proc/cpuinfo calls that it needs. "chosen" sets nothing.
 NEEDS = {

@@ -3,17 +3,23 @@
 No mask is ever laid out in pixels. Down a column of pixels the bilinearly sampled probability is
 linear between two rows of mask cells, so it crosses the threshold at most once there: two samples
 for each row of cells give every run, however large the box is.
+
+Where libcarafe_kernels.so is, it does that (plugins/kernels/masks.h); elsewhere NumPy and
+pycocotools do, more slowly and to the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.kernels import PasteParams, RunsParams, installed_kernels
 
 _F = np.float32
 
@@ -34,7 +40,8 @@ def paste_masks(
 
     Matches mmdetection 3.3's FCNMaskHead: bilinear ``grid_sample`` at pixel centres, zeros
     outside, ``align_corners=False``, positions in float32. One departure: for a box without area
-    mmdetection divides by zero and may paint a strip, here the mask is empty.
+    mmdetection divides by zero and may paint a strip, here the mask is empty. All masks are one
+    call, during which other threads of Python run.
 
     Args:
         probabilities: [N, S, S] in 0..1, S = 28 for these detectors.
@@ -47,31 +54,93 @@ def paste_masks(
         ``pycocotools.mask.encode`` makes of the pasted pixels.
 
     Raises:
-        BackendUnavailableError: pycocotools is not installed.
+        BackendUnavailableError: neither libcarafe_kernels.so nor pycocotools is there, or the
+            library cannot be used.
     """
-    return encode_runs(
-        [
-            _run_lengths(probability, box, size, threshold)
-            for probability, box in zip(probabilities, boxes.astype(_F, copy=False), strict=True)
-        ],
-        size,
-    )
+    probabilities, boxes = (np.ascontiguousarray(each, _F) for each in (probabilities, boxes))
+    count, cells = len(probabilities), probabilities.shape[-1]
+    if probabilities.shape != (count, cells, cells) or boxes.shape != (count, 4):
+        raise ValueError(
+            f"probabilities {list(probabilities.shape)} and boxes {list(boxes.shape)}, expected "
+            "[N, S, S] and [N, 4]"
+        )
+    if not 0 < threshold < np.inf:
+        raise ValueError(f"threshold is {threshold}, expected a number above 0")
+    library = installed_kernels()
+    if library is None:
+        ends = [
+            _run_ends(probability, box, size, threshold)
+            for probability, box in zip(probabilities, boxes, strict=True)
+        ]
+        return _encode(ends, size)
+    height, width = size
+    params = PasteParams(masks=count, cells=cells, height=height, width=width, threshold=threshold)
+    addresses = probabilities.ctypes.data, boxes.ctypes.data
+    return _texts(partial(library.paste_masks, params, *addresses), count, size)
 
 
 def encode_runs(
-    runs: Sequence[npt.NDArray[np.int64]], size: tuple[int, int]
+    ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], size: tuple[int, int]
 ) -> tuple[dict[str, Any], ...]:
-    """COCO encodings of runs, an array of :func:`run_lengths` a mask; raises as paste_masks."""
+    """COCO encodings of masks of which is known where runs begin and end.
+
+    Args:
+        ends: pixel numbers, column by column, beginnings and ends in turn, of all masks one after
+            the other; a run ends with its column.
+        counts: [N], how many of them are each mask's.
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        BackendUnavailableError: as for :func:`paste_masks`.
+    """
+    ends, counts = (np.ascontiguousarray(each, np.int64) for each in (ends, counts))
+    if counts.sum() != len(ends):
+        raise ValueError(f"{len(ends)} run ends, but counts sum up to {counts.sum()}")
+    library = installed_kernels()
+    if library is None:
+        return _encode(np.split(ends, np.cumsum(counts)[:-1]) if len(counts) else (), size)
+    params = RunsParams(masks=len(counts), height=size[0], width=size[1])
+    addresses = ends.ctypes.data, counts.ctypes.data
+    return _texts(partial(library.encode_runs, params, *addresses), len(counts), size)
+
+
+def _encode(
+    ends: Iterable[npt.NDArray[np.int64]], size: tuple[int, int]
+) -> tuple[dict[str, Any], ...]:
     encode = _coco_mask().frPyObjects
     height, width = size
     return tuple(
-        encode({"size": [height, width], "counts": lengths.tolist()}, height, width)
-        for lengths in runs
+        encode(
+            {"size": [height, width], "counts": _run_lengths(each, size).tolist()}, height, width
+        )
+        for each in ends
+    )
+
+
+def _texts(
+    write: Callable[[int, int, int], None], count: int, size: tuple[int, int]
+) -> tuple[dict[str, Any], ...]:
+    """What the library writes, given where the text goes, its capacity, and where offsets go."""
+    offsets = np.zeros(count + 1, np.int64)
+    # Enough for three runs a column; a page that is not written takes no memory.
+    text = np.empty(count * (8 * size[1] + 64), np.uint8)
+    write(text.ctypes.data, text.size, offsets.ctypes.data)
+    if offsets[-1] > text.size:
+        text = np.empty(offsets[-1], np.uint8)
+        write(text.ctypes.data, text.size, offsets.ctypes.data)
+    found = text[: offsets[-1]].tobytes()
+    height, width = size
+    return tuple(
+        {"size": [height, width], "counts": found[begin:end]}
+        for begin, end in itertools.pairwise(offsets.tolist())
     )
 
 
 def decode_mask(encoding: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """[H, W] uint8 of zeros and ones from one COCO run-length encoding; raises as paste_masks."""
+    """[H, W] uint8 of zeros and ones from one COCO run-length encoding.
+
+    Raises BackendUnavailableError where pycocotools is not installed.
+    """
     decoded: npt.NDArray[np.uint8] = _coco_mask().decode(encoding)
     return decoded
 
@@ -87,13 +156,13 @@ def _coco_mask() -> Any:
     return mask
 
 
-def _run_lengths(
+def _run_ends(
     probability: npt.NDArray[Any],
     box: npt.NDArray[np.float32],
     size: tuple[int, int],
     threshold: float,
 ) -> npt.NDArray[np.int64]:
-    """COCO counts of one mask: lengths of alternating runs of zeros and ones, column by column."""
+    """Of one mask, as :func:`encode_runs` takes them."""
     height, width = size
     x1, y1, x2, y2 = box
     cells = probability.shape[-1]
@@ -104,20 +173,11 @@ def _run_lengths(
     frame[1:-1, 1:-1] = probability
     columns = _lerp(frame[:, cell_x], frame[:, cell_x + 1], fraction_x)  # [S + 2, W']
     column, row = _changes(columns, cell_y, fraction_y, _F(threshold))
-    return run_lengths((column + left) * height + row + top, size)
+    return (column + left) * height + row + top
 
 
-def run_lengths(positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """COCO's counts from where runs of mask pixels begin and end.
-
-    Args:
-        positions: pixel numbers, column by column, beginnings and ends in turn; a run ends with
-            its column.
-        size: (height, width) of the image in pixels.
-
-    Returns:
-        Lengths of alternating runs of zeros and ones, zeros first.
-    """
+def _run_lengths(positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """COCO's counts, lengths of alternating runs of zeros and ones, zeros first, from run ends."""
     # A run that reaches the bottom goes on at the top of the next column.
     seams = np.flatnonzero(positions[1:-1:2] == positions[2::2])
     if seams.size:
@@ -135,7 +195,7 @@ def _sample_positions(
     the distance from there in cells.
     """
     extent = high - low
-    if not extent > 0:
+    if not 0 < extent < np.inf:
         return 0, np.zeros(0, np.intp), np.zeros(0, _F)
     # No probability is above one, and half a cell beyond the box it has fallen to at most 0.5:
     # pixels further out than the threshold allows are left away, but for one that covers rounding.
@@ -195,5 +255,6 @@ def _changes(
     crossing = (threshold - begin) / (end - begin) * pixels
     # The first pixel of the new state: rising includes the threshold, falling excludes it.
     after = np.where(end > begin, np.ceil(crossing), np.floor(crossing) + 1)
-    row[inner] += np.clip(after, 1, pixels).astype(np.intp)
+    # NaN, where a probability is not finite, is taken for the lower bound.
+    row[inner] += np.fmin(np.fmax(after, 1), pixels).astype(np.intp)
     return column, row

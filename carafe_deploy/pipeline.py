@@ -63,8 +63,8 @@ class Pipeline:
     :meth:`detect_paths` at the same time for different batches.
 
     A detector sees the padding around an image, so a batch holds images of one padded size, looked
-    for among the next ones: any batch size finds the same. Results keep the order given. Masks are
-    pasted where a torch runner computes if that is a GPU, else on the host.
+    for among the next ones: any batch size finds the same. Results keep the order given. Images are
+    preprocessed and masks pasted where a torch runner computes if that is a GPU, else on the host.
 
     Args:
         runner: stays the caller's to close.
@@ -96,7 +96,7 @@ class Pipeline:
                 "accepts: choose another, or export with a dynamic batch"
             )
         self._runner = runner
-        self._preprocess = Preprocessor(runner.info)
+        self._preprocess = _preprocessor(runner)
         self._paste = _paster(runner)
         self._smallest = smallest
         self._batch_size = max(batch_size, smallest)
@@ -304,6 +304,15 @@ class Pipeline:
             num_classes=len(info.classes),
             paste=self._paste,
         )
+
+
+def _preprocessor(runner: Runner) -> Preprocessor:
+    """On the GPU where a torch runner has one and there are kernels; else on the host."""
+    if not runner.pastes_on_device or runner.info.input.batch[0] > 1:
+        return Preprocessor(runner.info)
+    from carafe_deploy.preprocess_torch import preprocessor_on
+
+    return preprocessor_on(runner.device, runner.info)
 
 
 def _paster(runner: Runner) -> Paste:

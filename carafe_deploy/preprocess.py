@@ -24,7 +24,8 @@ class Batch(OneLine):
     """Images ready for a runner, and what it takes to map its boxes back.
 
     Attributes:
-        images: [B, 3, H, W] float32 or [B, H, W, 3] uint8, zero-padded right and bottom.
+        images: [B, 3, H, W] float32 or [B, H, W, 3] uint8, zero-padded right and bottom; an array,
+            or :class:`~carafe_deploy.device_images.DeviceImages` for a runner that takes them.
         image_sizes: [B, 2] float32, height and width before padding.
         scale_factors: [B, 2] float64, (new width / width, new height / height).
         original_sizes: (height, width) of every image as given.
@@ -32,7 +33,7 @@ class Batch(OneLine):
             their detections may differ from mmdetection's.
     """
 
-    images: npt.NDArray[Any]
+    images: Any
     image_sizes: npt.NDArray[np.float32]
     scale_factors: npt.NDArray[np.float64]
     original_sizes: tuple[tuple[int, int], ...]
@@ -42,7 +43,7 @@ class Batch(OneLine):
         return len(self.original_sizes)
 
     @property
-    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+    def inputs(self) -> dict[str, Any]:
         """What :meth:`carafe_deploy.runners.base.Runner.run` takes."""
         return {"images": self.images, "image_sizes": self.image_sizes}
 
@@ -79,16 +80,11 @@ class Preprocessor:
             raise InputShapeError("a batch needs at least one image")
         originals = tuple(check_image(image) for image in images)
         plans = [self._plan(height, width) for height, width in originals]
-        height, width = self._padded(plans)
-        shape = (height, width, 3) if self._uint8 else (3, height, width)
-        dtype = np.uint8 if self._uint8 else np.float32
-        padded = np.zeros((len(images), *shape), dtype)
-        for target, image, (new_height, new_width, _) in zip(padded, images, plans, strict=True):
-            whole, size = np.ascontiguousarray(image), (new_width, new_height)
-            self._fill(target, cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR))
-        sizes = np.array([plan[:2] for plan in plans], np.float64)
+        resized = [plan[:2] for plan in plans]
+        whole = [np.ascontiguousarray(image) for image in images]
+        sizes = np.array(resized, np.float64)
         return Batch(
-            images=padded,
+            images=self._filled(whole, resized, self._padded(plans)),
             image_sizes=sizes.astype(np.float32),
             scale_factors=(sizes / np.array(originals, np.float64))[:, ::-1],
             original_sizes=originals,
@@ -98,6 +94,20 @@ class Preprocessor:
     def padded_size(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width that a batch of this image alone has; raises as a batch does."""
         return self._padded([self._plan(*check_image(image))])
+
+    def _filled(
+        self,
+        images: Sequence[npt.NDArray[np.uint8]],
+        resized: Sequence[tuple[int, int]],
+        padded: tuple[int, int],
+    ) -> Any:
+        """What a runner takes, of contiguous images and their heights and widths."""
+        shape = (*padded, 3) if self._uint8 else (3, *padded)
+        batch = np.zeros((len(images), *shape), np.uint8 if self._uint8 else np.float32)
+        for target, image, (height, width) in zip(batch, images, resized, strict=True):
+            size = width, height
+            self._fill(target, cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+        return batch
 
     def _padded(self, plans: Sequence[tuple[int, int, bool]]) -> tuple[int, int]:
         divisor = self._settings.pad_size_divisor

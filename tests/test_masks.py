@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from carafe_deploy.masks import decode_mask, paste_masks
+from carafe_deploy import masks
+from carafe_deploy.kernels import KernelLibrary
+from carafe_deploy.libraries import require_library
+from carafe_deploy.masks import decode_mask, encode_runs, paste_masks
+
+
+@pytest.fixture(scope="module", autouse=True, params=["kernels", "numpy"])
+def way(request):
+    """By the library, and as where there is none."""
+    library = KernelLibrary(require_library("carafe_kernels"))
+    chosen = library if request.param == "kernels" else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "installed_kernels", lambda: chosen)
+        yield
 
 
 def paste_by_definition(
@@ -133,6 +146,39 @@ class TestEdges:
     def test_no_masks(self):
         empty = np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32)
         assert paste_masks(*empty, (20, 30)) == ()
+        assert encode_runs(np.zeros(0, np.int64), np.zeros(0, np.int64), (20, 30)) == ()
+
+    @pytest.mark.parametrize("size", [(0, 30), (20, 0)])
+    def test_image_without_pixels(self, size):
+        box = np.array([[2, 3, 50, 40]], np.float32)
+        (encoding,) = paste_masks(np.ones((1, 28, 28), np.float32), box, size)
+        assert encoding == {"size": list(size), "counts": b""}
+
+    @pytest.mark.parametrize(
+        ("probabilities", "boxes", "threshold", "message"),
+        [
+            ((2, 28, 28), (1, 4), 0.5, r"\[2, 28, 28\] and boxes \[1, 4\], expected \[N, S, S\]"),
+            ((1, 28, 14), (1, 4), 0.5, r"expected \[N, S, S\]"),
+            ((1, 28, 28), (1, 5), 0.5, r"and \[N, 4\]"),
+            ((1, 28, 28), (1, 4), 0, "threshold is 0, expected a number above 0"),
+            ((1, 28, 28), (1, 4), np.nan, "threshold is nan, expected"),
+        ],
+    )
+    def test_arrays_that_do_not_fit(self, probabilities, boxes, threshold, message):
+        with pytest.raises(ValueError, match=message):
+            paste_masks(
+                np.ones(probabilities, np.float32), np.ones(boxes, np.float32), (9, 9), threshold
+            )
+
+    def test_values_that_are_not_finite(self):
+        nothing = np.zeros((9, 9), np.uint8)
+        for box in ([0, 0, np.inf, 9], [np.nan, 0, 9, 9], [-np.inf, 0, np.inf, 9]):
+            probability = np.ones((1, 28, 28), np.float32)
+            (encoding,) = paste_masks(probability, np.array([box], np.float32), (9, 9))
+            np.testing.assert_array_equal(decode_mask(encoding), nothing)
+        box = np.array([[0, 0, 9, 9]], np.float32)
+        (encoding,) = paste_masks(np.full((1, 28, 28), np.nan, np.float32), box, (9, 9))
+        np.testing.assert_array_equal(decode_mask(encoding), nothing)
 
     def test_half_precision_probabilities(self):
         probability = np.random.default_rng(0).random((1, 28, 28)).astype(np.float16)
@@ -153,3 +199,23 @@ class TestEdges:
         tracemalloc.stop()
         assert peak < 50e6
         assert coco_mask.area(encoding) > 19000**2
+
+
+class TestRuns:
+    def test_as_pycocotools_encodes(self):
+        rng = np.random.default_rng(0)
+        pixels = rng.random((40, 9, 7)) < rng.random((40, 1, 1))
+        pixels[:2] = [[[False]], [[True]]]
+        ends, counts = [], []
+        for mask in pixels:
+            framed = np.pad(mask, ((1, 1), (0, 0))).astype(np.int8)
+            column, row = np.nonzero(np.diff(framed, axis=0).T)
+            ends.append(column * 9 + row)
+            counts.append(len(row))
+        found = encode_runs(np.concatenate(ends), np.array(counts), (9, 7))
+        expected = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in pixels]
+        assert list(found) == expected
+
+    def test_counts_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="2 run ends, but counts sum up to 4"):
+            encode_runs(np.array([0, 1]), np.array([4]), (9, 7))

@@ -15,6 +15,7 @@ from carafe_deploy.images import save_image
 from carafe_deploy.masks import decode_mask, paste_masks
 from carafe_deploy.parity.compatible import BoundedRunner
 from carafe_deploy.pipeline import Pipeline
+from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners.base import Runner, RunTimes, check_inputs
 from carafe_deploy.types import InputFormat, ModelInfo, Preprocessing
 
@@ -138,9 +139,16 @@ def test_masks_of_a_mask_rcnn():
         ("cpu", "mask_rcnn", False),
     ],
 )
-def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, architecture, on_gpu):
-    """The device has a name, no package's type; the paster itself is tested on its own."""
-    pasted = []
+def test_images_and_masks_are_worked_on_where_a_torch_runner_computes(
+    monkeypatch, device, architecture, on_gpu
+):
+    """The device has a name, no package's type; what works there is tested on its own."""
+    pasted, preprocessed = [], []
+
+    class OnDevice(Preprocessor):
+        def __init__(self, given, info):
+            super().__init__(info)
+            preprocessed.append(given)
 
     class Paster:
         def __init__(self, given):
@@ -151,6 +159,7 @@ def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, arc
             return paste_masks(probabilities, boxes, size, threshold)
 
     monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
+    monkeypatch.setattr("carafe_deploy.preprocess_torch.preprocessor_on", OnDevice)
     runner = FrameRunner(architecture=architecture)
     runner.device, runner.pastes_on_device = device, device != "cpu"
     found = Pipeline(runner).detect(images(2))
@@ -158,6 +167,7 @@ def test_masks_are_pasted_where_a_torch_runner_computes(monkeypatch, device, arc
     bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))
     again = Pipeline(bounded).detect(images(2))
     assert pasted == ([runner.device] * 4 if on_gpu else [])
+    assert preprocessed == ([] if device == "cpu" else [device] * 2)
     assert [one.masks for one in again] == [one.masks for one in found]
 
 

@@ -15,14 +15,12 @@ from carafe_deploy.doctor.findings import Finding, missing, ok, wrong
 from carafe_deploy.doctor.gpu import Cuda, Driver, Gpu
 from carafe_deploy.doctor.probes import Answer
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.kernels import ENVIRONMENT_VARIABLE as _KERNELS_VARIABLE
 from carafe_deploy.libraries import ENVIRONMENT_VARIABLE, PACKAGE_FOLDER, check_whole, find_library
 from carafe_deploy.operators import BY_ONNX_NAME
 
 #: Plugins that an exported detector can ask for.
 CREATORS = tuple(BY_ONNX_NAME)
-
-#: Of ops/_kernels.py, which cannot be imported without torch.
-_KERNELS_VARIABLE = "CARAFE_DEPLOY_KERNELS"
 
 
 @dataclass(frozen=True, repr=False)

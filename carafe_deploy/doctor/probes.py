@@ -257,8 +257,7 @@ def _plugins(flavour_name: str, library: str) -> dict[str, Any]:
 
 def _kernels(library: str) -> dict[str, Any]:
     """What the kernel library says of itself."""
-    _only_files_of("carafe_deploy.ops")  # importing the package itself takes torch
-    from carafe_deploy.ops._library import KernelLibrary
+    from carafe_deploy.kernels import KernelLibrary
 
     return vars(KernelLibrary(library).info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,4 +131,13 @@ def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:
 
 def _value(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    return [_plain(each) for each in value] if isinstance(value, list) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has neither bytes nor infinity, nor tensors."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (int, float)) else type(value).__name__

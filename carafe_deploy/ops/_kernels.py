@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.libraries import find_library, missing
-from carafe_deploy.ops._library import Device, DType, KernelLibrary, Layout, Where
-from carafe_deploy.ops._torch_library import ENVIRONMENT_VARIABLE, torch_library
+from carafe_deploy.kernels import (
+    ENVIRONMENT_VARIABLE,
+    Device,
+    DType,
+    KernelLibrary,
+    Layout,
+    Where,
+    installed_kernels,
+    is_switched_off,
+)
+from carafe_deploy.libraries import missing
+from carafe_deploy.ops._torch_library import torch_library
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -61,22 +68,14 @@ def kernel_library() -> KernelLibrary | None:
     Raises:
         BackendUnavailableError: a library is there but cannot be used, or a variable is wrong.
     """
-    choice = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    if choice not in ("auto", "off"):
-        raise BackendUnavailableError(
-            f"{ENVIRONMENT_VARIABLE} is {choice!r}, expected 'auto' or 'off'"
-        )
-    if choice == "off":
-        return None
-    path = find_library("carafe_kernels")
-    if path is None:
+    library = installed_kernels()
+    if library is None and not is_switched_off():
         warnings.warn(
             "carafe_deploy computes its operators in plain PyTorch, which is slower: "
             f"{missing('carafe_kernels')}; {ENVIRONMENT_VARIABLE}=off silences this",
             stacklevel=2,
         )
-        return None
-    return KernelLibrary(path)
+    return library
 
 
 def library_for(tensor: Tensor, *, float64_on_cpu: bool = False) -> KernelLibrary | None:

@@ -1,7 +1,7 @@
 """libcarafe_torch.so: the operators registered with torch in C++, where that library serves.
 
 It calls the libcarafe_kernels.so beside it. A call costs some microseconds then, a tenth of what it
-costs through Python and ctypes (:mod:`carafe_deploy.ops._library`), which is the way where the
+costs through Python and ctypes (:mod:`carafe_deploy.kernels`), which is the way where the
 library is not there or does not load.
 """
 
@@ -17,14 +17,12 @@ import torch
 
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import BackendUnavailableError
+from carafe_deploy.kernels import ENVIRONMENT_VARIABLE
 from carafe_deploy.libraries import check_whole, find_library, missing
 from carafe_deploy.operators import OPERATORS
 from carafe_deploy.types import DOMAIN
 
-__all__ = ["ENVIRONMENT_VARIABLE", "TorchLibrary", "is_registered", "torch_library"]
-
-#: ``off`` keeps the operators in PyTorch, to compare the two; unset or ``auto`` takes the kernels.
-ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_KERNELS"
+__all__ = ["TorchLibrary", "is_registered", "torch_library"]
 
 #: Of the library's interface with this file, and what tells it.
 _ABI_VERSION = 1

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carafe_deploy.operators.candidates import MAX_LOG_RATIO, MOST_CANDIDATES
-from carafe_deploy.operators.specification import Attributes, Implementation, Shape
-from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._library import (
+from carafe_deploy.kernels import (
     MAX_LEVELS,
     BoxCandidatesParams,
     KernelLibrary,
     RpnCandidatesParams,
 )
+from carafe_deploy.operators.candidates import MAX_LOG_RATIO, MOST_CANDIDATES
+from carafe_deploy.operators.specification import Attributes, Implementation, Shape
+from carafe_deploy.ops import _kernels
 
 if TYPE_CHECKING:
     from onnx import FunctionProto

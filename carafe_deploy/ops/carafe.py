@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carafe_deploy.kernels import CarafeParams, KernelLibrary, MaskSource
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._library import CarafeParams, KernelLibrary, MaskSource
 
 if TYPE_CHECKING:
     from onnx import FunctionProto

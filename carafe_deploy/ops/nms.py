@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carafe_deploy.kernels import KernelLibrary, NmsParams
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._library import KernelLibrary, NmsParams
 
 if TYPE_CHECKING:
     from onnx import FunctionProto

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from carafe_deploy.kernels import MAX_LEVELS, KernelLibrary, RoiAlignParams
 from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.operators.specification import Attributes, Implementation, Shape
 from carafe_deploy.ops import _kernels
-from carafe_deploy.ops._library import MAX_LEVELS, KernelLibrary, RoiAlignParams
 
 if TYPE_CHECKING:
     from onnx import FunctionProto

@@ -151,7 +151,9 @@ def _to_float8(model: onnx.ModelProto) -> None:
     ]
     for scale in {node.input[1] for node in pairs}:
         old = numpy_helper.to_array(tensors[scale])
-        new = (old * (_INT8_MAX / _FLOAT8_MAX)).astype(old.dtype)
+        # TensorRT takes no scale of zero, which a channel without weights rounds to in float16.
+        new = np.maximum(old * (_INT8_MAX / _FLOAT8_MAX), np.finfo(old.dtype).tiny)
+        new = new.astype(old.dtype)
         tensors[scale].CopyFrom(numpy_helper.from_array(new, scale))
     for zero in {node.input[2] for node in pairs}:
         count = int(np.prod(tensors[zero].dims, dtype=np.int64))

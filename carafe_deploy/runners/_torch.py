@@ -14,6 +14,7 @@ from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
 from carafe_deploy.arrays import writable
+from carafe_deploy.device_images import DeviceImages
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.operators import OPERATORS, is_feature_map
 from carafe_deploy.runners._lifetime import Lifetime
@@ -245,13 +246,18 @@ class TorchRunner(Lifetime):
         """The inputs on the device, in the order of the artefact; by way of pinned memory, which
         torch keeps for the next ones, without waiting for the device.
         """
-        tensors = [_tensor(inputs[spec.name]) for spec in self.inputs]
-        if pinned:
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        tensors = [tensor.to(self._device, non_blocking=pinned) for tensor in tensors]
+        tensors = [self._on_device(inputs[spec.name], pinned) for spec in self.inputs]
         if self._channels_last and self.info.input.layout == "nchw_float32":
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         return tensors
+
+    def _on_device(self, given: Array | DeviceImages, pinned: bool) -> Tensor:
+        if isinstance(given, DeviceImages):
+            return given.wait().to(self._device)
+        tensor = _tensor(given)
+        if pinned:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=pinned)
 
     def _settings(self) -> tuple[str, ...]:
         return ("channels-last",) * self._channels_last

@@ -198,7 +198,9 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
     for name in ("images", "image_sizes"):
         if name not in inputs:
             raise InputShapeError(f"input {name!r} is missing, got {sorted(inputs)}")
-    images, sizes = inputs["images"], inputs["image_sizes"]
+    # Images that wait on a device have an array that is like them.
+    images = getattr(inputs["images"], "like", inputs["images"])
+    sizes = inputs["image_sizes"]
     uint8 = info.input.layout == "nhwc_uint8"
     dtype = np.dtype("uint8" if uint8 else "float32")
     if images.dtype != dtype:

@@ -115,6 +115,43 @@ bool check_addresses(
          {"indices", indices, int64_t{p.batch} * p.max_output}});
 }
 
+bool check_addresses(
+    carafe::PreprocessParams const& p, uint8_t const* source, float const* table, void const* out) {
+    return check_addresses(
+        {{"source", source, carafe::elements_of({3, p.source_height, p.source_width})},
+         {"table", table, p.raw == 0 ? 768 : 0},
+         {"out", out, carafe::out_elements(p)}});
+}
+
+bool check_addresses(carafe::Encodings const& out, std::int32_t masks) {
+    if (out.capacity < 0) {
+        return last_error.set(
+            "capacity is %lld, expected none below 0", static_cast<long long>(out.capacity));
+    }
+    return check_addresses(
+        {{"text", out.text, out.capacity}, {"offsets", out.offsets, int64_t{1} + masks}});
+}
+
+bool check_addresses(
+    carafe::PasteParams const& p, float const* probabilities, float const* boxes,
+    carafe::Encodings out) {
+    int64_t const cells = carafe::elements_of({p.masks, p.cells, p.cells});
+    return check_addresses(
+               {{"probabilities", probabilities, cells}, {"boxes", boxes, int64_t{4} * p.masks}}) &&
+           check_addresses(out, p.masks);
+}
+
+bool check_addresses(
+    carafe::RunsParams const& p, int64_t const* ends, int64_t const* counts,
+    carafe::Encodings out) {
+    if (!check_addresses({{"counts", counts, p.masks}})) return false;
+    int64_t most = 0;
+    for (int32_t mask = 0; mask < p.masks; ++mask) {
+        if (counts[mask] > most) most = counts[mask];
+    }
+    return check_addresses({{"ends", ends, most}}) && check_addresses(out, p.masks);
+}
+
 /// Whether a call can be made; addresses are what check_addresses() takes besides parameters.
 template <typename Params, typename... Addresses>
 bool usable(Params const* params, int32_t device, int32_t& status, Addresses... addresses) {
@@ -278,4 +315,38 @@ int32_t carafe_batched_nms(
     }
 #endif
     return computed([&] { carafe::nms_cpu(*params, boxes, scores, num_dets, indices, threads); });
+}
+
+int32_t carafe_preprocess(
+    carafe::PreprocessParams const* params, int32_t device, uint8_t const* source,
+    float const* table, void* out, [[maybe_unused]] void* stream, int32_t threads) {
+    int32_t status = CARAFE_OK;
+    if (!usable(params, device, status, source, table, out)) return status;
+#if defined(CARAFE_WITH_CUDA)
+    if (device == CARAFE_CUDA) {
+        return enqueued(
+            "preprocess", carafe::launch_preprocess(
+                              *params, source, table, out, static_cast<cudaStream_t>(stream)));
+    }
+#endif
+    return computed([&] { carafe::preprocess_cpu(*params, source, table, out, threads); });
+}
+
+int32_t carafe_paste_masks(
+    carafe::PasteParams const* params, float const* probabilities, float const* boxes, char* text,
+    int64_t capacity, int64_t* offsets) {
+    carafe::Encodings const out{text, capacity, offsets};
+    int32_t status = CARAFE_OK;
+    if (!usable(params, CARAFE_CPU, status, probabilities, boxes, out)) return status;
+    return computed([&] { carafe::paste_masks_cpu(*params, probabilities, boxes, out); });
+}
+
+int32_t carafe_encode_runs(
+    carafe::RunsParams const* params, int64_t const* ends, int64_t const* counts, char* text,
+    int64_t capacity, int64_t* offsets) {
+    carafe::Encodings const out{text, capacity, offsets};
+    int32_t status = CARAFE_OK;
+    if (!usable(params, CARAFE_CPU, status, ends, counts, out)) return status;
+    return carafe::encode_runs_cpu(*params, ends, counts, out, last_error) ? CARAFE_OK
+                                                                           : CARAFE_INVALID;
 }

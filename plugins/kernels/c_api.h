@@ -1,5 +1,6 @@
 // Interface of libcarafe_kernels.so with C linkage, for ctypes and other foreign-function
-// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h and nms.h.
+// interfaces. Structs are plain data, those of carafe.h, candidates.h, roi_align.h, nms.h, masks.h
+// and preprocess.h.
 // Functions return CARAFE_OK or a code below; carafe_last_error() then tells the calling thread
 // why. A null address is CARAFE_INVALID where something is to be read or written, and right
 // otherwise. `stream` is a cudaStream_t and ignored on the CPU; `threads` is ignored on CUDA. On
@@ -10,12 +11,14 @@
 
 #include "candidates.h"
 #include "carafe.h"
+#include "masks.h"
 #include "nms.h"
+#include "preprocess.h"
 #include "roi_align.h"
 
 extern "C" {
 
-#define CARAFE_ABI_VERSION 1
+#define CARAFE_ABI_VERSION 2
 
 enum { CARAFE_OK = 0, CARAFE_INVALID = 1, CARAFE_CUDA_ERROR = 2, CARAFE_NO_CUDA = 3 };
 enum { CARAFE_CPU = 0, CARAFE_CUDA = 1 };
@@ -63,5 +66,20 @@ CARAFE_API int64_t carafe_batched_nms_workspace(carafe::NmsParams const* params)
 CARAFE_API int32_t carafe_batched_nms(
     carafe::NmsParams const* params, int32_t device, float const* boxes, float const* scores,
     int32_t* num_dets, int64_t* indices, void* workspace, void* stream, int32_t threads);
+
+// One image into its place in a batch.
+CARAFE_API int32_t carafe_preprocess(
+    carafe::PreprocessParams const* params, int32_t device, uint8_t const* source,
+    float const* table, void* out, void* stream, int32_t threads);
+
+// Masks as COCO's run-length encodings, on the CPU, in the caller's thread. `text` has `capacity`
+// bytes; where it takes more, the call succeeds and offsets[masks] tells how many, see masks.h.
+CARAFE_API int32_t carafe_paste_masks(
+    carafe::PasteParams const* params, float const* probabilities, float const* boxes, char* text,
+    int64_t capacity, int64_t* offsets);
+
+CARAFE_API int32_t carafe_encode_runs(
+    carafe::RunsParams const* params, int64_t const* ends, int64_t const* counts, char* text,
+    int64_t capacity, int64_t* offsets);
 
 }  // extern "C"

@@ -9,6 +9,7 @@
 #include "candidates.h"
 #include "carafe.h"
 #include "nms.h"
+#include "preprocess.h"
 #include "roi_align.h"
 
 namespace carafe {
@@ -39,5 +40,10 @@ cudaError_t launch_box_candidates(
 cudaError_t launch_nms(
     NmsParams const& params, float const* boxes, float const* scores, std::int32_t* num_dets,
     std::int64_t* indices, void* workspace, cudaStream_t stream);
+
+/// float32, float16, bfloat16, and bytes where `params.raw` is 1, which need no table.
+cudaError_t launch_preprocess(
+    PreprocessParams const& params, std::uint8_t const* source, float const* table, void* out,
+    cudaStream_t stream);
 
 }  // namespace carafe

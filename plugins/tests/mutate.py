@@ -40,10 +40,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from carafe_deploy.ops._library import Device  # noqa: E402
+from carafe_deploy.kernels import Device  # noqa: E402
 from tests.ops import test_roi_levels as levels  # noqa: E402
 from tests.plugins import candidates, problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
+from tests.plugins.test_preprocess import random_case  # noqa: E402
 from tests.plugins.varied import (  # noqa: E402
     Twins,
     neighbours_nms,
@@ -54,12 +55,12 @@ from tests.plugins.varied import (  # noqa: E402
 KERNELS = ROOT / "plugins/kernels"
 KNOWN = Path(__file__).with_name("known_mutants.json")
 RESULTS = Path(__file__).parent / "results/mutants.json"
-SOURCES = ("carafe.cu", "candidates.cu", "roi_align.cu", "nms.cu")
+SOURCES = ("carafe.cu", "candidates.cu", "roi_align.cu", "nms.cu", "preprocess.cu")
 #: Computes the workspace's size from a header of the kernels.
 HOST_SOURCE = "nms_params.cpp"
 #: What a kernel includes but shares with the interface, the build or the CPU twins' callers.
 NOT_MUTATED = (
-    *("types.h", "carafe.h", "candidates.h", "roi_align.h", "nms.h"),
+    *("types.h", "carafe.h", "candidates.h", "roi_align.h", "nms.h", "preprocess.h"),
     *("cuda_kernels.h", "host_device.h", "carafe_designs.h"),
 )
 SEED = 20190501
@@ -263,6 +264,10 @@ def checks_by_source() -> dict[str, list[Check]]:
                 orders = [FORWARD, BACKWARD, at_random(1)]
             checks[source] += [_in_order(problem, order) for order in orders]
     checks["roi_align.cu"].append(check_levels)
+    checks["preprocess.cu"] = [
+        _in_order(random_case(seed, 90), (FORWARD, BACKWARD, at_random(seed))[seed % 3])
+        for seed in range(100)
+    ]
     return checks
 
 

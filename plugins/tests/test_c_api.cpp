@@ -184,6 +184,102 @@ TEST(CApi, NullIsRightForWhatIsEmpty) {
     EXPECT_EQ(out, 0.0f);
 }
 
+TEST(CApi, EncodingsThatDoNotFitTellTheirSize) {
+    std::vector<float> const ones(8, 1.0f);
+    float const boxes[] = {0, 0, 4, 4, 1, 1, 3, 3};
+    PasteParams const p{2, 2, 4, 4, 0.5};
+    auto const paste = [&](char* text, std::int64_t capacity, std::int64_t* offsets) {
+        return carafe_paste_masks(&p, ones.data(), boxes, text, capacity, offsets);
+    };
+    std::int64_t offsets[3] = {7, 7, 7};
+    EXPECT_EQ(paste(nullptr, 0, offsets), CARAFE_OK);
+    EXPECT_EQ(offsets[0], 0);
+    ASSERT_GT(offsets[2], offsets[1]);
+    for (std::int64_t capacity = 0; capacity <= offsets[2] + 1; ++capacity) {
+        std::vector<char> text(static_cast<std::size_t>(capacity) + 1, '!');
+        std::int64_t again[3] = {};
+        EXPECT_EQ(paste(text.data(), capacity, again), CARAFE_OK);
+        EXPECT_EQ(again[2], offsets[2]);
+        EXPECT_EQ(text.back(), '!');
+    }
+    // One run over the image, from pixel 0.
+    std::int64_t const ends[] = {0, 16}, counts[] = {2};
+    RunsParams const runs{1, 4, 4};
+    char text[4] = {};
+    EXPECT_EQ(carafe_encode_runs(&runs, ends, counts, text, 4, offsets), CARAFE_OK);
+    EXPECT_EQ(std::string(text), "0`0");
+}
+
+TEST(CApi, MasksThatNoCallCanHaveAreNamed) {
+    std::vector<float> const some(16, 0.5f);
+    std::int64_t offsets[2] = {};
+    char text[8] = {};
+    PasteParams const one{1, 2, 4, 4, 0.5};
+    auto const paste = [&](PasteParams const& p) {
+        return carafe_paste_masks(&p, some.data(), some.data(), text, 8, offsets);
+    };
+    EXPECT_EQ(paste(one), CARAFE_OK);
+    double const nan = std::numeric_limits<double>::quiet_NaN();
+    expect_invalid(paste({-1, 2, 4, 4, 0.5}), "masks is -1");
+    expect_invalid(paste({1, 0, 4, 4, 0.5}), "cells is 0");
+    expect_invalid(paste({1, 2, -4, 4, 0.5}), "height -4");
+    expect_invalid(paste({1, 2, kMax, kMax, 0.5}), "more than 2^32 - 1 pixels");
+    expect_invalid(paste({kMax, kMax, 4, 4, 0.5}), "more than 2^48 elements");
+    expect_invalid(paste({1, 2, 4, 4, 0}), "threshold is 0");
+    expect_invalid(paste({1, 2, 4, 4, nan}), "threshold is");
+    float const* const in = some.data();
+    expect_invalid(carafe_paste_masks(nullptr, in, in, text, 8, offsets), "params is null");
+    expect_invalid(carafe_paste_masks(&one, nullptr, in, text, 8, offsets), "probabilities is");
+    expect_invalid(carafe_paste_masks(&one, in, nullptr, text, 8, offsets), "boxes is null");
+    expect_invalid(carafe_paste_masks(&one, in, in, nullptr, 8, offsets), "text is null");
+    expect_invalid(carafe_paste_masks(&one, in, in, text, -8, offsets), "capacity is -8");
+    expect_invalid(carafe_paste_masks(&one, in, in, text, 8, nullptr), "offsets is null");
+    PasteParams const none{0, 2, 4, 4, 0.5};
+    EXPECT_EQ(carafe_paste_masks(&none, nullptr, nullptr, nullptr, 0, offsets), CARAFE_OK);
+
+    RunsParams const runs{1, 4, 4};
+    auto const encode = [&](std::vector<std::int64_t> const& ends) {
+        auto const count = static_cast<std::int64_t>(ends.size());
+        return carafe_encode_runs(&runs, ends.data(), &count, text, 8, offsets);
+    };
+    EXPECT_EQ(encode({1, 2, 2, 3}), CARAFE_OK);
+    expect_invalid(encode({1}), "1 run ends, expected an even number");
+    for (std::vector<std::int64_t> const& wrong :
+         std::vector<std::vector<std::int64_t>>{{-1, 2}, {2, 2}, {3, 2}, {0, 17}, {0, 5, 4, 6}}) {
+        expect_invalid(encode(wrong), "runs of mask 0 do not ascend within its 16 pixels");
+    }
+    std::int64_t const counts[] = {2};
+    expect_invalid(carafe_encode_runs(&runs, nullptr, counts, text, 8, offsets), "ends is null");
+    expect_invalid(carafe_encode_runs(&runs, counts, nullptr, text, 8, offsets), "counts is null");
+}
+
+TEST(CApi, BoxesOfAnySizeStayWithinTheImage) {
+    float const large = std::numeric_limits<float>::max();
+    float const infinity = std::numeric_limits<float>::infinity();
+    float const nan = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> const corners{-infinity, -large, -1e9f, -3,       0,
+                                     2.5f,      1e9f,   large, infinity, nan};
+    std::vector<float> const values{0, 0.5f, nan, infinity};
+    for (float const low : corners) {
+        for (float const high : corners) {
+            for (double const threshold : {1e-300, 0.5, 1e300}) {
+                PasteParams const p{1, 2, 5, 7, threshold};
+                float const box[] = {low, -3, high, 9};
+                float const turned[] = {-3, low, 9, high};
+                std::vector<char> text(999);
+                std::int64_t offsets[2] = {};
+                for (float const* const each : {box, turned}) {
+                    EXPECT_EQ(
+                        carafe_paste_masks(&p, values.data(), each, text.data(), 999, offsets),
+                        CARAFE_OK);
+                    EXPECT_GT(offsets[1], 0);
+                    EXPECT_LT(offsets[1], 999);
+                }
+            }
+        }
+    }
+}
+
 TEST(CApi, MoreThreadsThanThereAreChangeNothing) {
     CarafeParams p = one_pixel();
     p.height = 9;

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from carafe_deploy.engine.sidecar import sidecar_path
 from tests.engine import fake_tensorrt
 from tests.engine.tiny import PLUGIN, tiny_model
 
 Run = Callable[..., Any]
+ONES = np.ones(2, np.float32)
 
 
 @pytest.fixture
@@ -43,6 +47,18 @@ def test_an_onnx_file_as_json(run: Run, tmp_path: Path) -> None:
         }
     ]
     assert result["model"]["classes"] == ["cat", "dog"]
+
+
+def test_attributes_that_json_has_no_words_for(run: Run, tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.onnx")
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.domain)
+    odd = {"texts": [b"a", b"\xff"], "level": float("nan"), "table": numpy_helper.from_array(ONES)}
+    node.attribute.extend(helper.make_attribute(*item) for item in odd.items())
+    onnx.save(model, path)
+    found = run("inspect", path, "--json").json["plugins"][0]["attributes"]
+    shown = {name: found[name] for name in odd}
+    assert shown == {"texts": ["a", "\\xff"], "level": "nan", "table": "TensorProto"}
 
 
 def test_an_onnx_file_as_text(run: Run, tmp_path: Path) -> None:

@@ -194,12 +194,6 @@ def test_a_wrong_choice_of_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert (finding.status, finding.remedy) == ("wrong", "unset CARAFE_DEPLOY_KERNELS")
 
 
-def test_the_variable_is_that_of_the_operators() -> None:
-    from carafe_deploy.ops import _kernels
-
-    assert plugins._KERNELS_VARIABLE == _kernels.ENVIRONMENT_VARIABLE
-
-
 # --- torch's operators ---------------------------------------------------------------------------
 
 SLOWER = "Python calls the kernels in its place, which is slower"

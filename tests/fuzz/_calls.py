@@ -7,30 +7,21 @@ that cannot be touched, at one end or the other, so that a stray access ends the
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import itertools
 import math
 import mmap
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy import kernels as api
+
 Array = npt.NDArray[Any]
 Generator = np.random.Generator
-
-# Apart from its package, which imports torch.
-_SOURCE = Path(__file__).resolve().parents[2] / "carafe_deploy/ops/_library.py"
-_SPECIFICATION = importlib.util.spec_from_file_location("_library", _SOURCE)
-assert _SPECIFICATION is not None
-assert _SPECIFICATION.loader is not None
-api = importlib.util.module_from_spec(_SPECIFICATION)
-sys.modules["_library"] = api
-_SPECIFICATION.loader.exec_module(api)
 
 #: What an array holds where nothing is to be read or written.
 UNTOUCHED = 0xA5
@@ -460,6 +451,107 @@ def call_nms(library: Any, g: Generator) -> str:
     return "nms right"
 
 
+def taps(source: int, result: int, is_row: bool) -> tuple[Array, Array, Array, Array]:
+    """Two source pixels of each result pixel along an axis, and their weights of 11 bits."""
+    position = ((np.arange(result) + 0.5) * (source / result) - 0.5).astype(np.float32)
+    index = np.floor(position).astype(np.int64)
+    fraction = position - np.floor(position)
+    if not is_row:
+        fraction[(index < 0) | (index >= source - 1)] = 0
+        index = index.clip(0, source - 1)
+    weights = np.rint((1 - fraction) * 2048), np.rint(fraction * 2048)
+    first, second = (weight.astype(np.int64) for weight in weights)
+    return index.clip(0, source - 1), (index + 1).clip(0, source - 1), first, second
+
+
+def call_preprocess(library: Any, g: Generator) -> str:
+    source, size, padding = ((pick(g, 1, 2, 5, 40), pick(g, 1, 3, 17, 64)) for _ in range(3))
+    padded = size[0] + padding[0] - 1, size[1] + padding[1] - 1
+    raw, layout = bool(pick(g, 0, 1)), api.Layout(pick(g, 0, 1))
+    layout = api.Layout.NHWC if raw else layout
+    dtype = api.DType(pick(g, 0, 1, 2))
+    order = 0 if raw else pick(g, 0, 1)
+    image = Guarded(g, (*source, 3), np.dtype("uint8"))
+    image.array[...] = g.integers(0, 256, image.array.shape)
+    table = Guarded(g, (3, 256), np.dtype("float32"))
+    table.array[...] = g.normal(size=(3, 256))
+    shape = (*padded, 3) if layout == api.Layout.NHWC else (3, *padded)
+    out = Guarded(g, shape, np.dtype("uint8") if raw else TYPES[dtype])
+    params = api.PreprocessParams(
+        dtype=dtype, layout=layout, raw=int(raw), reversed=order,
+        source_height=source[0], source_width=source[1], height=size[0], width=size[1],
+        padded_height=padded[0], padded_width=padded[1],
+    )  # fmt: skip
+    table_address = 0 if raw else table.address
+    threads = pick(g, 0, 1, 3)
+    library.preprocess(params, image.address, table_address, out.address, threads=threads)
+    x0, x1, a0, a1 = taps(source[1], size[1], is_row=False)
+    y0, y1, b0, b1 = taps(source[0], size[0], is_row=True)
+    pixels = image.array.astype(np.int64)
+    across = (pixels[:, x0] * a0[:, None] + pixels[:, x1] * a1[:, None]) >> 4
+    b0, b1 = b0[:, None, None], b1[:, None, None]
+    resized = ((b0 * across[y0] >> 16) + (b1 * across[y1] >> 16) + 2 >> 2).clip(0, 255)
+    expected: Array = np.zeros((*padded, 3), out.array.dtype)
+    if raw:
+        expected[: size[0], : size[1]] = resized
+    else:
+        planes = resized[..., ::-1] if order else resized
+        values = np.stack([table.array[channel][planes[..., channel]] for channel in range(3)], 2)
+        expected[: size[0], : size[1]] = stored(values, dtype)
+    if layout == api.Layout.NCHW:
+        expected = expected.transpose(2, 0, 1)
+    if not np.array_equal(out.array.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8)):
+        raise Broken(f"preprocess {source} to {size}, {padded}, {dtype!r}, {layout!r}, raw {raw}")
+    return "preprocess right"
+
+
+def counts_of(text: bytes) -> list[int]:
+    """Lengths of runs that COCO's encoding holds."""
+    counts: list[int] = []
+    at = 0
+    while at < len(text):
+        value = shift = 0
+        more = True
+        while more:
+            bits = text[at] - 48
+            value |= (bits & 0x1F) << shift
+            shift, at, more = shift + 5, at + 1, bool(bits & 0x20)
+            if not more and bits & 0x10:
+                value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    return counts
+
+
+def call_masks(library: Any, g: Generator) -> str:
+    count, cells = pick(g, 0, 1, 3), pick(g, 1, 2, 28)
+    height, width = pick(g, 0, 1, 7, 50), pick(g, 0, 1, 9, 60)
+    probabilities = Guarded(g, (count, cells, cells), np.dtype("float32"))
+    probabilities.array[...] = g.choice(
+        [0, 0.3, 0.5, 1, np.nan, np.inf], size=(count, cells, cells)
+    )
+    boxes = Guarded(g, (count, 4), np.dtype("float32"))
+    wild = g.choice([-3e38, -1e9, -20.5, 0, 3, 30.25, 1e9, 3e38, np.inf, np.nan], size=(count, 4))
+    tame = np.sort(g.uniform(-30, 90, (count, 2, 2)), axis=1).reshape(count, 4)
+    boxes.array[...] = wild if pick(g, 0, 1) else tame
+    params = api.PasteParams(
+        masks=count, cells=cells, height=height, width=width,
+        threshold=float(g.choice([1e-9, 0.3, 0.5, 0.9, 1e300])),
+    )  # fmt: skip
+    offsets = Guarded(g, (count + 1,), np.dtype("int64"))
+    room_for = pick(g, 0, 1, 20)
+    for _ in range(2):  # with any room, and with what it takes
+        text = Guarded(g, (room_for,), np.dtype("uint8"))
+        addresses = probabilities.address, boxes.address, text.address
+        library.paste_masks(params, *addresses, room_for, offsets.address)
+        room_for = int(offsets.array[-1])
+    places = offsets.array.tolist()
+    for begin, end in itertools.pairwise(places):
+        lengths = counts_of(text.array[begin:end].tobytes())
+        if sum(lengths) != height * width or any(length < 1 for length in lengths[1:]):
+            raise Broken(f"masks {count}, {cells}, {height}x{width}: runs {lengths}")
+    return "masks right"
+
+
 #: What an attacker puts into a field of 32 bits.
 NASTY = (0, 1, 2, 3, 7, 64, 46341, 65536, 1 << 29, 2**31 - 2, 2**31 - 1, -1, -(2**31))
 
@@ -471,6 +563,7 @@ FUNCTIONS = (
     (api.BoxCandidatesParams, "carafe_box_candidates", 9),
     (api.RoiAlignParams, "carafe_multilevel_roi_align", 4),
     (api.NmsParams, "carafe_batched_nms", 6),
+    (api.PreprocessParams, "carafe_preprocess", 4),
 )
 
 
@@ -507,6 +600,8 @@ CALLS: tuple[Callable[[Any, Generator], str], ...] = (
     call_rpn_candidates,
     call_box_candidates,
     call_nms,
+    call_preprocess,
+    call_masks,
     call_with_nothing,
 )
 

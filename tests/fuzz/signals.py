@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -151,7 +152,8 @@ def _before_the_program(status: int, number: signal.Signals, err: str) -> bool:
     """Python's own start, and reading the program: its first line sets the handlers."""
     if status == -number and not err:
         return True
-    return number == signal.SIGINT and status in (1, -number) and "in main" not in err
+    ours = re.search(r'File "(?!<frozen).*, in main', err)  # the module site has a main, too
+    return number == signal.SIGINT and status in (1, -number) and ours is None
 
 
 def _is_quiet(err: str) -> bool:

@@ -47,6 +47,7 @@ def _round(path: Path, seed: int, outcomes: Counter[str], failures: list[str]) -
     writers = [
         subprocess.Popen(
             [*command, str(seed + i)],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # What a shell starts in the background ignores it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -54,6 +55,9 @@ def _round(path: Path, seed: int, outcomes: Counter[str], failures: list[str]) -
         for i in range(2)
     ]
     try:
+        for writer in writers:  # before that line signals are Python's
+            assert writer.stdout is not None
+            writer.stdout.readline()
         while not path.exists():
             time.sleep(0.01)
         end = time.monotonic() + chance.uniform(0.1, LIFE)
@@ -84,6 +88,7 @@ def _read(path: Path, when: str, seed: int, outcomes: Counter[str], failures: li
 def write() -> None:
     """Write one pair after the other, for ever."""
     termination.guard()
+    print("ready", flush=True)
     path, chance = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
     while True:
         plan = chance.randbytes(chance.choice((10, 1000, 1 << 20)))

@@ -17,18 +17,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from carafe_deploy import libraries
+from carafe_deploy import kernels, libraries
 from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.operators import OPERATORS
-from carafe_deploy.ops import (
-    _kernels,
-    _library,
-    batched_nms,
-    carafe,
-    multilevel_roi_align,
-    plain_operators,
-)
-from carafe_deploy.ops._library import (
+from carafe_deploy.kernels import (
     CarafeParams,
     Device,
     DType,
@@ -37,6 +28,14 @@ from carafe_deploy.ops._library import (
     MaskSource,
     NmsParams,
     RoiAlignParams,
+)
+from carafe_deploy.operators import OPERATORS
+from carafe_deploy.ops import (
+    _kernels,
+    batched_nms,
+    carafe,
+    multilevel_roi_align,
+    plain_operators,
 )
 from tests.ops import faces, test_carafe
 from tests.ops.cases import CASES, Attributes, Case, named
@@ -63,10 +62,14 @@ def called(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             calls.append(function)
             super().call(function, *arguments, **where)
 
-    monkeypatch.setattr(_kernels, "KernelLibrary", Spied)
-    _kernels.kernel_library.cache_clear()
+    def forget() -> None:
+        kernels.installed_kernels.cache_clear()
+        _kernels.kernel_library.cache_clear()
+
+    monkeypatch.setattr(kernels, "KernelLibrary", Spied)
+    forget()
     yield calls
-    _kernels.kernel_library.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -343,8 +346,8 @@ def test_another_library_is_refused() -> None:
 def test_another_interface_version_is_refused(
     library: KernelLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_library, "ABI_VERSION", 2)
-    message = "has interface version 1, but this carafe_deploy needs version 2: build it again"
+    monkeypatch.setattr(kernels, "ABI_VERSION", 99)
+    message = r"has interface version \d, but this carafe_deploy needs version 99: build it again"
     with pytest.raises(BackendUnavailableError, match=message):
         KernelLibrary(library.path)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from carafe_deploy.kernels import Device
 from carafe_deploy.operators.roi_align import assign_levels
 from carafe_deploy.ops import multilevel_roi_align
-from carafe_deploy.ops._library import Device
 from carafe_deploy.ops.roi_align import multilevel_roi_align_reference
 from tests.ops import faces
 from tests.plugins import problems

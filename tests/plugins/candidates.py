@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carafe_deploy.ops._library import (
+from carafe_deploy.kernels import (
     BoxCandidatesParams,
     Device,
     KernelLibrary,

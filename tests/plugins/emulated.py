@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from carafe_deploy.ops._library import CarafeParams, KernelLibrary
+from carafe_deploy.kernels import CarafeParams, KernelLibrary
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carafe_deploy.ops._library import (
+from carafe_deploy.kernels import (
     CarafeParams,
     Device,
     DType,

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
-from carafe_deploy.ops._library import Device
+from carafe_deploy.kernels import Device
 from tests.plugins import candidates
 from tests.plugins.candidates import BoxProblem, RpnProblem
 from tests.plugins.emulated import BACKWARD, FORWARD, ORDERS, EmulatedLibrary, Order, at_random

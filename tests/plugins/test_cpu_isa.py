@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from cpu_isa import available  # noqa: E402
 
 CHECK = """
-from carafe_deploy.ops._library import Device
+from carafe_deploy.kernels import Device
 from tests.plugins import problems
 from tests.plugins.emulated import EmulatedLibrary, library_path
 from tests.plugins.varied import Twins, varied_roi_align

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carafe_deploy.ops._library import Device
+from carafe_deploy.kernels import Device
 from tests.plugins import problems
 from tests.plugins.emulated import EmulatedLibrary
 from tests.plugins.problems import DTYPES, Problem

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from carafe_deploy.ops._library import Layout
+from carafe_deploy.kernels import Layout
 from tests.plugins.built import ROOT
 from tests.plugins.emulated import EmulatedLibrary
 from tests.plugins.problems import ChoiceProblem, Place

@@ -9,7 +9,7 @@ import collections
 
 import pytest
 
-from carafe_deploy.ops._library import Device
+from carafe_deploy.kernels import Device
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, Order, at_random
 from tests.plugins.varied import (
     Twins,

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from carafe_deploy.ops._library import MaskSource
+from carafe_deploy.kernels import MaskSource
 from tests.plugins import problems
 from tests.plugins.emulated import BACKWARD, FORWARD, ORDERS, EmulatedLibrary, Order, at_random
 from tests.plugins.problems import Problem

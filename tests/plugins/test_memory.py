@@ -6,26 +6,17 @@ Everything happens in processes of their own, whose address space is limited.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-import carafe_deploy
 from tests.plugins.built import built, run_python
 
-PACKAGE = Path(carafe_deploy.__file__).parent
-
-# Argument 1: the library, 2: an operator, 3: MiB that the call may still take, 4: threads, 5: the
-# module that calls it, which is loaded apart from its package for want of torch.
+# Argument 1: the library, 2: an operator, 3: MiB that the call may still take, 4: threads.
 CALL = """
-import ctypes, importlib.util, resource, sys
+import ctypes, resource, sys
 import numpy as np
 
-specification = importlib.util.spec_from_file_location("library", sys.argv[5])
-module = importlib.util.module_from_spec(specification)
-sys.modules["library"] = module
-specification.loader.exec_module(module)
-globals().update({name: getattr(module, name) for name in module.__all__})
+from carafe_deploy.kernels import *
 
 library = KernelLibrary(sys.argv[1])
 room, threads = int(sys.argv[3]) << 20, int(sys.argv[4])
@@ -115,7 +106,7 @@ OUT_OF_MEMORY = "out of memory: use fewer threads or smaller inputs"
 def outcome(operator: str, room: int, threads: int) -> str:
     """What the call came to with ``room`` MiB; the process has ended by itself."""
     library = built("libcarafe_kernels.so")
-    done = run_python(CALL, library, operator, room, threads, PACKAGE / "ops/_library.py")
+    done = run_python(CALL, library, operator, room, threads)
     assert done.returncode == 0, done.stderr
     assert not re.search("terminate|abort", done.stderr)
     return done.stdout.strip()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carafe_deploy.ops._library import Device, MaskSource
+from carafe_deploy.kernels import Device, MaskSource
 from tests.plugins import problems
 from tests.plugins.emulated import EmulatedLibrary, at_random
 from tests.plugins.problems import HALF_AND_SINGLE, CarafeProblem, NmsProblem, RoiAlignProblem

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carafe_deploy.ops._library import Device, KernelLibrary, Layout
+from carafe_deploy.kernels import Device, KernelLibrary, Layout
 from tests.plugins.problems import (
     HALF_AND_SINGLE,
     NmsProblem,

@@ -1,26 +1,29 @@
 """libcarafe_kernels.so through its C interface (plugins/kernels/c_api.h), by ctypes.
 
 Memory is handed over as addresses, so NumPy arrays, torch tensors and raw allocations all serve.
-The structures mirror those of plugins/kernels/{carafe,candidates,roi_align,nms}.h field by field.
+The structures mirror those of plugins/kernels/{carafe,candidates,roi_align,nms,masks,preprocess}.h
+field by field.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import json
 import os
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.libraries import check_whole
+from carafe_deploy.libraries import check_whole, find_library
 
 __all__ = [
     "ABI_VERSION",
+    "ENVIRONMENT_VARIABLE",
     "MAX_LEVELS",
     "BoxCandidatesParams",
     "BuildInfo",
@@ -32,13 +35,22 @@ __all__ = [
     "MaskSource",
     "NmsParams",
     "Params",
+    "PasteParams",
+    "PreprocessParams",
     "RoiAlignParams",
     "RpnCandidatesParams",
+    "RunsParams",
     "Where",
+    "installed_kernels",
+    "is_switched_off",
 ]
 
 #: Of the C interface that this file speaks.
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+#: ``off`` leaves the library alone, to compare with what computes without; unset or ``auto`` takes
+#: it where it is.
+ENVIRONMENT_VARIABLE = "CARAFE_DEPLOY_KERNELS"
 
 #: Most levels a pyramid can have.
 MAX_LEVELS = 16
@@ -174,6 +186,45 @@ class NmsParams(Params):
         ("max_output", c_int32),
         ("iou_threshold", c_float),
         ("score_threshold", c_float),
+    )
+
+
+class PreprocessParams(Params):
+    """``carafe::PreprocessParams``."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("raw", c_int32),
+        ("reversed", c_int32),
+        ("source_height", c_int32),
+        ("source_width", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("padded_height", c_int32),
+        ("padded_width", c_int32),
+    )
+
+
+class PasteParams(Params):
+    """``carafe::PasteParams``."""
+
+    _fields_ = (
+        ("masks", c_int32),
+        ("cells", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("threshold", c_double),
+    )
+
+
+class RunsParams(Params):
+    """``carafe::RunsParams``."""
+
+    _fields_ = (
+        ("masks", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
     )
 
 
@@ -337,6 +388,47 @@ class KernelLibrary:
         addresses = boxes, scores, num_dets, indices, workspace
         self.call("carafe_batched_nms", params, *addresses, **where)
 
+    def preprocess(
+        self,
+        params: PreprocessParams,
+        source: int,
+        table: int,
+        out: int,
+        **where: Unpack[Where],
+    ) -> None:
+        """One image to its place in a batch, see plugins/kernels/preprocess.h. Raises as
+        :meth:`call`.
+        """
+        self.call("carafe_preprocess", params, source, table, out, **where)
+
+    def paste_masks(
+        self,
+        params: PasteParams,
+        probabilities: int,
+        boxes: int,
+        text: int,
+        capacity: int,
+        offsets: int,
+    ) -> None:
+        """COCO's encodings of masks, see plugins/kernels/masks.h: ``offsets`` holds one number more
+        than there are masks, the last the bytes it takes, more than ``capacity`` or not. Raises
+        ValueError.
+        """
+        self._encode("carafe_paste_masks", params, probabilities, boxes, text, capacity, offsets)
+
+    def encode_runs(
+        self, params: RunsParams, ends: int, counts: int, text: int, capacity: int, offsets: int
+    ) -> None:
+        """The same of runs that are known. Raises ValueError."""
+        self._encode("carafe_encode_runs", params, ends, counts, text, capacity, offsets)
+
+    def _encode(
+        self, function: str, params: Params, a: int, b: int, text: int, capacity: int, offsets: int
+    ) -> None:
+        addresses = c_void_p(a), c_void_p(b), c_void_p(text)
+        run = getattr(self._library, function)
+        self._run(run(ctypes.byref(params), *addresses, c_int64(capacity), c_void_p(offsets)))
+
     def _run(self, status: int) -> None:
         """Turn a status of c_api.h into an exception."""
         if status == 0:
@@ -352,3 +444,24 @@ class KernelLibrary:
     def _last_error(self) -> str:
         text: bytes = self._library.carafe_last_error()
         return text.decode()
+
+
+@functools.cache
+def installed_kernels() -> KernelLibrary | None:
+    """The library, loaded once; None where there is none or it is switched off.
+
+    Raises:
+        BackendUnavailableError: a library is there but cannot be used, or a variable is wrong.
+    """
+    path = None if is_switched_off() else find_library("carafe_kernels")
+    return None if path is None else KernelLibrary(path)
+
+
+def is_switched_off() -> bool:
+    """``CARAFE_DEPLOY_KERNELS`` is off; raises BackendUnavailableError where it is no choice."""
+    choice = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if choice not in ("auto", "off"):
+        raise BackendUnavailableError(
+            f"{ENVIRONMENT_VARIABLE} is {choice!r}, expected 'auto' or 'off'"
+        )
+    return choice == "off"
