@@ -80,6 +80,8 @@ class Graphed:
             if not self._graphs:
                 raise
         # Outside of the handler, or the failed run's tensors would live on in its traceback.
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize(inputs[0].device)  # one of the graphs may be running
         self._graphs.clear()
         self._release()
         return self._capture(self._function, inputs)
@@ -90,6 +92,7 @@ class Graphed:
         return self._budget
 
     def _keep_to(self, limit: int) -> None:
+        """Called after a capture, before which the device had done all its work."""
         dropped = False
         while self.num_bytes > limit and len(self._graphs) > 1:
             self._graphs.popitem(last=False)

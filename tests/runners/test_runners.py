@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,6 +236,27 @@ def test_every_mode_finds_the_same_on_a_gpu(
             for _ in range(2):
                 found = runner.run(inputs)["det_scores"]
                 np.testing.assert_allclose(found[:, :sure], scores[:, :sure], atol=limit)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["eager", "cuda-graph"])
+def test_runs_that_are_started_ahead_overwrite_nothing(
+    files: dict[str, Path], shapes_dir: Path, mode: str
+) -> None:
+    """Of one shape, so by one graph, and waited for in another thread and order."""
+    paths = sorted((shapes_dir / "val").iterdir())[:2]
+    with open_runner(files["pytorch"], device="cuda", mode=mode) as runner:
+        prepare = Preprocessor(runner.info)
+        images = [np.ascontiguousarray(load_image(path)[:90, :90]) for path in paths]
+        given = [prepare([image]).inputs for image in images]
+        alone = [runner.run(inputs) for inputs in given]
+        assert not np.array_equal(alone[0]["det_scores"], alone[1]["det_scores"])
+        waiting = [runner.start(inputs) for inputs in given * 3]
+        with ThreadPoolExecutor(1) as pool:
+            for number in (5, 0, 3, 1, 4, 2):
+                found = pool.submit(waiting[number]).result()
+                for name, array in alone[number % 2].items():
+                    np.testing.assert_allclose(found[name], array, atol=1e-4)
 
 
 @pytest.mark.gpu
