@@ -106,6 +106,14 @@ def random_case(seed: int, longest: int = 160) -> Case:
     )
 
 
+def one_column() -> Case:
+    """Stretched so far that the weights of one of its columns would not add up to 2048."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 1, 3), np.uint8)
+    table = rng.normal(0, 2, (3, 256)).astype(np.float32)
+    return Case(image, (33, 5463), (33, 5463), table)
+
+
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
@@ -143,6 +151,10 @@ def test_corners(
     layout = Layout.NHWC if raw else Layout.NCHW
     case = Case(image, size, (size[0] + 3, size[1] + 5), table, layout=layout, raw=raw)
     assert_equal(case.run(library), case.expected())
+
+
+def test_one_column(library: EmulatedLibrary) -> None:
+    assert_equal(one_column().run(library), one_column().expected())
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
