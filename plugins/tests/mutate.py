@@ -44,7 +44,7 @@ from carafe_deploy.kernels import Device  # noqa: E402
 from tests.ops import test_roi_levels as levels  # noqa: E402
 from tests.plugins import candidates, problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
-from tests.plugins.test_preprocess import random_case  # noqa: E402
+from tests.plugins.test_preprocess import one_column, random_case  # noqa: E402
 from tests.plugins.varied import (  # noqa: E402
     Twins,
     neighbours_nms,
@@ -268,6 +268,7 @@ def checks_by_source() -> dict[str, list[Check]]:
         _in_order(random_case(seed, 90), (FORWARD, BACKWARD, at_random(seed))[seed % 3])
         for seed in range(100)
     ]
+    checks["preprocess.cu"].append(one_column().check)
     return checks
 
 
