@@ -122,6 +122,15 @@ def steps(output: Path, libraries: Path, programs: Path) -> list[Step]:
             read=lambda: mode_facts(_json(output / "torch_modes.json")),
         ),
         Step(
+            "stream",
+            (
+                *(python, str(ROOT / "benchmarks" / "gpu_stream.py")),
+                *("--results", str(output)),
+            ),
+            90,
+            read=lambda: stream_facts(_json(output / "stream_gpu.json")),
+        ),
+        Step(
             "onnxruntime",
             (
                 *(python, str(ROOT / "benchmarks" / "onnx_runtime.py"), "--device", "cuda"),
@@ -338,6 +347,24 @@ def mode_facts(result: Mapping[str, Any]) -> Facts:
     if wrong:
         raise StepError("; ".join(wrong), {"lines": lines})
     return {"lines": lines}
+
+
+def stream_facts(result: Mapping[str, Any]) -> Facts:
+    """Images a second from files to encoded masks, beside the detector's and the aim.
+
+    Raises:
+        StepError: the aim is missed.
+    """
+    rates, aim = result["images_per_second"], result["aim"]
+    line = (
+        f"batch {result['batch']}: {rates['stream']}/s, {result['share']:.0%} of the detector's "
+        f"{rates['detector']}/s, {result['masks_an_image']} masks an image, {result['cores']} cores"
+    )
+    facts = {"lines": [line]}
+    if result["share"] < aim["share"] or rates["stream"] < aim["images_per_second"]:
+        least = f"{aim['share']:.0%} and {aim['images_per_second']:g}/s"
+        raise StepError(f"the aim is {least}", facts)
+    return facts
 
 
 def without_provider() -> str:

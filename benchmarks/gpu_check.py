@@ -7,7 +7,8 @@ memcheck, racecheck, synccheck and initcheck, which are compute-sanitizer's, of 
 enqueue, pytest (the tests that are skipped elsewhere) and selfcheck; operators, beside mmcv's
 CARAFE and torchvision; designs, which says where choose() takes another than the fastest; harness,
 the plugins without TensorRT; detectors, an R-50 Mask R-CNN end to end in PyTorch; modes, forward
-passes of both R-50 detectors in every way to run PyTorch; onnxruntime; ncu, Nsight Compute.
+passes of both R-50 detectors in every way to run PyTorch; stream, from JPEG files to encoded masks;
+onnxruntime; ncu, Nsight Compute.
 
 Nothing is built where CARAFE_DEPLOY_PLUGIN names a folder with libraries; carafe_harness and
 carafe_designs are then sought in the folder bin beside it, and in it. Neither an installed package

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from carafe_deploy.types import Detections
 
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
 
 #: Batches whose images are looked through for those of one padded size.
 WINDOW = 8
@@ -44,6 +45,10 @@ FILLED_BYTES = 4 << 30
 #: A batch and what waits for the outputs of its run; neither where there is no image.
 _Running = tuple[Prepared[_Source], Callable[[], dict[str, Array]] | None]
 
+#: Of a stream, in order.
+STAGES = ("load", "preprocess", "run", "postprocess")
+#: Called with the name of a stage, and when a call of it began and ended by ``time.perf_counter``.
+Trace = Callable[[str, float, float], None]
 #: Called with the number of images done and their total.
 Progress = Callable[[int, int], None]
 
@@ -168,6 +173,7 @@ class Pipeline:
         finish: Callable[[_Source, Image, Detections], _Result],
         *,
         unreadable: Callable[[_Source, ImageError], _Result] | None = None,
+        trace: Trace | None = None,
         overlap: bool = True,
     ) -> Generator[_Result, None, None]:
         """Detect in what comes, as fast as the slowest of four stages is.
@@ -186,6 +192,8 @@ class Pipeline:
                 several threads at the same time, and in another order than that of the sources.
             unreadable: makes the result of a source for which ``load`` has raised an ImageError;
                 called as ``finish`` is. None ends the stream with the error.
+            trace: told of every call of a stage, in its thread. A run is two where it waits for a
+                device: until it has begun, and until its outputs are there.
             overlap: False does one thing after the other in the caller's thread.
 
         Yields:
@@ -205,11 +213,27 @@ class Pipeline:
             goes_on=unreadable is not None,
         )
 
+        load_one = _traced(trace, "load", preparation.load)
+        prepare = _traced(trace, "preprocess", preparation.prepare)
+        start = _traced(trace, "run", self._runner.start)
+
         def run(batches: list[Prepared[_Source]]) -> list[_Running[_Source]]:
             return [
-                (one, None if one.batch is None else self._runner.start(self._inputs(one.batch)))
+                (one, None if one.batch is None else start(self._inputs(one.batch)))
                 for one in batches
             ]
+
+        def finish_all(
+            prepared: Prepared[_Source], outputs: dict[str, Array], batch: Batch
+        ) -> list[tuple[int, _Result]]:
+            return [
+                (one.number, finish(one.source, one.image, detections))
+                for one, detections in zip(
+                    prepared.entries, self._postprocess(outputs, batch), strict=True
+                )
+            ]
+
+        finish_batch = _traced(trace, "postprocess", finish_all)
 
         def end(ran: list[_Running[_Source]]) -> list[tuple[int, _Result]]:
             results: list[tuple[int, _Result]] = []
@@ -218,18 +242,15 @@ class Pipeline:
                 if failed is not None and unreadable is not None:
                     results.append((failed.number, unreadable(failed.source, failed.error)))
                 if prepared.batch is not None and outputs is not None:
-                    found = self._postprocess(outputs(), prepared.batch)
-                    results += [
-                        (one.number, finish(one.source, one.image, detections))
-                        for one, detections in zip(prepared.entries, found, strict=True)
-                    ]
+                    arrays = _traced(trace, "run", outputs)()
+                    results += finish_batch(prepared, arrays, prepared.batch)
             return results
 
         results = (
             overlapped(
                 preparation,
-                preparation.load,
-                preparation.prepare,
+                load_one,
+                prepare,
                 run,
                 end,
                 depth=DEPTH * self._batch_size,
@@ -237,7 +258,7 @@ class Pipeline:
                 finishers=FINISHERS,
             )
             if overlap
-            else (end(run(preparation.prepare(preparation.load(step)))) for step in preparation)
+            else (end(run(prepare(load_one(step)))) for step in preparation)
         )
         # Closed with this one: a generator that is merely dropped may live on in a traceback.
         try:
@@ -304,6 +325,23 @@ class Pipeline:
             num_classes=len(info.classes),
             paste=self._paste,
         )
+
+
+def _traced(
+    trace: Trace | None, name: str, function: Callable[_Parameters, _Result]
+) -> Callable[_Parameters, _Result]:
+    """The function, and the trace is told of every call."""
+    if trace is None:
+        return function
+
+    def call(*given: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
+        begun = time.perf_counter()
+        try:
+            return function(*given, **named)
+        finally:
+            trace(name, begun, time.perf_counter())
+
+    return call
 
 
 def _preprocessor(runner: Runner) -> Preprocessor:

@@ -27,6 +27,7 @@ __all__ = [
     "Sample",
     "SampleDetections",
     "Samples",
+    "Streamed",
     "Subject",
     "Throughput",
 ]
@@ -113,6 +114,33 @@ class Throughput(OneLine):
     def pipelined_images_per_second(self) -> float | None:
         """From decoded images to detections, at the median stream; None if not measured."""
         return 1e3 * self.batch / summary(self.pipelined_ms).median if self.pipelined_ms else None
+
+
+@dataclass(frozen=True, repr=False)
+class Streamed(OneLine):
+    """A stream from JPEG files to detections with encoded masks, its stages overlapping.
+
+    Attributes:
+        batch: images a run.
+        images: in all.
+        seconds: from the first file's decoding to the last one's detections.
+        idle: share of them in which no run goes on, as the host sees it.
+        window_s: seconds from its middle that ``spans`` show.
+        spans: when calls of each of :data:`carafe_deploy.pipeline.STAGES` began and ended, in
+            seconds from the beginning of the window.
+    """
+
+    batch: Annotated[int, Within(1, 1 << 16)]
+    images: Annotated[int, Within(1, 1 << 31)]
+    seconds: _Duration
+    idle: _Share
+    window_s: _Part
+    spans: Mapping[str, tuple[tuple[_Part, _Part], ...]]
+
+    @property
+    def images_per_second(self) -> float:
+        """Decoding included."""
+        return self.images / self.seconds
 
 
 @dataclass(frozen=True)
@@ -228,6 +256,8 @@ class Subject(OneLine):
         reason: for the latter two.
         samples: image by image; None unless measured.
         throughput: one entry a batch size.
+        streamed: of files, with the batch size of the fastest stream of decoded images; None in
+            results of earlier versions, and where there is no throughput.
         cold: from opening to the first result.
         agreement: None for the first measured subject, or where nothing was compared.
         ap: average precision by ``"bbox"`` and ``"segm"``; empty if not evaluated.
@@ -253,6 +283,7 @@ class Subject(OneLine):
     layers: Layers | None = None
     warnings: tuple[str, ...] = ()
     implementation: str = ""
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True, repr=False)

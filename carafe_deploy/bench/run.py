@@ -244,6 +244,11 @@ class _Bench:
                     lambda turn: turn.add_batch(self._pictures, batch, settle=settle),  # noqa: B023
                 )
 
+        self._each(self._stream_files)
+
+    def _stream_files(self, turn: Turns) -> None:
+        self._change(turn, streamed=turn.stream_files(self._pictures))
+
     # --- everything else -------------------------------------------------------------------------
 
     def _detect(self, turn: Turns) -> None:
@@ -324,7 +329,8 @@ class _Bench:
             "of images of one padded size (of several the mean, by their share), without pre- and "
             "postprocessing; after each one overlapped: a stream of at least "
             f"{FEWEST_BATCHES} batches from decoded images to detections with encoded masks, "
-            "preprocessing, run and postprocessing at work on different batches",
+            "preprocessing, run and postprocessing at work on different batches; and one stream of "
+            "JPEG files, decoded by several threads, with the batch size of the fastest of these",
             "threads": threads,
             "seed": str(options.seed),
         }

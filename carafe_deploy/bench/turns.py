@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 
-from carafe_deploy.bench.record import PARTS, Samples, Throughput
+from carafe_deploy.bench.files import stream_files
+from carafe_deploy.bench.record import PARTS, Samples, Streamed, Throughput
 from carafe_deploy.bench.subjects import Opened
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline, PipelineTimes
@@ -18,6 +20,11 @@ __all__ = ["FEWEST_BATCHES", "Turns"]
 #: Batches of a stream whose throughput is measured: as many as fill so many seconds, within limits.
 STREAM = 1.0
 FEWEST_BATCHES, MOST_BATCHES = 4, 64
+
+
+def _count(seconds: float) -> int:
+    """Batches of a stream, of which one takes so long."""
+    return min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
 
 
 class Turns:
@@ -70,8 +77,20 @@ class Turns:
             self.runner.run(inputs)
             seconds += (time.perf_counter() - begun) * len(alike) / len(images)
         self.batches.setdefault(batch, []).append(seconds * 1e3)
-        count = min(max(FEWEST_BATCHES, round(STREAM / max(seconds, 1e-6))), MOST_BATCHES)
+        count = _count(seconds)
         self.streams.setdefault(batch, []).append(self._stream_ms(images, batch, count) / count)
+
+    def stream_files(self, images: Sequence[Image]) -> Streamed | None:
+        """A stream of files with the fastest batch size; None where no stream was measured."""
+        best = max(
+            (entry for entry in self.throughput() if entry.pipelined_ms),
+            key=lambda entry: entry.pipelined_images_per_second or 0.0,
+            default=None,
+        )
+        if best is None:
+            return None
+        seconds = statistics.median(best.pipelined_ms) / 1e3
+        return stream_files(self.runner, images, best.batch, _count(seconds))
 
     def _by_size(self, images: Sequence[Image]) -> list[list[Image]]:
         """The images by the size that they are padded to."""

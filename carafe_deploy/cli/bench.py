@@ -374,8 +374,9 @@ def _show(
         hint(console, shell("carafe-deploy", "report", str(output), "-o", "report.html"))
 
 
-#: Images a second: of runs alone; from decoded images to detections with the stages overlapping.
-_RATES = ("images/s", "overlapped")
+#: Images a second: of runs alone; from decoded images to detections with the stages overlapping;
+#: likewise from files.
+_RATES = ("images/s", "overlapped", "from files")
 
 
 def _best(rates: Iterable[float | None]) -> str:
@@ -393,6 +394,7 @@ def _cells(subject: Subject, first: Subject) -> list[str]:
         over = f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
     alone = _best(entry.images_per_second for entry in subject.throughput)
     overlapped = _best(entry.pipelined_images_per_second for entry in subject.throughput)
+    files = _best([subject.streamed.images_per_second] if subject.streamed else [])
     memory = ""
     if subject.cold is not None and not subject.cold.reason:
         memory = f"{subject.cold.peak_memory_mb / 1e3:.2f} GB"
@@ -409,6 +411,7 @@ def _cells(subject: Subject, first: Subject) -> list[str]:
         over,
         alone,
         overlapped,
+        files,
         memory,
         agree,
     ]

@@ -8,6 +8,7 @@ from carafe_deploy.bench.record import BenchResult
 from carafe_deploy.report.bench_tables import (
     accuracy_table,
     cost_table,
+    files_table,
     latency_table,
     stages_table,
     throughput_table,
@@ -166,6 +167,13 @@ def _throughput(result: BenchResult) -> list[Block]:
         if entry.reason
     ]
     blocks += items(refused, "note", "Not measured")
+    files = files_table(result)
+    if files is not None:
+        caption = (
+            "From the middle of each stream of files: what its stages were doing when. Darker: "
+            "several threads at the same time."
+        )
+        blocks += [files, Figure(lambda: _plots().timeline(result), caption)]
     return [Heading("Throughput"), *blocks] if blocks else []
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "accuracy_table",
     "comparison_table",
     "cost_table",
+    "files_table",
     "latency_table",
     "stages_table",
     "throughput_table",
@@ -137,6 +138,23 @@ def throughput_table(result: BenchResult) -> Table | None:
             "preprocessing, one in the run and one in postprocessing at a time."
         )
     return _by_columns("images/s", [subject.name for subject in subjects], columns, note)
+
+
+def files_table(result: BenchResult) -> Table | None:
+    """Of streams of files; None if there was none."""
+    streams = [(s.name, s.streamed) for s in result.subjects if s.streamed is not None]
+    if not streams:
+        return None
+    columns = {
+        "images/s": column([one.images_per_second for _, one in streams]),
+        "batch": [str(one.batch) for _, one in streams],
+        "run idles": [share(one.idle) for _, one in streams],
+    }
+    note = (
+        "From JPEG files, decoding included, to detections with encoded masks. The run idles while "
+        "the host sees none that goes on."
+    )
+    return _by_columns("from files", [name for name, _ in streams], columns, note)
 
 
 def cost_table(result: BenchResult) -> Table | None:

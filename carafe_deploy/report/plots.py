@@ -21,7 +21,7 @@ from carafe_deploy.report import style
 from carafe_deploy.report.numbers import large, significant
 from carafe_deploy.report.timings import Timed, timed, title
 
-__all__ = ["latency", "roofline", "stages", "throughput"]
+__all__ = ["latency", "roofline", "stages", "throughput", "timeline"]
 
 #: Inches of a chart's width, a row of bars, and what is above and below the rows.
 WIDTH, ROW, FRAME = 9.4, 0.3, 0.85
@@ -209,6 +209,34 @@ def throughput(result: BenchResult) -> Figure:
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@_styled
+def timeline(result: BenchResult) -> Figure:
+    """Stages of the streams of files over time. One was measured."""
+    streams = [(s.name, s.streamed) for s in result.subjects if s.streamed is not None]
+    figure = Figure(figsize=(WIDTH, 0.35 + 0.95 * len(streams)), layout="constrained")
+    grid = figure.subplots(len(streams), squeeze=False)
+    for axes, (name, stream) in zip(grid[:, 0], streams, strict=True):
+        for row, (stage, spans) in enumerate(reversed(list(stream.spans.items()))):
+            bars = [(1e3 * begun, 1e3 * (ended - begun)) for begun, ended in spans]
+            axes.broken_barh(bars, (row - 0.4, 0.8), color=_STAGES.get(stage, _GREY), alpha=0.6)
+        axes.set_yticks(range(len(stream.spans)), list(stream.spans)[::-1], fontsize=7)
+        axes.set_ylim(-0.6, len(stream.spans) - 0.4)
+        axes.set_xlim(0, max(1e3 * stream.window_s, 1e-3))
+        axes.set_title(_wrapped(name), fontsize=8, loc="left")
+        style.plain_axes(axes, grid="x")
+    grid[-1, 0].set_xlabel("ms")
+    return figure
+
+
+_GREY = style.PARTS["preprocess"]
+_STAGES = {
+    "load": style.PARTS["upload"],
+    "preprocess": _GREY,
+    "run": style.PARTS["compute"],
+    "postprocess": style.PARTS["postprocess"],
+}
 
 
 @_styled

@@ -21,6 +21,7 @@ from carafe_deploy.bench.record import (
     Sample,
     SampleDetections,
     Samples,
+    Streamed,
     Subject,
     Throughput,
 )
@@ -44,6 +45,7 @@ SUBJECT = Subject(
     samples=SAMPLES,
     throughput=(Throughput(1, (10.0, 20.0, 40.0)), Throughput(8, reason="too many")),
     cold=Cold(1.5, 0.25, 900.0, 800.0),
+    streamed=Streamed(4, 32, 0.5, 0.25, 0.125, {"load": ((0.0, 0.125),), "run": ()}),
     ap={"bbox": 0.7},
     layers=Layers("a profiler", 5, (Layer("a", "Conv", 3.0), Layer("b", "x", 1.0, "Carafe"))),
     warnings=("careful",),
@@ -167,6 +169,7 @@ def test_what_follows_from_the_samples() -> None:
     assert SUBJECT.throughput[0].images_per_second == 50
     assert SUBJECT.throughput[1].images_per_second is None
     assert SUBJECT.throughput[0].pipelined_images_per_second is None
+    assert BENCH.subjects[0].streamed.images_per_second == 64
     assert Throughput(2, (40.0,), "", (50.0, 40.0, 60.0)).pipelined_images_per_second == 40
     assert SUBJECT.layers.share("Carafe", "CarafeEncoded") == 0.25
     assert Layers("p", 1, reason="no").share("Carafe") == 0

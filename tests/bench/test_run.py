@@ -14,6 +14,7 @@ import torch
 
 from carafe_deploy.bench import probe as probe_module
 from carafe_deploy.bench import run as run_module
+from carafe_deploy.bench.files import covered
 from carafe_deploy.bench.options import BenchOptions
 from carafe_deploy.bench.probe import probe
 from carafe_deploy.bench.record import PARTS, BenchResult, Cold
@@ -28,6 +29,7 @@ from carafe_deploy.errors import (
     InputShapeError,
 )
 from carafe_deploy.images import load_image
+from carafe_deploy.pipeline import STAGES
 from tests.bench.fakes import FakeRunner, info, install
 from tests.scripted import ERRORS, Scripted
 
@@ -92,6 +94,35 @@ def test_throughput_of_each_batch_size(measure: Measure) -> None:
     assert two.pipelined_images_per_second == pytest.approx(2e3 / np.median(two.pipelined_ms))
     assert runner.batches.count(2) >= 3 * (1 + FEWEST_BATCHES)
     assert 16 not in runner.batches
+
+
+def test_a_stream_of_files_has_a_timeline(measure: Measure) -> None:
+    [subject] = measure(a_onnx=FakeRunner()).subjects
+    streamed = subject.streamed
+    rates = {one.batch: one.pipelined_images_per_second for one in subject.throughput[:2]}
+    assert streamed.batch == max(rates, key=rates.get)
+    assert streamed.images % streamed.batch == 0
+    assert 4 * streamed.batch <= streamed.images <= 64 * streamed.batch
+    assert 0 <= streamed.idle < 1
+    assert 0 < streamed.window_s <= streamed.seconds
+    assert tuple(streamed.spans) == STAGES
+    assert any(streamed.spans.values())
+    for spans in streamed.spans.values():
+        assert all(0 <= begun < ended <= streamed.window_s for begun, ended in spans)
+
+
+@pytest.mark.parametrize(
+    ("spans", "seconds"),
+    [
+        ([], 0),
+        ([(1, 2)], 1),
+        ([(3, 4), (1, 2)], 2),
+        ([(1, 4), (2, 3)], 3),
+        ([(1, 3), (2, 5), (5, 6)], 5),
+    ],
+)
+def test_time_in_which_something_goes_on(spans: list[tuple[int, int]], seconds: int) -> None:
+    assert covered(spans) == seconds
 
 
 def test_samples_and_agreement(measure: Measure) -> None:

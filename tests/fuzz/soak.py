@@ -48,7 +48,7 @@ MOST = 10.0
 
 
 def soak(artefact: Path, count: int, sizes: int, batch: str, seed: int) -> Outcome:
-    """Memory is that of the process, from the moment on when a quarter is done."""
+    """Memory is that of the process, from the moment on when half is done."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _images(folder / "in", count, sizes, seed)
@@ -61,7 +61,7 @@ def soak(artefact: Path, count: int, sizes: int, batch: str, seed: int) -> Outco
         failures = _wrong(found, count, broken)
         failures += _unlike(found, _alone(artefact, folder / "in", sizes), sizes)
         failures += _interrupted(artefact, folder, batch, count)
-    slope = _slope([one for one in samples if one[0] >= count / 4])
+    slope = _slope([one for one in samples if one[0] >= count / 2])
     if count >= TELLING and slope > MOST:
         failures.append(f"{slope:.1f} MB more every thousand images")
     peak = max((memory for _, memory in samples), default=0.0)

@@ -318,12 +318,12 @@ def test_without_a_gpu_rows_say_so_at_once(
     assert time.monotonic() - begun < 10
     steps = result(tmp_path / "out")["steps"]
     names = ["configure", "build", "memcheck", "racecheck", "synccheck", "initcheck", "pytest"]
-    names += ["selfcheck", "operators", "designs", "harness", "detectors", "modes", "onnxruntime"]
-    names += ["ncu"]
+    names += ["selfcheck", "operators", "designs", "harness", "detectors", "modes", "stream"]
+    names += ["onnxruntime", "ncu"]
     assert [step["name"] for step in steps] == names
     assert {step["status"] for step in steps} == {"lacking"}
     assert all(step["reason"].startswith("it needs a GPU: nvidia-smi: ") for step in steps)
-    assert "\nFAIL nothing was checked: 15 lacking; " in capsys.readouterr().out
+    assert "\nFAIL nothing was checked: 16 lacking; " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -581,6 +581,27 @@ def onnxruntime_row(**changes: Any) -> dict[str, Any]:
     way = {"operators": True, "mode": "eager", "provider_options": None}
     times = {"median_ms": 7.5, "images_per_second": 133.3, "agrees": True}
     return {"file": "fp16, batch 1", **way, **times, **changes}
+
+
+@pytest.mark.parametrize(
+    ("stream", "share", "passes"), [(290, 0.91, True), (280, 0.89, False), (240, 0.95, False)]
+)
+def test_a_stream_beside_its_detector(stream: float, share: float, passes: bool) -> None:
+    measured = {
+        "batch": 8,
+        "images_per_second": {"detector": 319, "stream": stream},
+        "share": share,
+        "masks_an_image": 21.5,
+        "cores": 8,
+        "aim": {"share": 0.9, "images_per_second": 250.0},
+    }
+    line = f"batch 8: {stream}/s, {share:.0%} of the detector's 319/s, 21.5 masks an image, 8 cores"
+    if passes:
+        assert _gpu_steps.stream_facts(measured) == {"lines": [line]}
+    else:
+        with pytest.raises(StepError, match="the aim is 90% and 250/s") as caught:
+            _gpu_steps.stream_facts(measured)
+        assert caught.value.facts == {"lines": [line]}
 
 
 def test_ways_of_onnx_runtime() -> None:
