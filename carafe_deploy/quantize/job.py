@@ -137,6 +137,7 @@ class Quantizer:
         with atomic_path(output) as temporary:
             model = insert(self._model, chosen, self.ranges.bounds, self._target, self._values)
             helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+            onnx.checker.check_model(model)
             onnx.save(model, temporary)
         return info
 

@@ -186,7 +186,7 @@ def test_of_a_half_precision_file(
     for each in (path, tmp_path / "q.onnx"):
         with open_runner(each) as runner:
             found.append(Pipeline(runner).detect(images[:4]))
-    assert detections_change(*found) < 0.25
+    assert detections_change(*found) < 0.35
 
 
 def test_float8(source: Path, images: list[Path], tmp_path: Path) -> None:
