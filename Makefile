@@ -104,6 +104,7 @@ bench: plugins ## Measure again what benchmarks/results/ and README report (abou
 	$(BIN)/python benchmarks/export_profile.py
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/onnx_runtime.py
+	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/readme_figures.py
 
 release-check: $(STAMP) ## Compile for every architecture; check code, exports and dependencies

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _gpu_tables as gpu
+import _quantization_tables as quantization
 from _performance_tables import cpu_targets, designs
 
 from carafe_deploy.types import ARCHITECTURES
@@ -100,6 +101,13 @@ def releases(result: dict[str, Any]) -> str:
         cells = (f"{row['median_ms']:.0f}" for row in (kernels, bodies))
         lines.append(f"| {release} | {' | '.join(cells)} | {bodies['over_first']:.2f} |")
     return "\n".join(lines)
+
+
+def quantized(result: dict[str, Any]) -> str:
+    """All that results/quantization.json says."""
+    tables = quantization
+    parts = (tables.precisions, tables.time, tables.layers, tables.engines)
+    return "\n\n".join(part(result) for part in parts)
 
 
 def ways(result: dict[str, Any]) -> str:
@@ -266,6 +274,7 @@ DOCUMENTS = {
         Block(("onnxruntime_cpu",), releases),
         Block(("onnxruntime_gpu",), ways),
     ),
+    DOCS / "quantization.md": (Block(("quantization",), quantized),),
 }
 PICTURES = (
     Picture("bench.png", ("bench_mask_r50", "bench_faster_r50"), _draw_bench),

@@ -346,7 +346,7 @@ def _traced(
 
 def _preprocessor(runner: Runner) -> Preprocessor:
     """On the GPU where a torch runner has one and there are kernels; else on the host."""
-    if not runner.pastes_on_device or runner.info.input.batch[0] > 1:
+    if not runner.works_on_device or runner.info.input.batch[0] > 1:
         return Preprocessor(runner.info)
     from carafe_deploy.preprocess_torch import preprocessor_on
 
@@ -355,7 +355,7 @@ def _preprocessor(runner: Runner) -> Preprocessor:
 
 def _paster(runner: Runner) -> Paste:
     """On the GPU where a torch runner has one; else on the host, which needs no torch."""
-    if not (runner.info.has_masks and runner.pastes_on_device):
+    if not (runner.info.has_masks and runner.works_on_device):
         return paste_masks
     from carafe_deploy.masks_torch import TorchPaster
 

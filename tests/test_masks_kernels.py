@@ -27,7 +27,7 @@ def any_masks(
     kind = rng.integers(len(kinds), size=count)
     probabilities = np.stack(kinds)[kind, np.arange(count)].astype(np.float32)
     corners = rng.uniform(-0.5, 1.1, (count, 2)) * (width, height)
-    sides = np.exp(rng.uniform(0, 6, (count, 2))) * rng.choice([1] * 9 + [0, -1], (count, 1))
+    sides = np.exp(rng.uniform(-1, 6, (count, 2))) * rng.choice([1] * 9 + [0, -1], (count, 1))
     boxes = np.hstack((corners, corners + sides))
     boxes = np.where(rng.random((count, 1)) < 0.3, boxes.round(), boxes).astype(np.float32)
     return probabilities, boxes, (height, width), float(rng.choice([0.5, 0.5, 0.01, 0.3, 0.9, 1.5]))

@@ -27,7 +27,7 @@ class FrameRunner:
     inputs = ()
     outputs = ()
     device = "cpu"
-    pastes_on_device = False
+    works_on_device = False
     implementations = ("",)
 
     def __init__(self, batch: tuple[int, int] = (1, 8), architecture: str = "faster_rcnn") -> None:
@@ -161,7 +161,7 @@ def test_images_and_masks_are_worked_on_where_a_torch_runner_computes(
     monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
     monkeypatch.setattr("carafe_deploy.preprocess_torch.preprocessor_on", OnDevice)
     runner = FrameRunner(architecture=architecture)
-    runner.device, runner.pastes_on_device = device, device != "cpu"
+    runner.device, runner.works_on_device = device, device != "cpu"
     found = Pipeline(runner).detect(images(2))
     assert pasted == ([runner.device] * 2 if on_gpu else [])
     bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))

@@ -13,7 +13,7 @@ from carafe_deploy.types import DTYPES
 ROWS = [
     pytest.param(kind, precision, id=f"{kind[0]}-{kind[1]}-{precision}")
     for kind in TOLERANCES
-    for precision in DTYPES
+    for precision in TOLERANCES[kind]
 ]
 
 
@@ -34,7 +34,7 @@ def test_a_tolerance_is_above_what_was_seen_and_within_reach_of_it(
 
 @pytest.mark.parametrize("kind", TOLERANCES, ids=lambda kind: "-".join(kind))
 def test_coarser_precisions_are_allowed_no_less(kind: tuple[str, str]) -> None:
-    limits = [TOLERANCES[kind][precision] for precision in DTYPES]
+    limits = list(TOLERANCES[kind].values())
     slacks = [_slack(limit, limit.value) for limit in limits]
     assert slacks == sorted(slacks)
     assert len({limit.measure for limit in limits}) == 1
@@ -68,6 +68,12 @@ def test_tf32_is_coarser_than_float32_and_finer_than_half() -> None:
     assert coarsest("fp32", "tf32") == "tf32"
     assert coarsest("tf32", "fp16") == "fp16"
     assert tolerance("detections", "iou", "tf32").value < tolerance("detections", "iou").value
+
+
+def test_what_is_quantized_is_held_to_detections_and_ap() -> None:
+    assert coarsest("bf16", "int8") == "int8"
+    assert {kind[0] for kind, row in TOLERANCES.items() if "int8" in row} == {"detections", "ap"}
+    assert all(set(DTYPES) <= set(row) for row in TOLERANCES.values())
 
 
 def test_an_unknown_row_is_an_error() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +31,8 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
+from carafe_deploy.cli.quantize import CalibrationOption, ForOption, TargetName, default_target
+from carafe_deploy.types import QUANTIZED
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -56,6 +61,8 @@ class Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
+    fp8 = "fp8"
 
 
 _SUFFIXES = {
@@ -104,9 +111,12 @@ def export(
         Precision,
         typer.Option(
             help="Of convolutions and matrix products; boxes, softmaxes and NMS stay fp32. "
-            "ONNX Runtime's CPU has no bfloat16 Conv and cannot run bf16 files."
+            "ONNX Runtime's CPU has no bfloat16 Conv and cannot run bf16 files. int8 and fp8 need "
+            "--calibration; `carafe-deploy quantize` has more settings."
         ),
     ] = Precision.fp32,
+    calibration: CalibrationOption = None,
+    quantize_for: ForOption = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -172,9 +182,10 @@ def export(
             f"--layout {layout.value} is of TorchScript, ONNX is NCHW: drop it or use "
             "--format torchscript"
         )
+    quantized = _quantized(precision, calibration, quantize_for, target_format)
     bounds = Bounds.parse(size, min_size, max_size, batch)
     _check_kind(checkpoint)
-    with Steps() as steps:
+    with Steps() as steps, ExitStack() as stack:
         path = artefact_path(checkpoint)
         steps("read checkpoint")
         from carafe_deploy.graph.options import ExportOptions
@@ -187,7 +198,7 @@ def export(
             batch=batch_range,
             height=height,
             width=width,
-            precision=precision.value,
+            precision=precision.value if quantized is None else quantized.base,
             uint8_input=uint8_input,
             score_threshold=score_threshold,
             nms_iou_threshold=nms_iou,
@@ -198,13 +209,75 @@ def export(
         begun = time.perf_counter()
         chosen = (exporter or Exporter.dynamo) if target_format is Format.onnx else None
         channels_last = layout is not Layout.nchw
-        info = _write(detector, loaded, target, options, name, chosen, channels_last, steps)
+        first = target
+        if quantized is not None:
+            from carafe_deploy.files import temporary_folder
+
+            first = stack.enter_context(temporary_folder()) / target.name
+        info = _write(detector, loaded, first, options, name, chosen, channels_last, steps)
+        if quantized is not None:
+            info = quantized.write(first, target, steps)
         seconds = time.perf_counter() - begun
     result = _result(target, target_format, chosen, info, seconds, loaded.notes)
     if json_output:
         print_json(result)
     else:
         _show(results_console(json_output), result, info, checkpoint, config)
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """What an export in 8 bits is made by, after one in float."""
+
+    target: str
+    values: str
+    images: Sequence[str]
+
+    @property
+    def base(self) -> str:
+        """TensorRT computes the rest in fp16; ONNX Runtime's CPU cannot."""
+        return "fp16" if self.target == "tensorrt" else "fp32"
+
+    def write(self, path: Path, output: Path, steps: Steps) -> ModelInfo:
+        """Make the file from the float one."""
+        from carafe_deploy.images import find_images
+        from carafe_deploy.quantize.calibration import Calibration
+        from carafe_deploy.quantize.job import Quantizer
+
+        steps("calibrate")
+        quantizer = Quantizer(
+            path,
+            Calibration(find_images(self.images)),
+            target=self.target,
+            values=self.values,
+            progress=lambda done, total: steps.update(f"{done}/{total} images"),
+        )
+        steps("quantize")
+        return quantizer.write(output)
+
+
+def _quantized(
+    precision: Precision,
+    calibration: Sequence[str] | None,
+    target: TargetName | None,
+    file_format: Format,
+) -> _Quantized | None:
+    values = precision.value
+    if values not in QUANTIZED:
+        if calibration:
+            raise UsageError(
+                f"--calibration belongs to --precision int8 or fp8, not {values}: drop it"
+            )
+        if target is not None:
+            raise UsageError(f"--for belongs to --precision int8 or fp8, not {values}: drop it")
+        return None
+    if file_format is not Format.onnx:
+        raise UsageError(f"--precision {values} is of ONNX files, TorchScript has none: drop it")
+    if not calibration:
+        raise UsageError(
+            f"--precision {values} takes ranges from images: give --calibration FOLDER"
+        )
+    return _Quantized(default_target(target, values), values, calibration)
 
 
 def _check_kind(checkpoint: str) -> None:
@@ -378,5 +451,6 @@ COMMAND = Command(
         "carafe-deploy export epoch_12.pth --config config.py --size 832x1344 --batch 4",
         "carafe-deploy export epoch_12.pth --max-size 1344x1344 --batch 1-16 --uint8-input",
         "carafe-deploy export epoch_12.pth -o detector.ts",
+        "carafe-deploy export epoch_12.pth --precision int8 --calibration images/ --for tensorrt",
     ),
 )

@@ -80,8 +80,9 @@ ForOption = Annotated[
     TargetName | None,
     typer.Option(
         "--for",
-        help="cpu (default): ONNX Runtime; activations are uint8. tensorrt: they are symmetric "
-        "int8, biases stay float, and nothing is quantized around CARAFE and RoIAlign.",
+        help="What is to run a quantized file. cpu (default): ONNX Runtime; activations are uint8. "
+        "tensorrt: they are symmetric int8, biases stay float, and nothing is quantized around "
+        "CARAFE and RoIAlign.",
     ),
 ]
 
@@ -196,7 +197,7 @@ def quantize(
 
     if not calibration:
         raise UsageError("ranges come from images: give --calibration FOLDER")
-    name = (target or (TargetName.tensorrt if precision is Values.fp8 else TargetName.cpu)).value
+    name = default_target(target, precision.value)
     count = _count(keep_float)
     if max_loss is not None and keep_float != "auto":
         raise UsageError(f"--max-loss {max_loss:g} belongs to --keep-float auto: add that")
@@ -252,6 +253,11 @@ def quantize(
         _show_order(console, order, kept)
     if info is not None:
         _show(console, result, info, name)
+
+
+def default_target(target: TargetName | None, values: str) -> str:
+    """What the file is for where nobody said: only TensorRT computes in fp8."""
+    return (target or (TargetName.tensorrt if values == "fp8" else TargetName.cpu)).value
 
 
 def _count(keep_float: str | None) -> int | None:

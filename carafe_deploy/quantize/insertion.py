@@ -112,7 +112,23 @@ def insert(
         _read_unrounded(quantized, chosen)
     if values == "fp8":
         _to_float8(quantized)
+    _name_types(quantized)
+    quantizer.model.topological_sort()
     return quantized
+
+
+def _name_types(model: onnx.ModelProto) -> None:
+    """What is read after rounding has the type and shape that it had before."""
+    graph = model.graph
+    known = {value.name: value for value in (*graph.value_info, *graph.input)}
+    made = {node.output[0]: node for node in graph.node}
+    for node in graph.node:
+        before = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if before is None or before.input[0] not in known or node.output[0] in known:
+            continue
+        value = graph.value_info.add()
+        value.CopyFrom(known[before.input[0]])
+        value.name = node.output[0]
 
 
 def _read_unrounded(model: onnx.ModelProto, chosen: set[str]) -> None:

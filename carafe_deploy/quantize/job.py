@@ -60,6 +60,12 @@ class Quantizer:
         progress: told of images calibrated and their total.
         note: told where ranges were read or kept.
 
+    Attributes:
+        path: of the float file.
+        info: its metadata.
+        layers: that can be quantized.
+        ranges: of their activations.
+
     Raises:
         ArtefactError: the file is missing, damaged, of another exporter, quantized already, or of
             a precision that the target does not take; or see
@@ -78,15 +84,15 @@ class Quantizer:
         progress: _Progress = _silent,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._path, self._calibration = Path(path), calibration
+        self.path, self._calibration = Path(path), calibration
         self._target_name, self._values = target, values
         self._target = _target(target, values)
         calibration.check()
         self._model = read_onnx(path)
-        self.info = _float_info(self._path, self._model, target, self._target)
+        self.info = _float_info(self.path, self._model, target, self._target)
         self.layers: tuple[Layer, ...] = layers_of(self._model)
         self.ranges: Ranges = calibration.ranges(
-            self._path,
+            self.path,
             self._model,
             self.info,
             self.layers,
@@ -110,7 +116,7 @@ class Quantizer:
             CarafeDeployError: the output is the float file, or cannot be written.
         """
         output = Path(output)
-        if output.exists() and output.samefile(self._path):
+        if output.exists() and output.samefile(self.path):
             raise CarafeDeployError(f"{output} is the file to quantize: choose another output")
         chosen = selected(self.layers, float_layers)
         info = dataclasses.replace(
@@ -131,6 +137,7 @@ class Quantizer:
         with atomic_path(output) as temporary:
             model = insert(self._model, chosen, self.ranges.bounds, self._target, self._values)
             helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+            onnx.checker.check_model(model)
             onnx.save(model, temporary)
         return info
 
@@ -158,7 +165,7 @@ class Quantizer:
         if measure == "error":
             loaded = [load_image(file) for file in files]
             found = by_error(
-                self._path,
+                self.path,
                 self._model,
                 self.info,
                 self.layers,
@@ -170,7 +177,7 @@ class Quantizer:
                 progress=progress,
             )
             return ranked(found)
-        reference = self._detect(self._path, files)
+        reference = self._detect(self.path, files)
         names = [layer.name for layer in self.layers]
         harm = {}
         for done, name in enumerate(names, 1):
@@ -186,7 +193,7 @@ class Quantizer:
         calibration images are used.
         """
         files = self._calibration.images[:images]
-        reference = self._detect(self._path, files)
+        reference = self._detect(self.path, files)
         return lambda float_layers: self._change(float_layers, files, reference)
 
     @contextmanager
@@ -199,7 +206,7 @@ class Quantizer:
 
     def opened_float(self) -> OnnxRuntimeRunner:
         """The float model; the caller closes it."""
-        return self._runner(self._path)
+        return self._runner(self.path)
 
     def _runner(self, path: Path) -> OnnxRuntimeRunner:
         return OnnxRuntimeRunner(path, threads=self._calibration.threads)

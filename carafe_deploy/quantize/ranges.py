@@ -50,8 +50,8 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach(max(-low, high))
         if self.limit:
-            bins = (flat + np.float32(self.limit)) * np.float32(BINS / 2 / self.limit)
-            index = np.minimum(bins.astype(np.int32), BINS - 1)
+            bins = np.floor(flat * np.float32(BINS / 2 / self.limit))  # exact: a power of two
+            index = np.minimum(bins.astype(np.int32) + BINS // 2, BINS - 1)
             self.counts += np.bincount(index, minlength=BINS)
 
     def _reach(self, largest: float) -> None:

@@ -36,7 +36,7 @@ class Lifetime(ABC):
     device: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    pastes_on_device = False  # which takes torch
+    works_on_device = False  # which takes torch
     implementations: tuple[str, ...] = ("",)
 
     #: What a closed runner, and one in another process, raises.

@@ -159,7 +159,7 @@ class Opener(OneLine):
         providers: see :func:`provider_options`.
         threads: of one operator; None lets ONNX Runtime choose.
         kernels: path of the library to register; None runs function bodies.
-        optimize: ONNX Runtime may change the graph; what it makes of float8 (1.32) is wrong.
+        optimize: ONNX Runtime may change the graph.
     """
 
     path: Path

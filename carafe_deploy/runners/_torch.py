@@ -124,7 +124,7 @@ class TorchRunner(Lifetime):
             keep_freed_memory()
         self.info = with_tf32(info) if tf32 else info
         self.device = str(device)
-        self.pastes_on_device = device.type == "cuda"
+        self.works_on_device = device.type == "cuda"
         self._device = device
         self._channels_last = channels_last
         self._tf32 = tf32

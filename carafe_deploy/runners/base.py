@@ -67,8 +67,9 @@ class Runner(Protocol):
     info: ModelInfo
     #: Where it computes: ``"cpu"``, ``"cuda:0"``, ...
     device: str
-    #: Masks of its outputs are pasted by PyTorch on that device, and not on the host.
-    pastes_on_device: bool
+    #: PyTorch preprocesses its images and pastes its masks on that device, and not on the host;
+    #: ``images`` may be :class:`~carafe_deploy.device_images.DeviceImages` then.
+    works_on_device: bool
     #: What can compute the custom operators, for people; the first does. One is empty where there
     #: is no choice.
     implementations: tuple[str, ...]
@@ -128,7 +129,7 @@ class Wrapper:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.backend, self.info = runner.backend, runner.info
-        self.device, self.pastes_on_device = runner.device, runner.pastes_on_device
+        self.device, self.works_on_device = runner.device, runner.works_on_device
         self.implementations = runner.implementations
         self.inputs, self.outputs = runner.inputs, runner.outputs
 

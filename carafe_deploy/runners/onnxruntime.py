@@ -56,6 +56,9 @@ _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 class OnnxRuntimeRunner(Lifetime):
     """Runs a file written by ``export_onnx``, by our kernels or by its function bodies.
 
+    What was quantized for another runtime is computed as it stands, rounding by rounding: ONNX
+    Runtime's optimizations of such graphs lose detections (float16) or all of them (float8).
+
     Args:
         path: of the ``.onnx`` file.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a missing CUDA provider is an error, not a
@@ -129,7 +132,7 @@ class OnnxRuntimeRunner(Lifetime):
         if given and self.provider == "cpu":
             raise OptionError("provider_options", given, "ONNX Runtime's CPU provider takes none")
         told = self._provider_options(given)
-        optimize = info.precision != "fp8"
+        optimize = info.quantization is None or info.quantization.target == self.provider
         self._opener = Opener(self._path, told, threads, kernels, optimize)
         self._session: Any = self._opener.open(str(self._path), graph=mode == "cuda-graph")
         self._stage_session: Any = None

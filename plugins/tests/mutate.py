@@ -1,13 +1,14 @@
 """Break the CUDA kernels in small ways and count how many breaks the tests notice.
 
-Usage: python plugins/tests/mutate.py [--count N] [--jobs N] [--only FILE] [--out FILE]
+Usage: python plugins/tests/mutate.py [--count N] [--jobs N] [--only FILE | --new] [--out FILE]
 
 A mutant is one change of one token in the kernels' source: a bound, an index, a sign, a barrier, a
 constant, a condition. Each is compiled for the emulator and runs the problems of tests/plugins,
 with the threads in every order, until one of them fails; a mutant that hangs or crashes is noticed
 as well. The choice is the same on every machine. Survivors are explained in known_mutants.json;
 those that are equivalent, since they compute the same or differ in speed only, are drawn but not
-run.
+run. Mutants are drawn from all files in turn, so those of a file that is new can be added to the
+results of the others, whose code is what it was: --new.
 
 Exits with 1 when a survivor has no reason there, or fewer than 95 % of those run were killed.
 """
@@ -44,7 +45,7 @@ from carafe_deploy.kernels import Device  # noqa: E402
 from tests.ops import test_roi_levels as levels  # noqa: E402
 from tests.plugins import candidates, problems  # noqa: E402
 from tests.plugins.emulated import BACKWARD, FORWARD, EmulatedLibrary, at_random  # noqa: E402
-from tests.plugins.test_preprocess import random_case  # noqa: E402
+from tests.plugins.test_preprocess import one_column, random_case  # noqa: E402
 from tests.plugins.varied import (  # noqa: E402
     Twins,
     neighbours_nms,
@@ -181,10 +182,10 @@ def known_mutants() -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(entry["file"], entry["before"], entry["after"]): entry for entry in entries}
 
 
-def choose(count: int, only: str | None) -> list[Mutant]:
+def choose(count: int, files: Sequence[str]) -> list[Mutant]:
     """``count`` mutants, drawn in turn over files and operators."""
     queues: dict[str, list[list[Mutant]]] = {}
-    for file in [only] if only else mutated_files():
+    for file in files:
         by_operator: dict[str, list[Mutant]] = collections.defaultdict(list)
         for mutant in mutants_of(file):
             by_operator[mutant.operator].append(mutant)
@@ -268,6 +269,7 @@ def checks_by_source() -> dict[str, list[Check]]:
         _in_order(random_case(seed, 90), (FORWARD, BACKWARD, at_random(seed))[seed % 3])
         for seed in range(100)
     ]
+    checks["preprocess.cu"].append(one_column().check)
     return checks
 
 
@@ -439,6 +441,26 @@ def summary(outcomes: Sequence[tuple[Mutant, str, float]]) -> dict[str, Any]:
     }
 
 
+def added(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Results of files together with those of others."""
+    whole = old | new
+    for name in ("mutants", "killed", "does_not_compile", "equivalent", "seconds"):
+        whole[name] = old[name] + new[name]
+    whole["share"] = round(whole["killed"] / max(1, whole["mutants"]), 4)
+    whole["by_file"] = dict(sorted((old["by_file"] | new["by_file"]).items()))
+    names = sorted({*old["by_operator"], *new["by_operator"]})
+    whole["by_operator"] = {
+        name: dict(
+            collections.Counter(old["by_operator"].get(name, {}))
+            + collections.Counter(new["by_operator"].get(name, {}))
+        )
+        for name in names
+    }
+    survivors = [*old["survivors"], *new["survivors"]]
+    whole["survivors"] = sorted(survivors, key=lambda one: (one["file"], one["line"], one["after"]))
+    return whole
+
+
 def main() -> int:
     """Run the campaign."""
     global _build, _checks
@@ -446,11 +468,26 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=140, help="mutants to generate")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--only", help="one file of plugins/kernels")
+    parser.add_argument("--new", action="store_true", help="files that the results lack; add them")
     parser.add_argument("--build", type=Path, default=ROOT / "build/mutants", help="build folder")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # nothing may hold threads when processes fork
-    chosen = choose(arguments.count, arguments.only)
+    old = json.loads(arguments.out.read_text()) if arguments.new else {}
+    files = mutated_files()
+    count = arguments.count
+    if arguments.new:
+        changed = [
+            file for file in files if old["code"].get(file, code_hash(file)) != code_hash(file)
+        ]
+        if changed:
+            sys.exit(
+                f"the results are of other code than today's {', '.join(changed)}: run them all"
+            )
+        new = [file for file in files if file not in old["code"]]
+        count = count * len(new) // len(files)
+        files = new
+    chosen = choose(count, [arguments.only] if arguments.only else files)
     _build, _checks = Build(arguments.build), checks_by_source()
     for source, checks in _checks.items():
         status = run_checks(_build.unchanged, checks)
@@ -467,6 +504,7 @@ def main() -> int:
             sys.stdout.flush()
     outcomes.sort(key=lambda outcome: (outcome[0].file, outcome[0].line, outcome[0].after))
     report = summary(outcomes) | {"seconds": round(time.monotonic() - start)}
+    report = added(old, report) if old else report
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{report['killed']} of {report['mutants']} mutants killed ({report['share']:.1%})")

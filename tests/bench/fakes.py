@@ -39,7 +39,7 @@ class FakeRunner:
     inputs = ()
     outputs = ()
     device = "cpu"
-    pastes_on_device = False
+    works_on_device = False
     implementations = ("",)
 
     def __init__(

@@ -44,7 +44,10 @@ COMMANDS = {
     "inspect": ["inspect", "{model}"],
     "detect": ["detect", FASTER, SHAPES / "val", "-o", "out"],
     "parity": ["parity", FASTER, FASTER, "-o", "out/parity.json"],
-    "eval": ["eval", FASTER, "--annotations", SHAPES / "val.json", "-o", "out"],
+    "eval": [
+        *("eval", FASTER, "--annotations", SHAPES / "val.json"),
+        *("--images", SHAPES / "val", "-o", "out"),
+    ],
     "bench": ["bench", FASTER, "--rounds", 3, "-o", "out/bench.json"],
     "bench --op": ["bench", "--op", "nms", "--rounds", 1, "-o", "out/operators.json"],
     "report": ["report", RESULT, "-o", "out/report.html"],
@@ -105,6 +108,8 @@ def one(command: list[object], number: signal.Signals, moment: float, model: Pat
             ending += ", with Python's traceback" if err else ""
         elif status == 128 + number and _is_quiet(err):
             ending = f"{status}" if seconds <= SOON else f"{status} in {LIMIT:g} s"
+        elif status == -number and _is_quiet(err):
+            ending = f"{status} as Python left"  # which gives the signals back before it is gone
         elif status == 0 and _is_quiet(err):
             ending = "was at its end"
         else:

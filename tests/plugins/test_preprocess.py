@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +13,9 @@ import pytest
 import torch
 
 from carafe_deploy.kernels import Device, DType, Layout, PreprocessParams
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.preprocess_torch import BUFFERS, TorchPreprocessor
+from carafe_deploy.types import ModelInfo, Preprocessing
 from tests.plugins.emulated import ORDERS, EmulatedLibrary, Order
 
 Image = np.ndarray
@@ -106,6 +112,14 @@ def random_case(seed: int, longest: int = 160) -> Case:
     )
 
 
+def one_column() -> Case:
+    """Stretched so far that the weights of one of its columns would not add up to 2048."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 1, 3), np.uint8)
+    table = rng.normal(0, 2, (3, 256)).astype(np.float32)
+    return Case(image, (33, 5463), (33, 5463), table)
+
+
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
@@ -145,6 +159,10 @@ def test_corners(
     assert_equal(case.run(library), case.expected())
 
 
+def test_one_column(library: EmulatedLibrary) -> None:
+    assert_equal(one_column().run(library), one_column().expected())
+
+
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
 def test_the_kernel_gives_the_same_bits(library: EmulatedLibrary, order: Order) -> None:
     library.set_order(order)
@@ -175,3 +193,39 @@ def test_parameters_are_refused(
     fields |= {"source_width": 4, "height": 4, "width": 4, "padded_height": 4, "padded_width": 4}
     with pytest.raises(ValueError, match=message):
         library.preprocess(PreprocessParams(**(fields | changed)), 0, 0, 0)
+
+
+def test_a_gpus_way_with_the_emulator_in_its_place(
+    library: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned buffers are taken in turn, each after the copy out of it."""
+    waited: list[int] = []
+
+    class Stream:
+        device, cuda_stream = torch.device("cpu"), 0
+        events = 0
+
+        def __init__(self, device: torch.device) -> None:
+            assert device.type == "cuda"
+
+        def record_event(self) -> SimpleNamespace:
+            number = self.events
+            self.events += 1
+            return SimpleNamespace(synchronize=lambda: waited.append(number))
+
+    def empty(*shape: Any, pin_memory: bool = False, device: Any = None, **options: Any) -> Any:
+        return plain_empty(*shape, **options)
+
+    plain_empty, plain_to = torch.empty, torch.Tensor.to
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **_: plain_to(self, "cpu"))
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    model = ModelInfo("", "", ("",), preprocessing=Preprocessing(scale=(90, 60)))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20 + seed, 30, 3), np.uint8) for seed in range(BUFFERS + 2)]
+    found = TorchPreprocessor(model, "cuda:0", library)(images)
+    np.testing.assert_array_equal(found.images.tensor.numpy(), Preprocessor(model)(images).images)
+    assert waited == [0, 1]
+    assert found.images.ready is not None

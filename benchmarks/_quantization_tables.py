@@ -1,0 +1,92 @@
+"""Tables of docs/quantization.md from results/quantization.json."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from carafe_deploy.types import ARCHITECTURES
+
+_TARGETS = {"cpu": "ONNX Runtime, CPU", "tensorrt": "TensorRT"}
+
+
+def precisions(result: dict[str, Any]) -> str:
+    """AP in every precision, and how much of the detections changes."""
+    lines = [
+        "| detector | computes in | box AP | mask AP | largest loss of a set | detections change |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for one in result["small"]:
+        rows, title = one["rows"], ARCHITECTURES[one["model"]]
+        for precision in ("fp32", "fp16"):
+            [row] = [row for row in rows if row["precision"] == precision]
+            lines.append(f"| {title} | {precision} | {_ap([row])} | – | {row['change']:.1%} |")
+        for precision, target in (("int8", "cpu"), ("int8", "tensorrt"), ("fp8", "tensorrt")):
+            sets = [
+                row
+                for row in rows
+                if (row["precision"], row.get("target")) == (precision, target)
+                and "kept_float" not in row
+            ]
+            change = statistics.mean(row["change"] for row in sets)
+            name = f"{precision} for {_TARGETS[target]}, mean of {len(sets)} sets"
+            lines.append(
+                f"| {title} | {name} | {_ap(sets)} | {_loss(rows[0], sets):.4f} | {change:.1%} |"
+            )
+        for row in rows:
+            if "kept_float" in row:
+                kept = f"{len(row['kept_float'])} layers in float"
+                name = f"int8 for {_TARGETS[row['target']]}, first set, {kept}"
+                lines.append(f"| {title} | {name} | {_ap([row])} | {_loss(rows[0], [row]):.4f} | |")
+    return "\n".join(lines)
+
+
+def _ap(rows: list[dict[str, Any]]) -> str:
+    mean = {kind: statistics.mean(row["ap"][kind] for row in rows) for kind in rows[0]["ap"]}
+    return " | ".join(f"{mean[kind]:.4f}" if kind in mean else "" for kind in ("bbox", "segm"))
+
+
+def _loss(reference: dict[str, Any], rows: list[dict[str, Any]]) -> float:
+    return max(reference["ap"][kind] - row["ap"][kind] for row in rows for kind in row["ap"])
+
+
+def time(result: dict[str, Any]) -> str:
+    """The R-50 detector on a CPU, float and quantized."""
+    found, machine = result["large"], result["environment"]
+    ms, made = found["median_ms"], found["quantize"]
+    rounds = len(found["speedups"])
+    products = ", ".join(result["dot_products"]) or "none for 8-bit products"
+    return "\n".join(
+        [
+            f"| Mask R-CNN R-50, 832x1216, {machine['cores']} cores of {machine['cpu']} | |",
+            "|---|---:|",
+            f"| instructions | {products} |",
+            f"| fp32 | {ms['fp32']:.0f} ms |",
+            f"| int8 | {ms['int8']:.0f} ms |",
+            f"| fp32 over int8, median of {rounds} rounds | {found['speedup']:.2f} |",
+            f"| size of the file, of fp32's | {found['file_share']:.1%} |",
+            f"| to quantize it, {made['images']} images | {made['seconds']:.0f} s, "
+            f"{made['peak_mb'] / 1000:.1f} GB |",
+        ]
+    )
+
+
+def layers(result: dict[str, Any], count: int = 12) -> str:
+    """The layers of the small Mask R-CNN that suffer most."""
+    [rows] = [one["sensitivity"] for one in result["small"] if "sensitivity" in one]
+    lines = ["| layer | detections change | error of its output |", "|---|---:|---:|"]
+    for row in rows[:count]:
+        lines.append(f"| `{row['layer']}` | {row['change']:.1%} | {row['error']:.1%} |")
+    return "\n".join(lines)
+
+
+def engines(result: dict[str, Any]) -> str:
+    """What TensorRT-RTX builds of the quantized files."""
+    lines = ["| detector | layers | plugin layers of custom nodes |", "|---|---:|---:|"]
+    for one in result["small"]:
+        for row in filter(None, one.get("engines", [])):
+            lines.append(
+                f"| {ARCHITECTURES[one['model']]}, {row['precision']} | {row['layers']} "
+                f"| {row['plugin_layers']} of {row['custom_nodes']} |"
+            )
+    return "\n".join(lines)
