@@ -99,7 +99,7 @@ def small(checkpoint: Path, folder: Path) -> dict[str, Any]:
             if number == 0 and values == "int8":
                 rows.append(auto(quantizer, rows[0]["ap"], target))
                 if target == "cpu" and "segm" in ap:
-                    order = quantizer.sensitivity("detections", 8)
+                    order = quantizer.sensitivity("detections", 4)
                     errors = {row.layer: row.harm for row in quantizer.sensitivity("error", 8)}
                     result["sensitivity"] = [
                         {"layer": row.layer, "change": row.harm, "error": errors[row.layer]}

@@ -103,10 +103,9 @@ class Preprocessor:
     ) -> Any:
         """What a runner takes, of contiguous images and their heights and widths."""
         shape = (*padded, 3) if self._uint8 else (3, *padded)
-        batch = np.zeros((len(images), *shape), np.uint8 if self._uint8 else np.float32)
-        for target, image, (height, width) in zip(batch, images, resized, strict=True):
-            size = width, height
-            self._fill(target, cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+        batch = np.empty((len(images), *shape), np.uint8 if self._uint8 else np.float32)
+        for target, image, size in zip(batch, images, resized, strict=True):
+            self._fill(target, image, *size)
         return batch
 
     def _padded(self, plans: Sequence[tuple[int, int, bool]]) -> tuple[int, int]:
@@ -131,16 +130,24 @@ class Preprocessor:
         scale = min(wanted, self._height[1] / height, self._width[1] / width)
         return _scaled(height, scale), _scaled(width, scale), True
 
-    def _fill(self, target: npt.NDArray[Any], resized: npt.NDArray[Any]) -> None:
-        height, width = resized.shape[:2]
+    def _fill(
+        self, target: npt.NDArray[Any], image: npt.NDArray[np.uint8], height: int, width: int
+    ) -> None:
+        """Write an image, resized and normalised, and zeros around it."""
+        size = width, height
         if self._uint8:
-            target[:height, :width] = resized
+            part = target[:height, :width]
+            cv2.resize(image, size, dst=part, interpolation=cv2.INTER_LINEAR)
+            target[height:] = 0
+            target[:height, width:] = 0
             return
-        planes = cv2.split(resized)
+        planes = cv2.split(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
         if self._settings.bgr_to_rgb:
             planes = planes[::-1]
         for channel, plane in enumerate(planes):
             cv2.LUT(plane, self._table[channel], dst=target[channel, :height, :width])
+        target[:, height:] = 0
+        target[:, :height, width:] = 0
 
 
 def _scaled(edge: int, scale: float) -> int:
