@@ -97,6 +97,7 @@ format: $(STAMP) ## Format and fix the code
 bench: plugins ## Measure again what benchmarks/results/ and README report (about an hour)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/paste_masks.py
+	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/function_bodies.py
 	$(BIN)/python benchmarks/cpu_isa.py
 	$(BIN)/python benchmarks/host_time.py

@@ -31,8 +31,13 @@ from carafe_deploy.cli.common import (
     results_console,
     shell,
 )
-from carafe_deploy.cli.quantize import CalibrationOption, ForOption, TargetName, default_target
-from carafe_deploy.types import QUANTIZED
+from carafe_deploy.cli.quantize import (
+    CalibrationOption,
+    ForOption,
+    TargetName,
+    Values,
+    default_target,
+)
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -263,7 +268,7 @@ def _quantized(
     file_format: Format,
 ) -> _Quantized | None:
     values = precision.value
-    if values not in QUANTIZED:
+    if values not in [each.value for each in Values]:
         if calibration:
             raise UsageError(
                 f"--calibration belongs to --precision int8 or fp8, not {values}: drop it"
