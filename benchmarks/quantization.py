@@ -1,14 +1,14 @@
 """What 8 bits cost and gain: AP of the small detectors, time of the R-50 Mask R-CNN.
 
-    python benchmarks/quantization.py [--rounds N]
+    python benchmarks/quantization.py [--only ap|time] [--rounds N]
 
 The small trained detectors are quantized with ranges of four disjoint sets of 25 of their
 validation images, for a CPU and for TensorRT, and evaluated on all 100 in ONNX Runtime: AP of 100
 images moves by several thousandths with any change of rounding, so that one set would say little.
 Once more layers stay in float until AP is within 0.002 (--keep-float auto). The R-50 Mask R-CNN has
 seeded weights; its calibration is timed in a process of its own, and float and quantized files take
-turns. Engines are built where TensorRT-RTX is installed. All goes to results/quantization.json, in
-about 20 minutes.
+turns. Engines are built where TensorRT-RTX is installed. AP goes to results/quantization.json, times
+to results/quantization_time.json, in about 20 minutes.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ def dot_products() -> list[str]:
 def main() -> None:
     """Measure, and write the result."""
     parser = argument_parser(__doc__)
+    parser.add_argument("--only", choices=("ap", "time"), help="one of the two")
     parser.add_argument("--rounds", type=int, default=7, help="of the R-50 detector's runs")
     parser.add_argument(
         "--measure", nargs=2, help="quantize one file into another, for this script"
@@ -214,14 +215,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        result = {
-            "dot_products": dot_products(),
-            "large": large(folder, given.rounds),
-            "small": [small(SHAPES / name, folder) for name in CHECKPOINTS],
-        }
-    for one in result["small"]:
-        print(ARCHITECTURES[one["model"]], *one["rows"], sep="\n  ")
-    write_result(RESULTS / "quantization.json", result)
+        if given.only != "ap":
+            times = {"dot_products": dot_products(), **large(folder, given.rounds)}
+            print(times)
+            write_result(RESULTS / "quantization_time.json", times)
+        if given.only != "time":
+            rows = [small(SHAPES / name, folder) for name in CHECKPOINTS]
+            for one in rows:
+                print(ARCHITECTURES[one["model"]], *one["rows"], sep="\n  ")
+            write_result(RESULTS / "quantization.json", {"small": rows})
 
 
 if __name__ == "__main__":

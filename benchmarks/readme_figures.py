@@ -106,7 +106,7 @@ def releases(result: dict[str, Any]) -> str:
 def quantized(result: dict[str, Any]) -> str:
     """All that results/quantization.json says."""
     tables = quantization
-    parts = (tables.precisions, tables.time, tables.layers, tables.engines)
+    parts = (tables.precisions, tables.layers, tables.engines)
     return "\n\n".join(part(result) for part in parts)
 
 
@@ -274,7 +274,10 @@ DOCUMENTS = {
         Block(("onnxruntime_cpu",), releases),
         Block(("onnxruntime_gpu",), ways),
     ),
-    DOCS / "quantization.md": (Block(("quantization",), quantized),),
+    DOCS / "quantization.md": (
+        Block(("quantization_time",), quantization.time),
+        Block(("quantization",), quantized),
+    ),
 }
 PICTURES = (
     Picture("bench.png", ("bench_mask_r50", "bench_faster_r50"), _draw_bench),

@@ -85,7 +85,7 @@ def selected(layers: Sequence[Layer], float_layers: Sequence[str]) -> tuple[Laye
                 f"there is no layer {name!r} to keep in float: choose from {', '.join(known)}"
             )
     kept = tuple(layer for layer in layers if layer.name not in float_layers)
-    if all(layer.name == SHORTCUTS for layer in kept):
+    if not kept:
         raise ArtefactError("no layer is left to quantize: keep fewer in float")
     return kept
 

@@ -145,6 +145,9 @@ def test_layers_kept_in_float(cpu: Quantizer, tmp_path: Path) -> None:
     stored = initializers(onnx.load(tmp_path / "some.onnx"))
     for name in kept:
         assert stored[f"detector.{name}.weight"].dtype == np.float32
+    names = [layer.name for layer in cpu.layers]
+    for only in (names[-1], names[3]):
+        cpu.write(tmp_path / "one.onnx", [name for name in names if name != only])
     with pytest.raises(ArtefactError, match="no layer 'conv9'"):
         cpu.write(tmp_path / "other.onnx", ["conv9"])
     with pytest.raises(ArtefactError, match="no layer is left"):
