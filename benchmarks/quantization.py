@@ -7,8 +7,8 @@ validation images, for a CPU and for TensorRT, and evaluated on all 100 in ONNX 
 images moves by several thousandths with any change of rounding, so that one set would say little.
 Once more layers stay in float until AP is within 0.002 (--keep-float auto). The R-50 Mask R-CNN has
 seeded weights; its calibration is timed in a process of its own, and float and quantized files take
-turns. Engines are built where TensorRT-RTX is installed. AP goes to results/quantization.json, times
-to results/quantization_time.json, in about 20 minutes.
+turns. Engines are built where TensorRT-RTX is installed. AP goes to results/quantization.json,
+times to results/quantization_time.json, in about 20 minutes.
 """
 
 from __future__ import annotations

@@ -179,9 +179,10 @@ class Calibration(OneLine):
         progress: Callable[[int, int], None],
     ) -> Mapping[str, Histogram]:
         """By activation; of an image, no more than its activations are held."""
-        session = Opener(
-            path, (("CPUExecutionProvider", {}),), self.threads, kernels_for("cpu", None)
-        ).open(_with_outputs(model, names))
+        cpu = (("CPUExecutionProvider", dict[str, str]()),)
+        # All activations at once are memory enough.
+        opener = Opener(path, cpu, self.threads, kernels_for("cpu", None), arena=False)
+        session = opener.open(_with_outputs(model, names))
         preprocess = Preprocessor(info)
         smallest = info.input.batch[0]
         histograms = {name: Histogram() for name in names}
@@ -192,7 +193,8 @@ class Calibration(OneLine):
             found = dict(zip(computed, _run(session, computed, inputs, path, file), strict=True))
             for name in names:
                 try:
-                    histograms[name].add(found.pop(name) if name in found else inputs[name])
+                    values = found.pop(name) if name in found else inputs[name]
+                    histograms[name].add(values, count=self.method != "minmax")
                 except ValueError as error:
                     raise ArtefactError(
                         f"{path} computes {name} from {file}, and {error}: check the checkpoint"

@@ -35,8 +35,8 @@ class Histogram:
         self.low = np.inf
         self.high = -np.inf
 
-    def add(self, values: npt.NDArray[np.floating]) -> None:
-        """Count values.
+    def add(self, values: npt.NDArray[np.floating], *, count: bool = True) -> None:
+        """Count values, or look at the lowest and highest alone.
 
         Raises:
             ValueError: one is not finite.
@@ -48,6 +48,8 @@ class Histogram:
         if not np.isfinite(low) or not np.isfinite(high):
             raise ValueError("it is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if not count:
+            return
         self._reach(max(-low, high))
         if self.limit:
             bins = np.floor(flat * np.float32(BINS / 2 / self.limit))  # exact: a power of two

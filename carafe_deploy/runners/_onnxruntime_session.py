@@ -160,6 +160,7 @@ class Opener(OneLine):
         threads: of one operator; None lets ONNX Runtime choose.
         kernels: path of the library to register; None runs function bodies.
         optimize: ONNX Runtime may change the graph.
+        arena: ONNX Runtime keeps memory for the next run; without, it takes less at once.
     """
 
     path: Path
@@ -167,6 +168,7 @@ class Opener(OneLine):
     threads: int | None = None
     kernels: str | None = None
     optimize: bool = True
+    arena: bool = True
 
     def open(
         self,
@@ -190,6 +192,7 @@ class Opener(OneLine):
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = self.arena
         if not self.optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
