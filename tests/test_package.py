@@ -56,6 +56,7 @@ FORBIDDEN = [
     ("engine", "models"),
     ("engine", "ops"),
     ("engine", "runners"),
+    *((name, "quantize") for name in ("models", "graph", "engine", "runners", "parity", "bench")),
 ]
 
 PRINTING = {"cli.py", "report.py"}
