@@ -20,7 +20,9 @@ def precisions(result: dict[str, Any]) -> str:
         rows, title = one["rows"], ARCHITECTURES[one["model"]]
         for precision in ("fp32", "fp16"):
             [row] = [row for row in rows if row["precision"] == precision]
-            lines.append(f"| {title} | {precision} | {_ap([row])} | – | {row['change']:.1%} |")
+            lines.append(
+                f"| {title} | {precision} | {_ap([row])} | – | {max(row['change'], 0):.1%} |"
+            )
         for precision, target in (("int8", "cpu"), ("int8", "tensorrt"), ("fp8", "tensorrt")):
             sets = [
                 row
@@ -35,7 +37,8 @@ def precisions(result: dict[str, Any]) -> str:
             )
         for row in rows:
             if "kept_float" in row:
-                kept = f"{len(row['kept_float'])} layers in float"
+                count = len(row["kept_float"])
+                kept = f"{count or 'no'} layer{'s' * (count != 1)} in float"
                 name = f"int8 for {_TARGETS[row['target']]}, first set, {kept}"
                 lines.append(f"| {title} | {name} | {_ap([row])} | {_loss(rows[0], [row]):.4f} | |")
     return "\n".join(lines)

@@ -125,7 +125,7 @@ def detections_change(reference: Sequence[Detections], found: Sequence[Detection
         overlap = box_iou(ours.boxes[rows], theirs.boxes[columns]).diagonal()
         scores = ours.scores[rows], theirs.scores[columns]
         kept += float((overlap * (scores[0] - np.abs(scores[0] - scores[1]))).sum())
-    return 1 - kept / whole if whole else 0.0
+    return max(0.0, 1 - kept / whole) if whole else 0.0
 
 
 _Pairs = dict[str, list[tuple[str, str]]]
