@@ -51,9 +51,12 @@ def pytest_configure() -> None:
             f"run `make setup` in {tree}, or take {found} out of this Python with "
             "`pip uninstall carafe-deploy`"
         )
-    # A shell starts background jobs with SIGINT ignored; tests interrupt their children.
+    # A shell starts background jobs with SIGINT ignored, nohup ignores SIGHUP; tests interrupt
+    # their children.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(tree), *([path] if path else [])])
     # What torch.compile writes takes the C++ compiler minutes at -O3; here it is compiled at -O0.

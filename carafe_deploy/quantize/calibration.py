@@ -151,7 +151,7 @@ class Calibration(OneLine):
             bounds={},
         )
         cache = self.cache or path.with_name(f"{path.stem}.{_key(empty)}.ranges.json")
-        if cache.exists():
+        if os.path.exists(cache):  # not Path.exists, which raises on over-long names
             found = _read(cache, empty, wanted)
             note(f"ranges of {cache}")
             return found

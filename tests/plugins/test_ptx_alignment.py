@@ -587,4 +587,4 @@ def test_build_has_a_file_a_source_and_architecture(ptx: ModuleType, tmp_path: P
     for name in [*names, "carafe.compute_80.ptx"]:  # of an earlier build
         (tmp_path / "ptx" / name).touch()
     assert sorted(path.name for path in ptx.of_build(tmp_path).values()) == sorted(names)
-    assert {"candidates", "carafe", "nms", "roi_align"} == set(ptx.SOURCES)
+    assert {"candidates", "carafe", "nms", "preprocess", "roi_align"} == set(ptx.SOURCES)

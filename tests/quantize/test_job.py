@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -313,12 +312,8 @@ def test_damaged_ranges(
         Quantizer(source, Calibration(images, cache=kept))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written(source: Path, images: list[Path], tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir()
-    path = Path(shutil.copy(source, folder))
-    folder.chmod(0o500)
+def test_a_folder_that_takes_no_ranges(source: Path, images: list[Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(source, tmp_path / f"{'x' * 240}.onnx"))  # theirs is too long a name
     notes: list[str] = []
     Quantizer(path, Calibration(images), note=notes.append)
     assert "ranges are not kept" in notes[0]
