@@ -94,7 +94,7 @@ format: $(STAMP) ## Format and fix the code
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: plugins ## Measure again what benchmarks/results/ and README report (about an hour)
+bench: plugins ## Measure again what benchmarks/results/ and README report (an hour and a half)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/paste_masks.py
 	$(BIN)/python benchmarks/stream.py

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from carafe_deploy.bench.record import Streamed
+from carafe_deploy.files import temporary_folder
 from carafe_deploy.images import Image, load_image, save_image
 from carafe_deploy.pipeline import STAGES, Pipeline
 from carafe_deploy.runners.base import Runner
@@ -33,10 +32,10 @@ def stream_files(runner: Runner, images: Sequence[Image], batch: int, count: int
         count: batches.
     """
     spans: dict[str, list[_Span]] = {name: [] for name in STAGES}
-    with tempfile.TemporaryDirectory(prefix="carafe-bench-") as folder:
+    with temporary_folder() as folder:
         paths = []
         for number, image in enumerate(images):
-            paths.append(Path(folder) / f"{number}.jpg")
+            paths.append(folder / f"{number}.jpg")
             save_image(paths[-1], image)
         sources = list(itertools.islice(itertools.cycle(paths), batch * count))
         stream = Pipeline(runner, batch).stream(

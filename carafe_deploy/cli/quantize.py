@@ -120,9 +120,14 @@ def quantize(
         ),
     ] = Method.minmax,
     percentile: Annotated[
-        float,
-        typer.Option(min=50, max=100, help="Percent of values to keep.", rich_help_panel=_RANGES),
-    ] = 99.99,
+        float | None,
+        typer.Option(
+            min=50,
+            max=100,
+            help="Percent of values that --method percentile keeps; by default 99.99.",
+            rich_help_panel=_RANGES,
+        ),
+    ] = None,
     ranges: Annotated[
         Path | None,
         typer.Option(
@@ -194,11 +199,14 @@ def quantize(
     from carafe_deploy.images import find_images
     from carafe_deploy.quantize.calibration import Calibration
     from carafe_deploy.quantize.job import Quantizer
+    from carafe_deploy.quantize.ranges import PERCENTILE
 
     if not calibration:
         raise UsageError("ranges come from images: give --calibration FOLDER")
     name = default_target(target, precision.value)
     count = _count(keep_float)
+    if percentile is not None and method is not Method.percentile:
+        raise UsageError(f"--percentile {percentile:g} belongs to --method percentile: add that")
     if max_loss is not None and keep_float != "auto":
         raise UsageError(f"--max-loss {max_loss:g} belongs to --keep-float auto: add that")
     if float_layer and keep_float:
@@ -212,7 +220,7 @@ def quantize(
         notes: list[str] = []
         quantizer = Quantizer(
             model,
-            Calibration(files, method.value, percentile, ranges, threads),
+            Calibration(files, method.value, percentile or PERCENTILE, ranges, threads),
             target=name,
             values=precision.value,
             progress=lambda done, total: steps.update(f"{done}/{total} images"),

@@ -102,17 +102,27 @@ def read_model(path: str | os.PathLike[str]) -> SourceModel:
         ArtefactError: see :func:`read_onnx`; or it was exported by something else.
     """
     model = read_onnx(path)
+    info = info_of(path, model)
+    with text_of(path):
+        nodes = custom_nodes(model)
+    return SourceModel(Path(path), sha256_of(path), info, nodes)
+
+
+def info_of(path: str | os.PathLike[str], model: onnx.ModelProto) -> ModelInfo:
+    """The metadata of a detector that :func:`read_onnx` read.
+
+    Raises:
+        ArtefactError: it was exported by something else, or the metadata is damaged.
+    """
     with text_of(path):
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        nodes = custom_nodes(model)
     text = properties.get(METADATA_KEY)
     if text is None:
         raise ArtefactError(
             f"{path} holds no carafe_deploy metadata: export the checkpoint with "
             "`carafe-deploy export`"
         )
-    info = ModelInfo.from_json(text, path)
-    return SourceModel(Path(path), sha256_of(path), info, nodes)
+    return ModelInfo.from_json(text, path)
 
 
 def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:

@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import helper
 
 from carafe_deploy.brief import OneLine
-from carafe_deploy.engine.onnx_model import read_onnx, text_of
+from carafe_deploy.engine.onnx_model import info_of, read_onnx
 from carafe_deploy.errors import ArtefactError, CarafeDeployError
 from carafe_deploy.files import atomic_path, temporary_folder
 from carafe_deploy.images import load_image
@@ -249,7 +249,7 @@ class Quantizer:
             progress(tried[count])
             return tried[count].loss <= wanted
 
-        low, high, most = -1, 0, len(names) - 2
+        low, high, most = -1, 0, len(names) - 1
         while not reached(high):
             if high == most:
                 raise CarafeDeployError(
@@ -274,14 +274,7 @@ def _target(name: str, values: str) -> Target:
 
 
 def _float_info(path: Path, model: onnx.ModelProto, name: str, target: Target) -> ModelInfo:
-    with text_of(path):
-        properties = {entry.key: entry.value for entry in model.metadata_props}
-    if METADATA_KEY not in properties:
-        raise ArtefactError(
-            f"{path} holds no carafe_deploy metadata: export the checkpoint with `carafe-deploy "
-            "export`"
-        )
-    info = ModelInfo.from_json(properties[METADATA_KEY], path)
+    info = info_of(path, model)
     if info.quantization is not None or is_quantized(model):
         raise ArtefactError(f"{path} is quantized already: give the float file that it was made of")
     if info.precision not in target.bases:

@@ -132,7 +132,8 @@ class OnnxRuntimeRunner(Lifetime):
         if given and self.provider == "cpu":
             raise OptionError("provider_options", given, "ONNX Runtime's CPU provider takes none")
         told = self._provider_options(given)
-        optimize = info.quantization is None or info.quantization.target == self.provider
+        target = None if info.quantization is None else info.quantization.target
+        optimize = target is None or self.provider.startswith(target)  # tensorrt-rtx, too
         self._opener = Opener(self._path, told, threads, kernels, optimize)
         self._session: Any = self._opener.open(str(self._path), graph=mode == "cuda-graph")
         self._stage_session: Any = None

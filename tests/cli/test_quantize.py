@@ -13,8 +13,13 @@ from typing import Any
 
 import pytest
 
+from carafe_deploy.cli.quantize import Measure, Method, TargetName, Values
 from carafe_deploy.quantize.calibration import Calibration
+from carafe_deploy.quantize.insertion import TARGETS
 from carafe_deploy.quantize.job import Quantizer
+from carafe_deploy.quantize.ranges import METHODS
+from carafe_deploy.quantize.sensitivity import MEASURES
+from carafe_deploy.types import QUANTIZED
 
 Run = Callable[..., Any]
 
@@ -79,12 +84,20 @@ def test_float_layers_until_detections_are_near_enough(
     assert result["kept_float"] == []
 
 
+def test_choices_are_those_of_the_package() -> None:
+    assert tuple(Method) == METHODS
+    assert tuple(Measure) == MEASURES
+    assert tuple(TargetName) == tuple(TARGETS)
+    assert set(Values) == set(QUANTIZED)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ((), "ranges come from images: give --calibration"),
         (("--keep-float", "all"), "--keep-float is 'all'"),
         (("--max-loss", "0.1"), "belongs to --keep-float auto"),
+        (("--percentile", "99"), "--percentile 99 belongs to --method percentile"),
         (("--annotations", "a.json"), "belongs to --keep-float auto"),
         (("--keep-float", "1", "--float-layer", "x"), "drop one of them"),
         (("--for", "cpu", "--precision", "fp8"), "it takes int8"),
