@@ -39,7 +39,6 @@ __all__ = [
     "PreprocessParams",
     "RoiAlignParams",
     "RpnCandidatesParams",
-    "RunsParams",
     "Where",
     "installed_kernels",
     "is_switched_off",
@@ -215,16 +214,6 @@ class PasteParams(Params):
         ("height", c_int32),
         ("width", c_int32),
         ("threshold", c_double),
-    )
-
-
-class RunsParams(Params):
-    """``carafe::RunsParams``."""
-
-    _fields_ = (
-        ("masks", c_int32),
-        ("height", c_int32),
-        ("width", c_int32),
     )
 
 
@@ -414,20 +403,9 @@ class KernelLibrary:
         than there are masks, the last the bytes it takes, more than ``capacity`` or not. Raises
         ValueError.
         """
-        self._encode("carafe_paste_masks", params, probabilities, boxes, text, capacity, offsets)
-
-    def encode_runs(
-        self, params: RunsParams, ends: int, counts: int, text: int, capacity: int, offsets: int
-    ) -> None:
-        """The same of runs that are known. Raises ValueError."""
-        self._encode("carafe_encode_runs", params, ends, counts, text, capacity, offsets)
-
-    def _encode(
-        self, function: str, params: Params, a: int, b: int, text: int, capacity: int, offsets: int
-    ) -> None:
-        addresses = c_void_p(a), c_void_p(b), c_void_p(text)
-        run = getattr(self._library, function)
-        self._run(run(ctypes.byref(params), *addresses, c_int64(capacity), c_void_p(offsets)))
+        addresses = c_void_p(probabilities), c_void_p(boxes), c_void_p(text)
+        paste = self._library.carafe_paste_masks
+        self._run(paste(ctypes.byref(params), *addresses, c_int64(capacity), c_void_p(offsets)))
 
     def _run(self, status: int) -> None:
         """Turn a status of c_api.h into an exception."""

@@ -11,7 +11,7 @@ pycocotools do, more slowly and to the same bytes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from carafe_deploy.errors import BackendUnavailableError
-from carafe_deploy.kernels import PasteParams, RunsParams, installed_kernels
+from carafe_deploy.kernels import PasteParams, installed_kernels
 
 _F = np.float32
-
-#: Probabilities, boxes, size, threshold to encodings; see :func:`paste_masks`.
-Paste = Callable[
-    [npt.NDArray[np.float32], npt.NDArray[np.float32], tuple[int, int], float],
-    tuple[dict[str, Any], ...],
-]
 
 
 def paste_masks(
@@ -68,53 +62,14 @@ def paste_masks(
         raise ValueError(f"threshold is {threshold}, expected a number above 0")
     library = installed_kernels()
     if library is None:
-        ends = [
-            _run_ends(probability, box, size, threshold)
+        return tuple(
+            _encode(_run_ends(probability, box, size, threshold), size)
             for probability, box in zip(probabilities, boxes, strict=True)
-        ]
-        return _encode(ends, size)
+        )
     height, width = size
     params = PasteParams(masks=count, cells=cells, height=height, width=width, threshold=threshold)
     addresses = probabilities.ctypes.data, boxes.ctypes.data
     return _texts(partial(library.paste_masks, params, *addresses), count, size)
-
-
-def encode_runs(
-    ends: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], size: tuple[int, int]
-) -> tuple[dict[str, Any], ...]:
-    """COCO encodings of masks of which is known where runs begin and end.
-
-    Args:
-        ends: pixel numbers, column by column, beginnings and ends in turn, of all masks one after
-            the other; a run ends with its column.
-        counts: [N], how many of them are each mask's.
-        size: (height, width) of the image in pixels.
-
-    Raises:
-        BackendUnavailableError: as for :func:`paste_masks`.
-    """
-    ends, counts = (np.ascontiguousarray(each, np.int64) for each in (ends, counts))
-    if counts.sum() != len(ends):
-        raise ValueError(f"{len(ends)} run ends, but counts sum up to {counts.sum()}")
-    library = installed_kernels()
-    if library is None:
-        return _encode(np.split(ends, np.cumsum(counts)[:-1]) if len(counts) else (), size)
-    params = RunsParams(masks=len(counts), height=size[0], width=size[1])
-    addresses = ends.ctypes.data, counts.ctypes.data
-    return _texts(partial(library.encode_runs, params, *addresses), len(counts), size)
-
-
-def _encode(
-    ends: Iterable[npt.NDArray[np.int64]], size: tuple[int, int]
-) -> tuple[dict[str, Any], ...]:
-    encode = _coco_mask().frPyObjects
-    height, width = size
-    return tuple(
-        encode(
-            {"size": [height, width], "counts": _run_lengths(each, size).tolist()}, height, width
-        )
-        for each in ends
-    )
 
 
 def _texts(
@@ -162,7 +117,9 @@ def _run_ends(
     size: tuple[int, int],
     threshold: float,
 ) -> npt.NDArray[np.int64]:
-    """Of one mask, as :func:`encode_runs` takes them."""
+    """Pixel numbers, column by column, where runs of one mask begin and end in turn; a run ends
+    with its column.
+    """
     height, width = size
     x1, y1, x2, y2 = box
     cells = probability.shape[-1]
@@ -174,6 +131,15 @@ def _run_ends(
     columns = _lerp(frame[:, cell_x], frame[:, cell_x + 1], fraction_x)  # [S + 2, W']
     column, row = _changes(columns, cell_y, fraction_y, _F(threshold))
     return (column + left) * height + row + top
+
+
+def _encode(ends: npt.NDArray[np.int64], size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    counts = _run_lengths(ends, size).tolist()
+    encoding: dict[str, Any] = _coco_mask().frPyObjects(
+        {"size": [height, width], "counts": counts}, height, width
+    )
+    return encoding
 
 
 def _run_lengths(positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from carafe_deploy.environment import cores
 from carafe_deploy.errors import ImageError, InputShapeError
 from carafe_deploy.gather import Gatherer, in_order
 from carafe_deploy.images import GivenImage, Image, as_images, load_image
-from carafe_deploy.masks import Paste, paste_masks
 from carafe_deploy.overlap import DEPTH, overlapped
 from carafe_deploy.postprocess import postprocess
 from carafe_deploy.preparation import Preparation, Prepared
 from carafe_deploy.preprocess import Batch, Preprocessor
+from carafe_deploy.raw_images import RawImages
 from carafe_deploy.runners.base import Array, Runner, RunTimes
 from carafe_deploy.types import Detections
 
@@ -68,8 +68,8 @@ class Pipeline:
     :meth:`detect_paths` at the same time for different batches.
 
     A detector sees the padding around an image, so a batch holds images of one padded size, looked
-    for among the next ones: any batch size finds the same. Results keep the order given. Images are
-    preprocessed and masks pasted where a torch runner computes if that is a GPU, else on the host.
+    for among the next ones: any batch size finds the same. Results keep the order given. A runner
+    on a GPU resizes and normalises images there; masks are pasted on the host.
 
     Args:
         runner: stays the caller's to close.
@@ -101,8 +101,7 @@ class Pipeline:
                 "accepts: choose another, or export with a dynamic batch"
             )
         self._runner = runner
-        self._preprocess = _preprocessor(runner)
-        self._paste = _paster(runner)
+        self._preprocess = Preprocessor(runner.info, raw=runner.preprocesses)
         self._smallest = smallest
         self._batch_size = max(batch_size, smallest)
         self._mixed_sizes = mixed_sizes
@@ -304,15 +303,21 @@ class Pipeline:
         missing = self._smallest - len(batch)
         if missing <= 0:
             return batch.inputs
-        filled = self._smallest * batch.images[0].nbytes
+        images = batch.images
+        raw = isinstance(images, RawImages)
+        filled = self._smallest * (images.like if raw else images)[0].nbytes
         if filled > FILLED_BYTES:
             raise InputShapeError(
                 f"the artefact's smallest batch is {self._smallest} images, of this size "
                 f"{filled / 1e9:.1f} GB: export it with a smaller one"
             )
+
+        def repeated(array: Any) -> Any:
+            return np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
+
         return {
-            name: np.concatenate((array, np.repeat(array[-1:], missing, axis=0)))
-            for name, array in batch.inputs.items()
+            "images": images.filled_up(missing) if raw else repeated(images),
+            "image_sizes": repeated(batch.image_sizes),
         }
 
     def _postprocess(self, outputs: dict[str, Array], batch: Batch) -> list[Detections]:
@@ -323,7 +328,6 @@ class Pipeline:
             mask_threshold=info.mask_threshold,
             with_masks=info.has_masks,
             num_classes=len(info.classes),
-            paste=self._paste,
         )
 
 
@@ -342,21 +346,3 @@ def _traced(
             trace(name, begun, time.perf_counter())
 
     return call
-
-
-def _preprocessor(runner: Runner) -> Preprocessor:
-    """On the GPU where a torch runner has one and there are kernels; else on the host."""
-    if not runner.works_on_device or runner.info.input.batch[0] > 1:
-        return Preprocessor(runner.info)
-    from carafe_deploy.preprocess_torch import preprocessor_on
-
-    return preprocessor_on(runner.device, runner.info)
-
-
-def _paster(runner: Runner) -> Paste:
-    """On the GPU where a torch runner has one; else on the host, which needs no torch."""
-    if not (runner.info.has_masks and runner.works_on_device):
-        return paste_masks
-    from carafe_deploy.masks_torch import TorchPaster
-
-    return TorchPaster(runner.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from carafe_deploy.errors import ArtefactError
-from carafe_deploy.masks import Paste, paste_masks
+from carafe_deploy.masks import paste_masks
 from carafe_deploy.preprocess import Batch
 from carafe_deploy.runners.base import Array
 from carafe_deploy.types import Detections
@@ -20,7 +20,6 @@ def postprocess(
     mask_threshold: float = 0.5,
     with_masks: bool = False,
     num_classes: int | None = None,
-    paste: Paste = paste_masks,
 ) -> list[Detections]:
     """Scale boxes back and paste masks, as mmdetection 3.3 does with ``rescale=True``.
 
@@ -33,7 +32,6 @@ def postprocess(
         mask_threshold: pixels with at least this probability belong to an instance.
         with_masks: paste ``det_masks``; needs pycocotools.
         num_classes: that have a name; None takes any label.
-        paste: what pastes them, :func:`carafe_deploy.masks.paste_masks` or its like.
 
     Returns:
         One :class:`Detections` an image of the batch.
@@ -56,7 +54,7 @@ def postprocess(
             )
     _check_shapes({name: outputs[name] for name in names})
     found = [
-        _detections_of(row, outputs, batch, mask_threshold if with_masks else None, paste)
+        _detections_of(row, outputs, batch, mask_threshold if with_masks else None)
         for row in range(len(batch))
     ]
     if num_classes is not None:
@@ -102,7 +100,6 @@ def _detections_of(
     outputs: Mapping[str, Array],
     batch: Batch,
     mask_threshold: float | None,
-    paste: Paste,
 ) -> Detections:
     number, room = outputs["num_dets"][row].item(), outputs["det_boxes"].shape[1]
     if not 0 <= number <= room:  # nor is NaN
@@ -119,7 +116,7 @@ def _detections_of(
     if mask_threshold is not None:
         probabilities = outputs["det_masks"][row, :count]
         _check_finite("masks", probabilities)
-        masks = paste(probabilities, boxes, size, mask_threshold)
+        masks = paste_masks(probabilities, boxes, size, mask_threshold)
     labels = outputs["det_classes"][row, :count].astype(np.int64)
     return Detections(boxes, scores, labels, size, masks)
 

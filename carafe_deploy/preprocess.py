@@ -13,6 +13,7 @@ import numpy.typing as npt
 from carafe_deploy.brief import OneLine
 from carafe_deploy.errors import ArtefactError, InputShapeError
 from carafe_deploy.images import check_image
+from carafe_deploy.raw_images import RawImages
 from carafe_deploy.types import ModelInfo, Preprocessing
 
 #: Of an input; an artefact that asks for more was made so by accident or malice.
@@ -25,7 +26,7 @@ class Batch(OneLine):
 
     Attributes:
         images: [B, 3, H, W] float32 or [B, H, W, 3] uint8, zero-padded right and bottom; an array,
-            or :class:`~carafe_deploy.device_images.DeviceImages` for a runner that takes them.
+            or :class:`~carafe_deploy.raw_images.RawImages` for a runner that makes it.
         image_sizes: [B, 2] float32, height and width before padding.
         scale_factors: [B, 2] float64, (new width / width, new height / height).
         original_sizes: (height, width) of every image as given.
@@ -58,11 +59,16 @@ class Preprocessor:
     With the ``nhwc_uint8`` layout the padding is zero *before* normalisation; the graph, which
     normalises, must zero it again outside ``image_sizes``.
 
+    Args:
+        info: of the model.
+        raw: leave the work to a runner: batches are :class:`~carafe_deploy.raw_images.RawImages`.
+
     Raises:
         ArtefactError: the sizes that the artefact accepts contain no multiple of its divisor.
     """
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, *, raw: bool = False) -> None:
+        self._raw = raw
         self._settings = info.preprocessing
         self._uint8 = info.input.layout == "nhwc_uint8"
         divisor = info.preprocessing.pad_size_divisor
@@ -102,6 +108,11 @@ class Preprocessor:
         padded: tuple[int, int],
     ) -> Any:
         """What a runner takes, of contiguous images and their heights and widths."""
+        if self._raw:
+            reverse = self._settings.bgr_to_rgb
+            return RawImages(
+                tuple(images), tuple(resized), padded, self._table, reverse, self._uint8
+            )
         shape = (*padded, 3) if self._uint8 else (3, *padded)
         batch = np.empty((len(images), *shape), np.uint8 if self._uint8 else np.float32)
         for target, image, size in zip(batch, images, resized, strict=True):

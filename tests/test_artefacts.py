@@ -124,7 +124,7 @@ def test_precision_alone_is_enough(shapes_dir: Path) -> None:
     with open_runner(checkpoint, precision="bf16") as runner:
         assert runner.info.precision == "bf16"
         assert runner.device == "cpu"
-        assert not runner.works_on_device
+        assert not runner.preprocesses
 
 
 @pytest.mark.parametrize("name", BACKENDS)

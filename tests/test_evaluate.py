@@ -385,7 +385,7 @@ class ReplayRunner:
     backend = "fake"
     inputs = ()
     outputs = ()
-    works_on_device = False
+    preprocesses = False
 
     def __init__(self, detections: list[Detections], classes=CLASSES) -> None:
         self.info = ModelInfo(

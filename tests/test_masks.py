@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from carafe_deploy import masks
 from carafe_deploy.kernels import KernelLibrary
 from carafe_deploy.libraries import require_library
-from carafe_deploy.masks import decode_mask, encode_runs, paste_masks
+from carafe_deploy.masks import decode_mask, paste_masks
 
 
 @pytest.fixture(scope="module", autouse=True, params=["kernels", "numpy"])
@@ -146,7 +146,6 @@ class TestEdges:
     def test_no_masks(self):
         empty = np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32)
         assert paste_masks(*empty, (20, 30)) == ()
-        assert encode_runs(np.zeros(0, np.int64), np.zeros(0, np.int64), (20, 30)) == ()
 
     @pytest.mark.parametrize("size", [(0, 30), (20, 0)])
     def test_image_without_pixels(self, size):
@@ -199,23 +198,3 @@ class TestEdges:
         tracemalloc.stop()
         assert peak < 50e6
         assert coco_mask.area(encoding) > 19000**2
-
-
-class TestRuns:
-    def test_as_pycocotools_encodes(self):
-        rng = np.random.default_rng(0)
-        pixels = rng.random((40, 9, 7)) < rng.random((40, 1, 1))
-        pixels[:2] = [[[False]], [[True]]]
-        ends, counts = [], []
-        for mask in pixels:
-            framed = np.pad(mask, ((1, 1), (0, 0))).astype(np.int8)
-            column, row = np.nonzero(np.diff(framed, axis=0).T)
-            ends.append(column * 9 + row)
-            counts.append(len(row))
-        found = encode_runs(np.concatenate(ends), np.array(counts), (9, 7))
-        expected = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in pixels]
-        assert list(found) == expected
-
-    def test_counts_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="2 run ends, but counts sum up to 4"):
-            encode_runs(np.array([0, 1]), np.array([4]), (9, 7))

@@ -12,7 +12,7 @@ import pytest
 from carafe_deploy.artefacts import open_runner
 from carafe_deploy.errors import EngineError, ImageError, InputShapeError
 from carafe_deploy.images import save_image
-from carafe_deploy.masks import decode_mask, paste_masks
+from carafe_deploy.masks import decode_mask
 from carafe_deploy.parity.compatible import BoundedRunner
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.preprocess import Preprocessor
@@ -27,7 +27,7 @@ class FrameRunner:
     inputs = ()
     outputs = ()
     device = "cpu"
-    works_on_device = False
+    preprocesses = False
     implementations = ("",)
 
     def __init__(self, batch: tuple[int, int] = (1, 8), architecture: str = "faster_rcnn") -> None:
@@ -131,44 +131,28 @@ def test_masks_of_a_mask_rcnn():
     assert decode_mask(found.masks[0]).mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    ("device", "architecture", "on_gpu"),
-    [
-        ("cuda:0", "mask_rcnn", True),
-        ("cuda:0", "faster_rcnn", False),
-        ("cpu", "mask_rcnn", False),
-    ],
-)
-def test_images_and_masks_are_worked_on_where_a_torch_runner_computes(
-    monkeypatch, device, architecture, on_gpu
-):
-    """The device has a name, no package's type; what works there is tested on its own."""
-    pasted, preprocessed = [], []
+@pytest.mark.parametrize("batch", [(1, 8), (4, 4)])
+def test_a_runner_that_preprocesses_gets_the_images_as_they_came(monkeypatch, batch):
+    """What it makes of them is tested on its own."""
+    given = []
 
-    class OnDevice(Preprocessor):
-        def __init__(self, given, info):
-            super().__init__(info)
-            preprocessed.append(given)
+    class Preprocessing(FrameRunner):
+        preprocesses = True
 
-    class Paster:
-        def __init__(self, given):
-            self.device = given
+        def run(self, inputs):
+            raw = inputs["images"]
+            given.append(raw.images)
+            whole = Preprocessor(self.info)(raw.images).images
+            return super().run({**inputs, "images": whole})
 
-        def __call__(self, probabilities, boxes, size, threshold):
-            pasted.append(self.device)
-            return paste_masks(probabilities, boxes, size, threshold)
-
-    monkeypatch.setattr("carafe_deploy.masks_torch.TorchPaster", Paster)
-    monkeypatch.setattr("carafe_deploy.preprocess_torch.preprocessor_on", OnDevice)
-    runner = FrameRunner(architecture=architecture)
-    runner.device, runner.works_on_device = device, device != "cpu"
-    found = Pipeline(runner).detect(images(2))
-    assert pasted == ([runner.device] * 2 if on_gpu else [])
-    bounded = BoundedRunner(runner, (1, 4), (64, 128), (64, 128))
-    again = Pipeline(bounded).detect(images(2))
-    assert pasted == ([runner.device] * 4 if on_gpu else [])
-    assert preprocessed == ([] if device == "cpu" else [device] * 2)
-    assert [one.masks for one in again] == [one.masks for one in found]
+    pictures = images(2)
+    found = Pipeline(Preprocessing(batch), 2).detect(pictures)
+    (batch_given,) = given
+    count = max(batch[0], 2)
+    assert all(one is pictures[min(at, 1)] for at, one in enumerate(batch_given))
+    assert len(batch_given) == count
+    bounded = BoundedRunner(Preprocessing(batch), (1, 4), (64, 128), (64, 128))
+    assert indices(Pipeline(bounded).detect(pictures)) == indices(found) == [0, 1]
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, [4]), (4, [4]), (6, [4, 4])])

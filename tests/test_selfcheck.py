@@ -42,7 +42,7 @@ class Runner:
     """Something to open and close; ``outcome`` is what comparing it gives, or what it raises."""
 
     backend, info, inputs, outputs = "fake", None, (), ()
-    device, works_on_device, implementations = "cpu", False, ("",)
+    device, preprocesses, implementations = "cpu", False, ("",)
 
     def __init__(self, outcome: Any = None, close: Exception | None = None) -> None:
         self.outcome = outcome

@@ -36,7 +36,7 @@ class Lifetime(ABC):
     device: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    works_on_device = False  # which takes torch
+    preprocesses = False
     implementations: tuple[str, ...] = ("",)
 
     #: What a closed runner, and one in another process, raises.

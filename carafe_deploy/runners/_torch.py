@@ -14,12 +14,13 @@ from torch import Tensor
 
 import carafe_deploy.ops  # noqa: F401  (registers the operators)
 from carafe_deploy.arrays import writable
-from carafe_deploy.device_images import DeviceImages
 from carafe_deploy.errors import BackendUnavailableError
 from carafe_deploy.operators import OPERATORS, is_feature_map
+from carafe_deploy.raw_images import RawImages, preprocessing_kernels
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._memory import keep_freed_memory
 from carafe_deploy.runners._precision import float32_products
+from carafe_deploy.runners._torch_images import TorchImages
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs, with_tf32
 from carafe_deploy.types import DTYPES, ModelInfo, OperatorCall
 
@@ -124,9 +125,13 @@ class TorchRunner(Lifetime):
             keep_freed_memory()
         self.info = with_tf32(info) if tf32 else info
         self.device = str(device)
-        self.works_on_device = device.type == "cuda"
         self._device = device
         self._channels_last = channels_last
+        kernels = preprocessing_kernels() if device.type == "cuda" else None
+        self.preprocesses = kernels is not None
+        self._images = (
+            None if kernels is None else TorchImages(device, kernels, channels_last=channels_last)
+        )
         self._tf32 = tf32
         self._forward: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = forward
         self._stages: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = stages
@@ -142,7 +147,7 @@ class TorchRunner(Lifetime):
         if self._device.type != "cuda":
             return super().start(inputs)
         self._check_usable()
-        check_inputs(self.info, inputs)
+        check_inputs(self.info, inputs, raw=self.preprocesses)
         with self._computing(), torch.cuda.device(self._device):
             results = self.module(*self._tensors(inputs, pinned=True))
             # Behind the run in its stream, so that the next one overwrites nothing before.
@@ -160,7 +165,7 @@ class TorchRunner(Lifetime):
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         self._check_usable()
-        check_inputs(self.info, inputs)
+        check_inputs(self.info, inputs, raw=self.preprocesses)
         with self._computing():
             marks = [self._mark()]
             tensors = self._tensors(inputs)
@@ -186,7 +191,7 @@ class TorchRunner(Lifetime):
     def prepared(self, inputs: Mapping[str, Array]) -> Callable[[], Sequence[Tensor]]:
         """The forward pass alone: copies to and from the device are not part of it."""
         module = self.module
-        check_inputs(self.info, inputs)
+        check_inputs(self.info, inputs, raw=self.preprocesses)
         tensors = self._tensors(inputs)
 
         def forward() -> Sequence[Tensor]:
@@ -237,7 +242,7 @@ class TorchRunner(Lifetime):
     def _call(
         self, function: Any, inputs: Mapping[str, Array], names: Sequence[str]
     ) -> dict[str, Array]:
-        check_inputs(self.info, inputs)
+        check_inputs(self.info, inputs, raw=self.preprocesses)
         with self._computing():
             results = function(*self._tensors(inputs))
             return dict(zip(names, map(_array, results), strict=True))
@@ -251,9 +256,10 @@ class TorchRunner(Lifetime):
             tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         return tensors
 
-    def _on_device(self, given: Array | DeviceImages, pinned: bool) -> Tensor:
-        if isinstance(given, DeviceImages):
-            return given.wait().to(self._device)
+    def _on_device(self, given: Array | RawImages, pinned: bool) -> Tensor:
+        if isinstance(given, RawImages):
+            assert self._images is not None  # or they were refused
+            return self._images(given)
         tensor = _tensor(given)
         if pinned:
             tensor = tensor.pin_memory()
@@ -264,7 +270,7 @@ class TorchRunner(Lifetime):
 
     def _free(self) -> None:
         """Drop the model; memory on a GPU goes back to the driver."""
-        self._forward = self._stages = None
+        self._forward = self._stages = self._images = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -67,9 +67,9 @@ class Runner(Protocol):
     info: ModelInfo
     #: Where it computes: ``"cpu"``, ``"cuda:0"``, ...
     device: str
-    #: PyTorch preprocesses its images and pastes its masks on that device, and not on the host;
-    #: ``images`` may be :class:`~carafe_deploy.device_images.DeviceImages` then.
-    works_on_device: bool
+    #: ``images`` may be :class:`~carafe_deploy.raw_images.RawImages`, which it preprocesses on its
+    #: device.
+    preprocesses: bool
     #: What can compute the custom operators, for people; the first does. One is empty where there
     #: is no choice.
     implementations: tuple[str, ...]
@@ -129,7 +129,7 @@ class Wrapper:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.backend, self.info = runner.backend, runner.info
-        self.device, self.works_on_device = runner.device, runner.works_on_device
+        self.device, self.preprocesses = runner.device, runner.preprocesses
         self.implementations = runner.implementations
         self.inputs, self.outputs = runner.inputs, runner.outputs
 
@@ -189,8 +189,13 @@ def with_tf32(info: ModelInfo) -> ModelInfo:
     return dataclasses.replace(info, precision="tf32")
 
 
-def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
+def check_inputs(info: ModelInfo, inputs: Mapping[str, Array], *, raw: bool = False) -> None:
     """Check ``images`` and ``image_sizes`` against what the artefact accepts.
+
+    Args:
+        info: of the artefact.
+        inputs: as given.
+        raw: ``images`` may be :class:`~carafe_deploy.raw_images.RawImages`.
 
     Raises:
         InputShapeError: an input is missing, has another dtype, layout, batch or size, or its
@@ -199,8 +204,15 @@ def check_inputs(info: ModelInfo, inputs: Mapping[str, Array]) -> None:
     for name in ("images", "image_sizes"):
         if name not in inputs:
             raise InputShapeError(f"input {name!r} is missing, got {sorted(inputs)}")
-    # Images that wait on a device have an array that is like them.
-    images = getattr(inputs["images"], "like", inputs["images"])
+    images = inputs["images"]
+    like = getattr(images, "like", None)  # of raw images
+    if like is not None:
+        if not raw:
+            raise InputShapeError(
+                "images is raw, which this runner does not preprocess: give it what a "
+                "Preprocessor makes without raw=True"
+            )
+        images = like
     sizes = inputs["image_sizes"]
     uint8 = info.input.layout == "nhwc_uint8"
     dtype = np.dtype("uint8" if uint8 else "float32")

@@ -141,17 +141,6 @@ bool check_addresses(
            check_addresses(out, p.masks);
 }
 
-bool check_addresses(
-    carafe::RunsParams const& p, int64_t const* ends, int64_t const* counts,
-    carafe::Encodings out) {
-    if (!check_addresses({{"counts", counts, p.masks}})) return false;
-    int64_t most = 0;
-    for (int32_t mask = 0; mask < p.masks; ++mask) {
-        if (counts[mask] > most) most = counts[mask];
-    }
-    return check_addresses({{"ends", ends, most}}) && check_addresses(out, p.masks);
-}
-
 /// Whether a call can be made; addresses are what check_addresses() takes besides parameters.
 template <typename Params, typename... Addresses>
 bool usable(Params const* params, int32_t device, int32_t& status, Addresses... addresses) {
@@ -339,14 +328,4 @@ int32_t carafe_paste_masks(
     int32_t status = CARAFE_OK;
     if (!usable(params, CARAFE_CPU, status, probabilities, boxes, out)) return status;
     return computed([&] { carafe::paste_masks_cpu(*params, probabilities, boxes, out); });
-}
-
-int32_t carafe_encode_runs(
-    carafe::RunsParams const* params, int64_t const* ends, int64_t const* counts, char* text,
-    int64_t capacity, int64_t* offsets) {
-    carafe::Encodings const out{text, capacity, offsets};
-    int32_t status = CARAFE_OK;
-    if (!usable(params, CARAFE_CPU, status, ends, counts, out)) return status;
-    return carafe::encode_runs_cpu(*params, ends, counts, out, last_error) ? CARAFE_OK
-                                                                           : CARAFE_INVALID;
 }

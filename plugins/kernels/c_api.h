@@ -78,8 +78,4 @@ CARAFE_API int32_t carafe_paste_masks(
     carafe::PasteParams const* params, float const* probabilities, float const* boxes, char* text,
     int64_t capacity, int64_t* offsets);
 
-CARAFE_API int32_t carafe_encode_runs(
-    carafe::RunsParams const* params, int64_t const* ends, int64_t const* counts, char* text,
-    int64_t capacity, int64_t* offsets);
-
 }  // extern "C"

@@ -1,5 +1,5 @@
 // Instance masks as COCO's run-length encodings: what carafe_deploy/masks.py says, in C++. On the
-// CPU only: PyTorch finds where runs end on a GPU (carafe_deploy/masks_torch.py).
+// CPU only: a core does it while the GPU detects.
 #pragma once
 
 #include "types.h"
@@ -13,11 +13,6 @@ struct PasteParams {
     double threshold;
 };
 
-/// Runs that are known, of masks of height x width pixels.
-struct RunsParams {
-    std::int32_t masks, height, width;
-};
-
 /// Encodings one after the other: that of mask i from byte offsets[i] to offsets[i + 1]. Where
 /// `capacity` does not hold them all, the text is cut and offsets[masks] tells how many bytes it
 /// takes.
@@ -29,18 +24,10 @@ struct Encodings {
 
 /// False, with the reason in `message`, when no call can have these parameters.
 bool check(PasteParams const& params, Message& message);
-bool check(RunsParams const& params, Message& message);
 
 /// probabilities: [N, S, S]; boxes: [N, 4], x1, y1, x2, y2 in pixels. The mask of a box without
 /// area is empty, and so is that of a box of no finite size.
 void paste_masks_cpu(
     PasteParams const& params, float const* probabilities, float const* boxes, Encodings out);
-
-/// ends: pixel numbers, column by column, where runs of mask pixels begin and end in turn, of all
-/// masks one after the other; counts: [N], how many are each mask's. A run ends with its column.
-/// False, with the reason in `message`, where they do not ascend within the image.
-bool encode_runs_cpu(
-    RunsParams const& params, std::int64_t const* ends, std::int64_t const* counts, Encodings out,
-    Message& message);
 
 }  // namespace carafe

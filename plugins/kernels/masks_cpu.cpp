@@ -284,32 +284,4 @@ void paste_masks_cpu(
     }
 }
 
-bool encode_runs_cpu(
-    RunsParams const& p, std::int64_t const* ends, std::int64_t const* counts, Encodings out,
-    Message& message) {
-    Encoder encoder(out);
-    std::int64_t const pixels = std::int64_t{p.height} * p.width;
-    for (std::int32_t mask = 0; mask < p.masks; ++mask) {
-        encoder.begin();
-        std::int64_t const count = counts[mask];
-        if (count < 0 || count % 2 != 0) {
-            return message.set(
-                "mask %d has %lld run ends, expected an even number", mask,
-                static_cast<long long>(count));
-        }
-        std::int64_t before = 0;
-        for (std::int64_t i = 0; i < count; i += 2, ends += 2) {
-            if (ends[0] < before || ends[1] <= ends[0] || ends[1] > pixels) {
-                return message.set(
-                    "runs of mask %d do not ascend within its %lld pixels", mask,
-                    static_cast<long long>(pixels));
-            }
-            encoder.add(ends[0], ends[1]);
-            before = ends[1];
-        }
-        encoder.end(pixels);
-    }
-    return true;
-}
-
 }  // namespace carafe

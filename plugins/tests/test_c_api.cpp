@@ -202,12 +202,6 @@ TEST(CApi, EncodingsThatDoNotFitTellTheirSize) {
         EXPECT_EQ(again[2], offsets[2]);
         EXPECT_EQ(text.back(), '!');
     }
-    // One run over the image, from pixel 0.
-    std::int64_t const ends[] = {0, 16}, counts[] = {2};
-    RunsParams const runs{1, 4, 4};
-    char text[4] = {};
-    EXPECT_EQ(carafe_encode_runs(&runs, ends, counts, text, 4, offsets), CARAFE_OK);
-    EXPECT_EQ(std::string(text), "0`0");
 }
 
 TEST(CApi, MasksThatNoCallCanHaveAreNamed) {
@@ -236,21 +230,6 @@ TEST(CApi, MasksThatNoCallCanHaveAreNamed) {
     expect_invalid(carafe_paste_masks(&one, in, in, text, 8, nullptr), "offsets is null");
     PasteParams const none{0, 2, 4, 4, 0.5};
     EXPECT_EQ(carafe_paste_masks(&none, nullptr, nullptr, nullptr, 0, offsets), CARAFE_OK);
-
-    RunsParams const runs{1, 4, 4};
-    auto const encode = [&](std::vector<std::int64_t> const& ends) {
-        auto const count = static_cast<std::int64_t>(ends.size());
-        return carafe_encode_runs(&runs, ends.data(), &count, text, 8, offsets);
-    };
-    EXPECT_EQ(encode({1, 2, 2, 3}), CARAFE_OK);
-    expect_invalid(encode({1}), "1 run ends, expected an even number");
-    for (std::vector<std::int64_t> const& wrong :
-         std::vector<std::vector<std::int64_t>>{{-1, 2}, {2, 2}, {3, 2}, {0, 17}, {0, 5, 4, 6}}) {
-        expect_invalid(encode(wrong), "runs of mask 0 do not ascend within its 16 pixels");
-    }
-    std::int64_t const counts[] = {2};
-    expect_invalid(carafe_encode_runs(&runs, nullptr, counts, text, 8, offsets), "ends is null");
-    expect_invalid(carafe_encode_runs(&runs, counts, nullptr, text, 8, offsets), "counts is null");
 }
 
 TEST(CApi, BoxesOfAnySizeStayWithinTheImage) {

@@ -39,7 +39,7 @@ class FakeRunner:
     inputs = ()
     outputs = ()
     device = "cpu"
-    works_on_device = False
+    preprocesses = False
     implementations = ("",)
 
     def __init__(

@@ -27,7 +27,7 @@ IMAGES, ROWS, THREADS = 40, 8, 3
 class KernelRunner:
     """Upsamples the image by CARAFE, pools it by RoIAlign, and keeps boxes by NMS."""
 
-    backend, device, works_on_device, implementations = "kernels", "cpu", False, ("",)
+    backend, device, preprocesses, implementations = "kernels", "cpu", False, ("",)
     info = ModelInfo(
         "threads",
         "mask_rcnn",

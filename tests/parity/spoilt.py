@@ -22,7 +22,7 @@ class Spoilt:
     ) -> None:
         self.backend, self.info = runner.backend, runner.info
         self.inputs, self.outputs = runner.inputs, runner.outputs
-        self.device, self.works_on_device = runner.device, runner.works_on_device
+        self.device, self.preprocesses = runner.device, runner.preprocesses
         self.implementations = runner.implementations
         self._runner, self._run, self._stages = runner, run, stages
 

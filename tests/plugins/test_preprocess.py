@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,7 +13,7 @@ import torch
 
 from carafe_deploy.kernels import Device, DType, Layout, PreprocessParams
 from carafe_deploy.preprocess import Preprocessor
-from carafe_deploy.preprocess_torch import BUFFERS, TorchPreprocessor
+from carafe_deploy.runners._torch_images import TorchImages
 from carafe_deploy.types import ModelInfo, Preprocessing
 from tests.plugins.emulated import ORDERS, EmulatedLibrary, Order
 
@@ -198,34 +197,43 @@ def test_parameters_are_refused(
 def test_a_gpus_way_with_the_emulator_in_its_place(
     library: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pinned buffers are taken in turn, each after the copy out of it."""
-    waited: list[int] = []
+    """In a stream of their own, by pinned copies; the current stream waits for it once."""
+    done: list[str] = []
 
     class Stream:
-        device, cuda_stream = torch.device("cpu"), 0
-        events = 0
+        cuda_stream = 0
 
         def __init__(self, device: torch.device) -> None:
             assert device.type == "cuda"
 
-        def record_event(self) -> SimpleNamespace:
-            number = self.events
-            self.events += 1
-            return SimpleNamespace(synchronize=lambda: waited.append(number))
+    class Current:
+        def wait_stream(self, stream: Any) -> None:
+            assert isinstance(stream, Stream)
+            done.append("wait")
 
-    def empty(*shape: Any, pin_memory: bool = False, device: Any = None, **options: Any) -> Any:
+    def empty(*shape: Any, device: Any = None, **options: Any) -> Any:
         return plain_empty(*shape, **options)
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        done.append("pin")
+        return tensor.clone()
 
     plain_empty, plain_to = torch.empty, torch.Tensor.to
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **_: plain_to(self, "cpu"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: done.append("record"))
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Current())
     model = ModelInfo("", "", ("",), preprocessing=Preprocessing(scale=(90, 60)))
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (20 + seed, 30, 3), np.uint8) for seed in range(BUFFERS + 2)]
-    found = TorchPreprocessor(model, "cuda:0", library)(images)
-    np.testing.assert_array_equal(found.images.tensor.numpy(), Preprocessor(model)(images).images)
-    assert waited == [0, 1]
-    assert found.images.ready is not None
+    images = [rng.integers(0, 256, (20 + seed, 30, 3), np.uint8) for seed in range(3)]
+    make = TorchImages(torch.device("cuda:0"), library)
+    raw, expected = Preprocessor(model, raw=True), Preprocessor(model)(images).images
+    batch = raw(images).images
+    for pins in (4, 3):  # the table, too, the first time
+        np.testing.assert_array_equal(make(batch).numpy(), expected)
+        assert done == ["pin"] * pins + ["wait", "record"]
+        done.clear()

@@ -99,7 +99,7 @@ def test_it_has_what_the_protocol_names(runner: Any) -> None:
     assert isinstance(runner, Runner)
     assert runner.backend in BACKENDS
     assert re.fullmatch(r"cpu|cuda:\d+", runner.device)
-    assert isinstance(runner.works_on_device, bool)
+    assert isinstance(runner.preprocesses, bool)
     assert runner.inputs == runner.info.input_specs
     assert runner.outputs == runner.info.output_specs
     assert runner.info.precision in DTYPES
