@@ -151,7 +151,7 @@ def test_a_runner_that_preprocesses_gets_the_images_as_they_came(monkeypatch, ba
     count = max(batch[0], 2)
     assert all(one is pictures[min(at, 1)] for at, one in enumerate(batch_given))
     assert len(batch_given) == count
-    bounded = BoundedRunner(Preprocessing(batch), (1, 4), (64, 128), (64, 128))
+    bounded = BoundedRunner(Preprocessing(batch), (batch[0], 4), (64, 128), (64, 128))
     assert indices(Pipeline(bounded).detect(pictures)) == indices(found) == [0, 1]
 
 

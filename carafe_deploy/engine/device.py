@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -70,12 +71,20 @@ class Device:
         """Enqueue a copy into an array, complete after :meth:`synchronize`."""
         raise NotImplementedError
 
+    def host_memory(self, size: int) -> npt.NDArray[np.uint8]:
+        """[size] page-locked memory of the host: copies to and from it leave the host free."""
+        raise NotImplementedError
+
     def synchronize(self) -> None:
         """Wait for everything enqueued."""
         raise NotImplementedError
 
     def mark(self) -> Any:
-        """Enqueue an event, for :meth:`intervals`."""
+        """Enqueue an event, for :meth:`intervals` or :meth:`wait`."""
+        raise NotImplementedError
+
+    def wait(self, mark: Any) -> None:
+        """Wait for what was enqueued before an event, which is freed by this."""
         raise NotImplementedError
 
     def intervals(self, marks: Sequence[Any]) -> list[float]:
@@ -151,6 +160,12 @@ class TorchDevice(Device):
         with self.current():
             target[:size].copy_(source[:size], non_blocking=True)
 
+    def host_memory(self, size: int) -> npt.NDArray[np.uint8]:
+        memory: npt.NDArray[np.uint8] = self._torch.empty(
+            size, dtype=self._torch.uint8, pin_memory=True
+        ).numpy()
+        return memory
+
     def synchronize(self) -> None:
         self._stream.synchronize()
 
@@ -159,6 +174,9 @@ class TorchDevice(Device):
             event = self._torch.cuda.Event(enable_timing=True)
             event.record(self._stream)
         return event
+
+    def wait(self, mark: Any) -> None:
+        mark.synchronize()
 
     def intervals(self, marks: Sequence[Any]) -> list[float]:
         return [float(first.elapsed_time(second)) for first, second in itertools.pairwise(marks)]
@@ -248,6 +266,10 @@ class CudaPythonDevice(Device):
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self._call(self._runtime.cudaMemcpyAsync, target, source, size, kind, self._stream)
 
+    def host_memory(self, size: int) -> npt.NDArray[np.uint8]:
+        pointer = int(self._call(self._runtime.cudaMallocHost, size))
+        return np.asarray(_HostMemory(self._runtime.cudaFreeHost, pointer, size))
+
     def synchronize(self) -> None:
         self._call(self._runtime.cudaStreamSynchronize, self._stream)
 
@@ -255,6 +277,10 @@ class CudaPythonDevice(Device):
         event = self._call(self._runtime.cudaEventCreate)
         self._call(self._runtime.cudaEventRecord, event, self._stream)
         return event
+
+    def wait(self, mark: Any) -> None:
+        self._call(self._runtime.cudaEventSynchronize, mark)
+        self._call(self._runtime.cudaEventDestroy, mark)
 
     def intervals(self, marks: Sequence[Any]) -> list[float]:
         elapsed = self._runtime.cudaEventElapsedTime
@@ -346,6 +372,11 @@ class PyCudaDevice(Device):
         with self.current():
             self._driver.memcpy_dtoh_async(array, pointer, self._stream)
 
+    def host_memory(self, size: int) -> npt.NDArray[np.uint8]:
+        with self.current():
+            memory: npt.NDArray[np.uint8] = self._driver.pagelocked_empty(size, np.uint8)
+        return memory
+
     def synchronize(self) -> None:
         with self.current():
             self._stream.synchronize()
@@ -353,6 +384,10 @@ class PyCudaDevice(Device):
     def mark(self) -> Any:
         with self.current():
             return self._driver.Event().record(self._stream)
+
+    def wait(self, mark: Any) -> None:
+        with self.current():
+            mark.synchronize()
 
     def intervals(self, marks: Sequence[Any]) -> list[float]:
         with self.current():
@@ -366,6 +401,19 @@ class PyCudaDevice(Device):
                 self._stream = None
             self._context.detach()
             self._context = None
+
+
+class _HostMemory:
+    """Memory of the host that is freed by a function once no array is left that refers to it."""
+
+    def __init__(self, free: Callable[[int], Any], pointer: int, size: int) -> None:
+        self.__array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (pointer, False),
+            "version": 3,
+        }
+        weakref.finalize(self, free, pointer)
 
 
 #: Name -> (module that must be there, class), in order of preference.

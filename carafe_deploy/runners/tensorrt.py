@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from carafe_deploy.backends import BACKENDS
 from carafe_deploy.engine.device import Device, choose_backend
@@ -25,7 +27,9 @@ from carafe_deploy.errors import (
     EngineError,
     UnsupportedLevelError,
 )
+from carafe_deploy.raw_images import RawImages, preprocessing_kernels
 from carafe_deploy.runners._lifetime import Lifetime
+from carafe_deploy.runners._tensorrt_images import EngineImages
 from carafe_deploy.runners._tensorrt_profile import EngineProfile, layer_information, make_profiler
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 
@@ -35,6 +39,9 @@ __all__ = ["MODES", "TensorRTRunner"]
 MODES: tuple[str, ...] = BACKENDS["tensorrt"].options["mode"]
 
 _T = TypeVar("_T")
+
+#: An input.
+Given = Array | RawImages
 
 #: Name of TensorRT's data type -> how the bytes come to NumPy, which has no bfloat16.
 _DTYPES = {
@@ -48,6 +55,15 @@ _DTYPES = {
 
 
 @dataclass
+class _Host:
+    """Memory of one run: bytes of its raw images, what its outputs come into, and its inputs."""
+
+    images: npt.NDArray[np.uint8]
+    outputs: dict[str, Array]
+    inputs: Mapping[str, Given] = field(default_factory=dict)
+
+
+@dataclass
 class _Binding:
     """Memory for one set of input shapes.
 
@@ -56,12 +72,14 @@ class _Binding:
         pointers: device memory by tensor name.
         results: shape and dtype of each output.
         graph: captured, once it is.
+        host: page-locked, which no run has now.
     """
 
     context: Any
     pointers: dict[str, int] = field(default_factory=dict)
     results: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
     graph: Any = None
+    host: list[_Host] = field(default_factory=list)
 
 
 class TensorRTRunner(Lifetime):
@@ -114,6 +132,8 @@ class TensorRTRunner(Lifetime):
         self._limit = shapes
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
         self._context: Any = None
+        #: Shapes that the context of all has been told.
+        self._set: tuple[tuple[int, ...], ...] | None = None
         self._engine: Any = None
         self._runtime: Any = None
         kind = choose_backend(backend)
@@ -124,6 +144,9 @@ class TensorRTRunner(Lifetime):
             )
         self.device = f"cuda:{index}"
         self._device: Device | None = kind(index)
+        kernels = preprocessing_kernels()
+        self.preprocesses = kernels is not None
+        self._images = None if kernels is None else EngineImages(kernels, self._device)
         self._begin(str(self._path))
         try:
             check_capability(checked, self._device.capability())
@@ -152,6 +175,10 @@ class TensorRTRunner(Lifetime):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
         return self._run(inputs, self.info.output_names)
+
+    def start(self, inputs: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        """See :class:`~carafe_deploy.runners.base.Runner`; the GPU is not waited for."""
+        return self._on_device(inputs, self._started)
 
     def run_timed(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], RunTimes]:
         """See :class:`~carafe_deploy.runners.base.Runner`."""
@@ -199,12 +226,12 @@ class TensorRTRunner(Lifetime):
         )
 
     def _on_device(
-        self, inputs: Mapping[str, Array], action: Callable[[Device, dict[str, Array]], _T]
+        self, inputs: Mapping[str, Array], action: Callable[[Device, dict[str, Given]], _T]
     ) -> _T:
         self._check_usable()
         assert self._device is not None
-        check_inputs(self.info, inputs)
-        arrays = {spec.name: np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs}
+        check_inputs(self.info, inputs, raw=self.preprocesses)
+        arrays = {spec.name: _contiguous(inputs[spec.name]) for spec in self.inputs}
         with self._running(), self._device.current(), self._log.listening() as heard:
             try:
                 return action(self._device, arrays)
@@ -216,37 +243,94 @@ class TensorRTRunner(Lifetime):
     def _execute(
         self,
         device: Device,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Given],
         names: Sequence[str],
         mark: Callable[[Device], None],
     ) -> dict[str, Array]:
         """Run; ``mark`` is called before and after uploading, and before and after downloading."""
         binding, is_new = self._binding(device, arrays)
-        mark(device)
-        for name, array in arrays.items():
-            device.upload(binding.pointers[name], array)
-        mark(device)
-        self._enqueue(device, binding, is_new)
-        mark(device)
-        results = {}
-        for name in names:
-            shape, dtype = binding.results[name]
-            results[name] = np.empty(shape, dtype)
-            if results[name].size:
-                device.download(results[name], binding.pointers[name])
-        mark(device)
+        results = {name: np.empty(*binding.results[name]) for name in names}
+        images = np.empty(_raw_bytes(arrays), np.uint8)
+        self._enqueue_all(device, binding, is_new, arrays, _Host(images, results), mark)
         device.synchronize()
         return {name: _widened(array) for name, array in results.items()}
 
-    def _profile(self, device: Device, arrays: Mapping[str, Array], runs: int) -> EngineProfile:
+    def _started(
+        self, device: Device, arrays: Mapping[str, Given]
+    ) -> Callable[[], dict[str, Array]]:
+        binding, is_new = self._binding(device, arrays)
+        host = self._host(device, binding, _raw_bytes(arrays))
+        host.inputs = arrays  # they stay until they are copied
+        # Behind the run in its stream, so that the next one overwrites nothing before.
+        self._enqueue_all(device, binding, is_new, arrays, host)
+        end = device.mark()
+
+        def finish() -> dict[str, Array]:
+            with self._running(), device.current():
+                device.wait(end)
+            results = {name: _widened(array.copy()) for name, array in host.outputs.items()}
+            host.inputs = {}
+            binding.host.append(host)
+            return results
+
+        return finish
+
+    def _host(self, device: Device, binding: _Binding, num_bytes: int) -> _Host:
+        """For one more run with this binding."""
+        host = binding.host.pop() if binding.host else _Host(np.empty(0, np.uint8), {})
+        if len(host.images) < num_bytes:
+            host.images = device.host_memory(num_bytes)
+        for name in self.info.output_names:
+            if name not in host.outputs:
+                shape, dtype = binding.results[name]
+                size = math.prod(shape) * dtype.itemsize
+                memory = device.host_memory(max(size, 1))[:size]
+                host.outputs[name] = memory.view(dtype).reshape(shape)
+        return host
+
+    def _enqueue_all(
+        self,
+        device: Device,
+        binding: _Binding,
+        is_new: bool,
+        arrays: Mapping[str, Given],
+        host: _Host,
+        mark: Callable[[Device], None] = lambda device: None,
+    ) -> None:
+        """A run, from the inputs to the host's outputs."""
+        mark(device)
+        self._upload(device, binding.pointers, arrays, host.images)
+        mark(device)
+        self._enqueue(device, binding, is_new)
+        mark(device)
+        for name, array in host.outputs.items():
+            if array.size:
+                device.download(array, binding.pointers[name])
+        mark(device)
+
+    def _upload(
+        self,
+        device: Device,
+        pointers: Mapping[str, int],
+        arrays: Mapping[str, Given],
+        images: npt.NDArray[np.uint8],
+    ) -> None:
+        for name, given in arrays.items():
+            if isinstance(given, RawImages):
+                assert self._images is not None  # or they were refused
+                self._images.enqueue(given, pointers[name], images)
+            else:
+                device.upload(pointers[name], given)
+
+    def _profile(self, device: Device, arrays: Mapping[str, Given], runs: int) -> EngineProfile:
         pointers = self._binding(device, arrays)[0].pointers
         binding = _Binding(self._engine.create_execution_context(), pointers)
         if binding.context is None:
             raise _Failure("create an execution context")
         self._set_shapes(binding.context, arrays)
         self._set_addresses(binding)
-        for name, array in arrays.items():
-            device.upload(pointers[name], array)
+        images = np.empty(_raw_bytes(arrays), np.uint8)
+        self._upload(device, pointers, arrays, images)
         trt = self._flavour.load()
         profiler = make_profiler(trt)
         for number in range(runs + 1):
@@ -265,15 +349,19 @@ class TensorRTRunner(Lifetime):
 
     # --- memory ----------------------------------------------------------------------------------
 
-    def _binding(self, device: Device, arrays: Mapping[str, Array]) -> tuple[_Binding, bool]:
+    def _binding(self, device: Device, arrays: Mapping[str, Given]) -> tuple[_Binding, bool]:
         """Memory for these shapes, and whether it is new."""
         key = tuple(array.shape for array in arrays.values())
+        is_set, self._set = self._graphs or key == self._set, None
+        if not is_set:
+            device.synchronize()  # the context that is to change may still run
         if key in self._bindings:
             self._bindings.move_to_end(key)
             binding = self._bindings[key]
-            if not self._graphs:
+            if not is_set:
                 self._set_shapes(binding.context, arrays)
                 self._set_addresses(binding)
+            self._set = key
             return binding, False
         while len(self._bindings) >= self._limit:
             self._release(device, self._bindings.popitem(last=False)[1])
@@ -283,7 +371,7 @@ class TensorRTRunner(Lifetime):
         except BaseException:
             self._release(device, binding)
             raise
-        self._bindings[key] = binding
+        self._bindings[key], self._set = binding, key
         return binding, True
 
     def _new_context(self) -> Any:
@@ -297,7 +385,7 @@ class TensorRTRunner(Lifetime):
             self._context = context
         return context
 
-    def _allocate(self, device: Device, binding: _Binding, arrays: Mapping[str, Array]) -> None:
+    def _allocate(self, device: Device, binding: _Binding, arrays: Mapping[str, Given]) -> None:
         self._set_shapes(binding.context, arrays)
         for name, mode in self._modes.items():
             dtype = self._dtype(name)
@@ -308,7 +396,7 @@ class TensorRTRunner(Lifetime):
             binding.pointers[name] = device.allocate(max(size, 1))
         self._set_addresses(binding)
 
-    def _set_shapes(self, context: Any, arrays: Mapping[str, Array]) -> None:
+    def _set_shapes(self, context: Any, arrays: Mapping[str, Given]) -> None:
         for name, array in arrays.items():
             if not context.set_input_shape(name, array.shape):
                 raise _Failure(f"take {name} of shape {list(array.shape)}")
@@ -368,7 +456,7 @@ class TensorRTRunner(Lifetime):
                 self._release(device, binding)
                 binding.context = None
             self._bindings.clear()
-            self._context = self._engine = self._runtime = None
+            self._context = self._engine = self._runtime = self._images = None
         device.close()
 
 
@@ -381,6 +469,20 @@ def _index(device: str) -> int:
     if name != "cuda" or not (number.isdecimal() or device == "cuda"):
         raise BackendUnavailableError(f"device is {device!r}: engines run on cuda or cuda:N")
     return int(number or 0)
+
+
+def _contiguous(given: Given) -> Given:
+    return given if isinstance(given, RawImages) else np.ascontiguousarray(given)
+
+
+def _raw_bytes(arrays: Mapping[str, Given]) -> int:
+    """That the images have before they are preprocessed."""
+    return sum(
+        image.nbytes
+        for given in arrays.values()
+        if isinstance(given, RawImages)
+        for image in given.images
+    )
 
 
 def _widened(array: Array) -> Array:

@@ -49,6 +49,7 @@ class FakeDevice(Device):
         self.queue: list[Callable[[], None]] = []
         self.captured: list[list[Callable[[], None]]] = []
         self.launches = 0
+        self.host_memories = 0
         self.closed = 0
         self.depth = 0
         self.done = 0
@@ -68,7 +69,7 @@ class FakeDevice(Device):
 
     def allocate(self, size: int) -> int:
         assert size > 0
-        self._next += 4096
+        self._next += 1 << 30  # more than any has
         self.memory[self._next] = bytearray(b"\xff" * size)  # floats of it are no numbers
         return self._next
 
@@ -77,10 +78,14 @@ class FakeDevice(Device):
 
     def upload(self, pointer: int, array: np.ndarray) -> None:
         assert array.flags.c_contiguous
-        self.queue.append(lambda: self._write(pointer, array.tobytes()))
+        self.queue.append(lambda: self._write(pointer, array.tobytes()))  # as it is by then
 
     def download(self, array: np.ndarray, pointer: int) -> None:
         self.queue.append(lambda: self._read(array, pointer))
+
+    def host_memory(self, size: int) -> np.ndarray:
+        self.host_memories += 1
+        return np.full(size, 0xFF, np.uint8)
 
     def _write(self, pointer: int, content: bytes) -> None:
         assert len(content) <= len(self.memory[pointer])
@@ -101,6 +106,11 @@ class FakeDevice(Device):
         event: list[int] = []
         self.queue.append(lambda: event.append(self.done))
         return event
+
+    def wait(self, mark: list[int]) -> None:
+        while not mark:
+            self.queue.pop(0)()
+            self.done += 1
 
     def intervals(self, marks: list[list[int]]) -> list[float]:
         return [float(second[0] - first[0]) for first, second in itertools.pairwise(marks)]

@@ -101,6 +101,7 @@ class _Runtime:
     def __init__(self) -> None:
         self.calls: list[tuple] = []
         self.status = 0
+        self.host = np.zeros(64, np.uint8)
 
     def __getattr__(self, name: str):
         results = {
@@ -108,6 +109,8 @@ class _Runtime:
             "cudaGetDevice": 0,
             "cudaStreamCreateWithFlags": 70,
             "cudaMalloc": 4096,
+            "cudaMallocHost": self.host.ctypes.data,
+            "cudaEventCreate": "event",
             "cudaStreamEndCapture": "graph",
             "cudaGraphInstantiate": "executable",
             "cudaGetErrorString": b"out of memory",
@@ -170,6 +173,20 @@ def test_cuda_python_makes_the_calls_in_order(runtime: _Runtime) -> None:
     ]
 
 
+def test_cuda_python_frees_memory_of_the_host_with_its_last_array(runtime: _Runtime) -> None:
+    with CudaPythonDevice() as device:
+        memory = device.host_memory(64)[8:40].view(np.float32)
+        memory[:] = 3
+        device.wait(device.mark())
+    assert runtime.host[8:40].view(np.float32).tolist() == [3] * 8
+    assert ("cudaEventSynchronize", "event") in runtime.calls
+    assert runtime.calls.count(("cudaEventDestroy", "event")) == 1
+    free = ("cudaFreeHost", runtime.host.ctypes.data)
+    assert free not in runtime.calls
+    del memory
+    assert runtime.calls[-1] == free
+
+
 def test_cuda_python_ends_a_capture_that_fails(runtime: _Runtime) -> None:
     def fail() -> None:
         raise ZeroDivisionError
@@ -221,6 +238,10 @@ def test_arrays_come_back_as_they_went(name: str) -> None:
         device.upload(pointer, sent)
         received = np.zeros_like(sent)
         device.download(received, pointer)
+        pinned = device.host_memory(sent.nbytes).view(np.float32).reshape(sent.shape)
+        device.download(pinned, pointer)
+        device.wait(device.mark())
+        np.testing.assert_array_equal(pinned, sent)
         device.synchronize()
         device.release(pointer)
     np.testing.assert_array_equal(received, sent)

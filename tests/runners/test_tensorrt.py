@@ -13,8 +13,14 @@ from carafe_deploy.errors import (
     ArtefactError,
     BackendUnavailableError,
     EngineError,
+    InputShapeError,
     UnsupportedLevelError,
 )
+from carafe_deploy.kernels import Device as Kind
+from carafe_deploy.kernels import KernelLibrary, PreprocessParams
+from carafe_deploy.libraries import require_library
+from carafe_deploy.preprocess import Preprocessor
+from carafe_deploy.runners import tensorrt as tensorrt_runner
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 from carafe_deploy.types import OperatorCall
 from tests.engine import fake_tensorrt
@@ -107,6 +113,110 @@ def test_graphs_wait_until_tensorrt_can_be_captured(
         ready.append(True)
         assert _means(runner.run(_inputs())) == [1.0]
         assert trt.device.launches == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_runs_are_started_before_those_before_have_ended(
+    engine: Path, trt: FakeTensorRT, mode: str
+) -> None:
+    with TensorRTRunner(engine, mode=mode) as runner:
+        for turn in range(3):
+            started = [
+                runner.start(_inputs(batch=2, width=width, value=10.0 * turn + width))
+                for width in (64, 128, 64)
+            ]
+            for width, finish in ((64, started[2]), (64, started[0]), (128, started[1])):
+                assert _means(finish()) == [10.0 * turn + width, 10.0 * turn + width + 1]
+        # Two runs of one shape, one of the other, each with five outputs.
+        assert trt.device.host_memories == 3 * len(runner.outputs)
+
+
+def test_a_started_run_waits_for_itself_alone(engine: Path, trt: FakeTensorRT) -> None:
+    with TensorRTRunner(engine) as runner:
+        runner.run(_inputs())
+        first, second = runner.start(_inputs(value=2.0)), runner.start(_inputs(value=3.0))
+        assert len(trt.device.queue) > 0
+        assert _means(first()) == [2.0]
+        assert len(trt.device.queue) > 0
+        assert _means(second()) == [3.0]
+        assert trt.device.queue == []
+
+
+def test_a_shape_that_was_refused_leaves_the_others_as_they_were(engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        assert _means(runner.run(_inputs(batch=2))) == [1.0, 2.0]
+        with pytest.raises(EngineError):
+            runner.run(_inputs(batch=3))
+        assert _means(runner.run(_inputs(batch=2))) == [1.0, 2.0]
+
+
+class _Kernels:
+    """The library's CPU kernel, in a stream of the fake GPU."""
+
+    has_cuda = True
+
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        self._library = KernelLibrary(require_library("carafe_kernels"))
+
+    def preprocess(
+        self,
+        params: PreprocessParams,
+        source: int,
+        table: int,
+        out: int,
+        *,
+        device: Kind,
+        stream: int,
+    ) -> None:
+        gpu = self._trt.device
+        assert (device, stream, gpu.depth) == (Kind.CUDA, gpu.stream, 1)
+
+        def work() -> None:
+            batch = max(pointer for pointer in gpu.memory if pointer <= out)
+            places = [
+                np.frombuffer(gpu.memory[pointer], np.uint8) for pointer in (source, table, batch)
+            ]
+            image, numbers, target = (place.ctypes.data for place in places)
+            self._library.preprocess(params, image, numbers, target + out - batch)
+
+        gpu.queue.append(work)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_raw_images_become_batches_on_the_gpu(
+    engine: Path, trt: FakeTensorRT, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_runner, "preprocessing_kernels", lambda: _Kernels(trt))
+    rng = np.random.default_rng(0)
+    with TensorRTRunner(engine, mode=mode) as runner:
+        assert runner.preprocesses
+        raw, whole = Preprocessor(runner.info, raw=True), Preprocessor(runner.info)
+        for turn in range(4):
+            images = [
+                rng.integers(0, 256, (40 + 20 * turn, 50 + side, 3), np.uint8) for side in (0, 1)
+            ]
+            finish = runner.start(raw(images).inputs)
+            for given in (images, images[:1]):
+                expected = runner.run(whole(given).inputs)
+                found = [runner.run(raw(given).inputs), runner.run_timed(raw(given).inputs)[0]]
+                if given is images:
+                    found.append(finish())
+                for one in found:
+                    for name, array in expected.items():
+                        np.testing.assert_array_equal(one[name], array)
+    assert trt.device.memory == {}
+
+
+def test_without_kernels_for_a_gpu_raw_images_are_refused(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_runner, "preprocessing_kernels", lambda: None)
+    with TensorRTRunner(engine) as runner:
+        assert not runner.preprocesses
+        batch = Preprocessor(runner.info, raw=True)([np.zeros((64, 64, 3), np.uint8)])
+        with pytest.raises(InputShapeError, match="images is raw"):
+            runner.run(batch.inputs)
 
 
 def test_stages_come_as_float32(trt: FakeTensorRT, tmp_path: Path) -> None:
