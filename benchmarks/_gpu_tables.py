@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from _markdown import table
 
 from carafe_deploy.operators import TITLES
 
@@ -45,7 +47,7 @@ def detectors(measured: Mapping[str, Any], compiled: Mapping[str, Any]) -> str:
             one.get("stream_fps"),
         )
 
-    table = [
+    lines = [
         runner("Mask R-CNN, fp32 (TF32 convolutions), eager, NCHW", "mask fp32 eager nchw"),
         runner("… CUDA graph, channels-last", "mask fp32 cuda-graph nhwc"),
         runner("Mask R-CNN, fp16, eager, channels-last", "mask fp16 eager nhwc"),
@@ -72,13 +74,13 @@ def detectors(measured: Mapping[str, Any], compiled: Mapping[str, Any]) -> str:
         "images/s, batch 8",
         "images/s, pixels to masks",
     ]
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def carafe(peer: Mapping[str, Any]) -> str:
     """CARAFE from the encoder's output beside mmcv's, microseconds of a replay, cold caches."""
     times = peer["times_us"]
-    table = []
+    lines = []
     for key, title in (
         ("P6", "P6 to P5, 256x13x21"),
         ("P5", "P5 to P4, 256x26x42"),
@@ -92,7 +94,7 @@ def carafe(peer: Mapping[str, Any]) -> str:
             last, planes, other = (
                 row[name] for name in ("ours nhwc cold", "ours nchw cold", "mmcv pack cold")
             )
-            table.append(
+            lines.append(
                 [
                     f"CARAFE, {title}, {dtype}",
                     *(f"{time:.1f}" for time in (row["floor_us"], last, planes, other)),
@@ -100,12 +102,12 @@ def carafe(peer: Mapping[str, Any]) -> str:
                 ]
             )
     heads = ["µs, H100", "floor", "ours, channels-last", "ours, NCHW", "mmcv", "mmcv over ours"]
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def others(measured: OperatorsResult) -> str:
     """All but CARAFE, beside torchvision's if there is one: microseconds of a call, cold caches."""
-    table = []
+    lines = []
     cases = dict.fromkeys((row.operator, row.workload) for row in measured.rows)
     for operator, workload in cases:
         if operator == "carafe":
@@ -124,7 +126,7 @@ def others(measured: OperatorsResult) -> str:
             half = times.get(("CUDA kernel", "float16", ""), "–")
             ours = [times["CUDA kernel", "float32", ""], "–", half, "–"]
         peers = [time for (name, *_), time in times.items() if name == "torchvision"]
-        table.append([f"{TITLES[operator]}, {workload}", *ours, *(peers or ["–"])])
+        lines.append([f"{TITLES[operator]}, {workload}", *ours, *(peers or ["–"])])
     heads = [
         "µs, H100",
         "fp32, channels-last",
@@ -133,12 +135,12 @@ def others(measured: OperatorsResult) -> str:
         "fp16, NCHW",
         "torchvision, fp32",
     ]
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def onnxruntime(measured: Mapping[str, Any]) -> str:
     """The ONNX file in ONNX Runtime on CUDA, by its function bodies."""
-    table = []
+    lines = []
     for title, key, images in (
         ("fp16, static", "speed mask b1 fp16 default", 1),
         ("fp16, static, channels-last inside", "speed mask b1 fp16 nhwc", 1),
@@ -148,16 +150,16 @@ def onnxruntime(measured: Mapping[str, Any]) -> str:
         ("fp32, static", "speed mask b1 fp32 no tf32", 1),
     ):
         row = measured[key]
-        table.append(
+        lines.append(
             [title, f"{row['ms']:.1f}", f"{images * 1000 / row['ms']:.0f}", f"{row['MB']}"]
         )
     heads = ["Mask R-CNN R-50 in ONNX Runtime, H100", "ms", "images/s", "memory MB"]
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def tf32(measured: Mapping[str, Any]) -> str:
     """What TF32 and half types change: mmdetection's float32 detections found again."""
-    table = []
+    lines = []
     for title, key in (
         ("Mask R-CNN, fp32", "golden mask fp32 no tf32"),
         ("Mask R-CNN, fp32, TF32", "golden mask fp32 default"),
@@ -166,17 +168,17 @@ def tf32(measured: Mapping[str, Any]) -> str:
     ):
         row = measured[key]
         masks = f"{row['mask_iou_mean']:.3f}" if "mask_iou_mean" in row else "–"
-        table.append(
+        lines.append(
             [title, f"{row['paired']} of {row['golden']}", f"{row['box_px']:.2g} px", masks]
         )
     heads = ["R-50, seeded weights, H100", "found again", "boxes off by up to", "mean mask IoU"]
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def shares(measured: Mapping[str, Any]) -> str:
     """Time of a forward pass by what its kernels do."""
     heads = ["GPU time of a pass", "ms", "launches", *(kind for kind, _ in KINDS), REST]
-    table = []
+    lines = []
     for title, key in (
         ("Mask R-CNN, fp16, channels-last", "mask fp16 eager nhwc kernels us"),
         ("Mask R-CNN, fp32 (TF32), NCHW", "mask fp32 eager nchw kernels us"),
@@ -184,7 +186,7 @@ def shares(measured: Mapping[str, Any]) -> str:
     ):
         row = measured["rows"][key]
         times = kernel_times(row["top"], row["total"])
-        table.append(
+        lines.append(
             [
                 title,
                 f"{row['total'] / 1000:.2f}",
@@ -192,7 +194,7 @@ def shares(measured: Mapping[str, Any]) -> str:
                 *(f"{100 * time / row['total']:.0f} %" for time in times.values()),
             ]
         )
-    return _table(heads, table)
+    return table(heads, lines)
 
 
 def kernel_times(named: Iterable[tuple[str, float, float]], total: float) -> dict[str, float]:
@@ -213,7 +215,7 @@ def designs(measured: Mapping[str, Any]) -> str:
             key = call["shape"], call["layout"], call["dtype"]
             calls.setdefault(key, {})[call["design"]] = call["cold_median_us"]
     names = list(dict.fromkeys(name for times in calls.values() for name in times))
-    table = []
+    lines = []
     for (shape, layout, dtype), times in calls.items():
         best = min(times.values())
         cells = ["–" if name not in times else f"{times[name]:.1f}" for name in names]
@@ -221,8 +223,8 @@ def designs(measured: Mapping[str, Any]) -> str:
             f"**{cell}**" if times.get(name) == best else cell
             for name, cell in zip(names, cells, strict=True)
         ]
-        table.append([f"{shape}, {layout}, {dtype}", *cells])
-    return _table(["µs, H100", *names], table)
+        lines.append([f"{shape}, {layout}, {dtype}", *cells])
+    return table(["µs, H100", *names], lines)
 
 
 #: Kernels shorter than this wait for their launch.
@@ -231,11 +233,11 @@ _LONG_US = 10
 
 def counters(ncu: Mapping[str, Any]) -> str:
     """What limits the kernels, by Nsight Compute."""
-    table = []
+    lines = []
     for kernel in ncu["kernels"]:
         if float(kernel["Duration"]) < _LONG_US:
             continue
-        table.append(
+        lines.append(
             [
                 f"`{kernel['kernel']}`, {kernel['grid'].split(',')[0]} blocks",
                 kernel["Duration"],
@@ -264,9 +266,4 @@ def counters(ncu: Mapping[str, Any]) -> str:
         "registers",
         "eligible warps",
     ]
-    return _table(heads, table)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return table(heads, lines)

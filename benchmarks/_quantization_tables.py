@@ -5,9 +5,17 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from _markdown import machine
+
+from carafe_deploy.backends import title_of
 from carafe_deploy.types import ARCHITECTURES
 
-_TARGETS = {"cpu": "ONNX Runtime, CPU", "tensorrt": "TensorRT"}
+_TARGETS = {"cpu": f"{title_of('onnxruntime')}, CPU", "tensorrt": title_of("tensorrt")}
+
+
+def quantized(result: dict[str, Any]) -> str:
+    """All that results/quantization.json says."""
+    return "\n\n".join(part(result) for part in (precisions, layers, engines))
 
 
 def precisions(result: dict[str, Any]) -> str:
@@ -55,12 +63,12 @@ def _loss(reference: dict[str, Any], rows: list[dict[str, Any]]) -> float:
 
 def time(result: dict[str, Any]) -> str:
     """The R-50 detector on a CPU, float and quantized."""
-    machine, ms, made = result["environment"], result["median_ms"], result["quantize"]
+    ms, made = result["median_ms"], result["quantize"]
     rounds = len(result["speedups"])
     products = ", ".join(result["dot_products"]) or "none for 8-bit products"
     return "\n".join(
         [
-            f"| Mask R-CNN R-50, 832x1216, {machine['cores']} cores of {machine['cpu']} | |",
+            f"| Mask R-CNN R-50, 832x1216, {machine(result)} | |",
             "|---|---:|",
             f"| instructions | {products} |",
             f"| fp32 | {ms['fp32']:.0f} ms |",

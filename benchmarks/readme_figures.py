@@ -8,7 +8,6 @@ results say. A picture tells inside itself which results it shows: their SHA-256
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -19,174 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _gpu_tables as gpu
+import _onnxruntime_tables as onnxruntime
 import _quantization_tables as quantization
+import _readme_tables as tables
 from _performance_tables import cpu_targets, designs
-
-from carafe_deploy.types import ARCHITECTURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from carafe_deploy.bench.record import BenchResult, OperatorsResult
-    from carafe_deploy.report.document import Table
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 DOCS = README.parent / "docs"
-
-_BACKENDS = {
-    "pytorch": "PyTorch",
-    "torchscript": "TorchScript",
-    "onnxruntime": "ONNX Runtime",
-}
-
-
-def accuracy(result: dict[str, Any]) -> str:
-    """AP, AP50 and AP75 on the validation images, mmdetection's first."""
-    lines = [
-        "| detector | | box AP | mask AP | mmdetection's detections found again |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for title, detector in result["detectors"].items():
-        recorded = detector["mmdetection"]
-        lines.append(f"| {title} | mmdetection 3.3 | {_ap(recorded)} | |")
-        for name, backend in detector["backends"].items():
-            found = f"{backend['matched']} of {backend['recorded']}"
-            lines.append(f"| | {_BACKENDS[name]} | {_ap(backend['numbers'])} | {found} |")
-    return "\n".join(lines)
-
-
-def _ap(numbers: dict[str, dict[str, float]]) -> str:
-    masks = f"{numbers['segm']['AP']:.5f}" if "segm" in numbers else ""
-    return f"{numbers['bbox']['AP']:.5f} | {masks}"
-
-
-def engines(result: dict[str, Any]) -> str:
-    """What building each engine took, and whether every custom node became a plugin."""
-    lines = [
-        f"| {result['weights']}, {_machine(result)}, no GPU | build | peak memory | engine "
-        "| plugin layers of custom nodes | detections found in ONNX Runtime |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for engine in result["engines"]:
-        build = engine["build"]
-        model = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN"}[engine["model"]]
-        cells = (
-            f"{model}, {engine['precision']}, {engine['shape']}",
-            f"{build['seconds']:.1f} s",
-            f"{build['peak_memory_mb'] / 1000:.1f} GB",
-            f"{build['engine_mb']:.0f} MB",
-            f"{build['plugin_layers']} of {build['custom_nodes']}",
-            f"{engine['parity']['matched']} of {engine['parity']['total']}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _machine(result: dict[str, Any]) -> str:
-    environment = result["environment"]
-    return f"{environment['cores']} cores of {environment['cpu']}"
-
-
-def releases(result: dict[str, Any]) -> str:
-    """Kernels and function bodies in each release of ONNX Runtime, on the CPU."""
-    lines = [
-        f"| Mask R-CNN R-50, fp32, 832x1344, {_machine(result)} | kernels, ms | bodies, ms "
-        "| bodies over kernels |",
-        "|---|---:|---:|---:|",
-    ]
-    rows = {(row["onnxruntime"], row["operators"]): row for row in result["rows"]}
-    for release in dict.fromkeys(release for release, _ in rows):
-        kernels, bodies = rows[release, True], rows[release, False]
-        cells = (f"{row['median_ms']:.0f}" for row in (kernels, bodies))
-        lines.append(f"| {release} | {' | '.join(cells)} | {bodies['over_first']:.2f} |")
-    return "\n".join(lines)
-
-
-def quantized(result: dict[str, Any]) -> str:
-    """All that results/quantization.json says."""
-    tables = quantization
-    parts = (tables.precisions, tables.layers, tables.engines)
-    return "\n\n".join(part(result) for part in parts)
-
-
-def ways(result: dict[str, Any]) -> str:
-    """What the provider can be told, on a GPU."""
-    lines = [
-        "| Mask R-CNN R-50, 832x1344 | computed by | mode | told besides | ms | images/s | MB |",
-        "|---|---|---|---|---:|---:|---:|",
-    ]
-    for row in result["rows"]:
-        told = ", ".join(
-            f"{name}={value}" for name, value in (row["provider_options"] or {}).items()
-        )
-        by = "kernels" if row["operators"] else "bodies"
-        cells = [row["file"], by, row["mode"], told]
-        if "error" in row:
-            cells += ["failed", "", ""]
-        else:
-            cells += [f"{row['median_ms']:.2f}", f"{row['images_per_second']:.0f}"]
-            cells.append(str(row.get("device_memory_mb", "")))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def bench(*results: BenchResult) -> str:
-    """All backends of one detector, or of several, in a few columns."""
-    from carafe_deploy.report.bench_tables import comparison_table
-
-    first = results[0]
-    processor = first.environment.get("GPU", "none")
-    if processor.startswith("none"):
-        processor = first.environment["processor"]
-    title = "" if len(results) > 1 else f"{ARCHITECTURES[first.architecture]}, "
-    return _markdown(comparison_table(results, f"{title}{processor}"))
-
-
-#: Kinds of layers, as the profilers name them, that are convolutions or matrix products.
-_PRODUCTS = {"Conv2d", "Linear", "aten::_convolution", "aten::linear", "Conv", "MatMul", "Gemm"}
-_OPERATORS = {
-    "CarafeEncoded": "CARAFE",
-    "MultilevelRoiAlign": "RoIAlign",
-    "BatchedNms": "NMS",
-}
-
-
-def shares(*results: BenchResult) -> str:
-    """How the time of a run, without pre- and postprocessing, divides among operators."""
-    heads = ["convolutions, linear layers", *_OPERATORS.values(), "rest"]
-    lines = [f"| share of a run | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for result in results:
-        title = ARCHITECTURES[result.architecture]
-        for subject in result.measured:
-            if subject.layers is None:
-                continue
-            times = dict.fromkeys(("products", *_OPERATORS, "rest"), 0.0)
-            for row in subject.layers.rows:
-                kind = "products" if row.kind in _PRODUCTS else "rest"
-                times[row.operator or kind] += row.milliseconds
-            total = sum(times.values())
-            cells = [f"{100 * time / total:.1f} %" for time in times.values()]
-            lines.append(f"| {title}, {subject.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def operators(result: OperatorsResult) -> str:
-    """The operators as the detectors call them, implementations side by side."""
-    from carafe_deploy.report.operator_tables import pivot_table
-
-    # Detectors take the fused entry; other sizes and groups than theirs are in the results.
-    rows = [
-        row for row in result.rows if row.entry != "carafe" and not row.workload.startswith("k ")
-    ]
-    chosen = dataclasses.replace(result, rows=tuple(rows))
-    return _markdown(pivot_table(chosen, f"ms, float32, {result.environment['processor']}"))
-
-
-def _markdown(table: Table) -> str:
-    from carafe_deploy.report.markdown import table_markdown
-
-    return table_markdown(table)
 
 
 def _read_json(path: Path) -> Any:
@@ -247,13 +91,13 @@ def _draw_roofline(result: OperatorsResult) -> Figure:
 
 
 BLOCKS = (
-    Block(("accuracy",), accuracy),
-    Block(("engines",), engines),
-    Block(("bench_mask_r50",), bench, _read_result),
-    Block(("bench_faster_r50",), bench, _read_result),
-    Block(("bench_mask_r50", "bench_faster_r50"), shares, _read_result),
-    Block(("bench_faster_shapes", "bench_mask_shapes"), bench, _read_result),
-    Block(("operators_cpu",), operators, _read_result),
+    Block(("accuracy",), tables.accuracy),
+    Block(("engines",), tables.engines),
+    Block(("bench_mask_r50",), tables.bench, _read_result),
+    Block(("bench_faster_r50",), tables.bench, _read_result),
+    Block(("bench_mask_r50", "bench_faster_r50"), tables.shares, _read_result),
+    Block(("bench_faster_shapes", "bench_mask_shapes"), tables.bench, _read_result),
+    Block(("operators_cpu",), tables.operators, _read_result),
     Block(("h100/detectors", "h100/compiled"), gpu.detectors),
     Block(("h100/peer",), gpu.carafe),
     Block(("h100/operators_gpu",), gpu.others, _read_result),
@@ -271,12 +115,12 @@ DOCUMENTS = {
     README: BLOCKS,
     DOCS / "performance.md": PERFORMANCE,
     DOCS / "onnxruntime.md": (
-        Block(("onnxruntime_cpu",), releases),
-        Block(("onnxruntime_gpu",), ways),
+        Block(("onnxruntime_cpu",), onnxruntime.releases),
+        Block(("onnxruntime_gpu",), onnxruntime.ways),
     ),
     DOCS / "quantization.md": (
         Block(("quantization_time",), quantization.time),
-        Block(("quantization",), quantized),
+        Block(("quantization",), quantization.quantized),
     ),
 }
 PICTURES = (

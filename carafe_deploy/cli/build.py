@@ -23,6 +23,7 @@ from carafe_deploy.cli.common import (
     facts,
     gpu_capability,
     hint,
+    output_path,
     print_json,
     results_console,
     shell,
@@ -207,16 +208,12 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
 
 
 def _target(output: Path | None, model: Path) -> Path:
-    default = model.with_suffix(_SUFFIXES[0]).name
-    if output is None:
-        return Path(default)
-    if output.is_dir():
-        return output / default
-    if not output.suffix:
-        return output.with_name(output.name + _SUFFIXES[0])
-    if output.suffix.lower() not in _SUFFIXES:
+    target = output_path(output, model.with_suffix(_SUFFIXES[0]).name)
+    if not target.suffix:
+        return target.with_name(target.name + _SUFFIXES[0])
+    if target.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--output is {output}: let its name end in {' or '.join(_SUFFIXES)}")
-    return output
+    return target
 
 
 @contextmanager

@@ -196,6 +196,12 @@ def shell(*words: str | Path) -> str:
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
+def evaluation(artefact: str | Path, *options: str) -> str:
+    """The command line that measures the AP of an artefact."""
+    coco = ("--annotations", "instances.json", "--images", "IMAGES")
+    return shell("carafe-deploy", "eval", artefact, *coco, *options)
+
+
 def hint(console: Console, *lines: str) -> None:
     """Say what can be done next, unwrapped so that it can be copied."""
     line(console, "\nnext", style="dim")
@@ -300,6 +306,13 @@ def image_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def output_path(output: Path | None, default: str) -> Path:
+    """Where a file goes: as typed, else under its default name, in the folder that was typed."""
+    if output is None or output.is_dir():
+        return (output or Path()) / default
+    return output
 
 
 def artefact_path(name: str) -> Path:

@@ -29,6 +29,7 @@ from carafe_deploy.cli.common import (
     Tf32Option,
     UsageError,
     batch_size_of,
+    evaluation,
     examples,
     hint,
     image_progress,
@@ -37,7 +38,6 @@ from carafe_deploy.cli.common import (
     plural,
     print_json,
     results_console,
-    shell,
 )
 from carafe_deploy.errors import ImageError
 
@@ -394,11 +394,7 @@ def _show(
             "artefact accepts no larger input: export with a larger --max-size",
         )
     _show_earlier(console, left, json_path.parent)
-    hint(
-        console,
-        shell("carafe-deploy", "eval", artefact, "--annotations", "instances.json")
-        + " --images IMAGES",
-    )
+    hint(console, evaluation(artefact))
 
 
 COMMAND = Command(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,21 +21,17 @@ from carafe_deploy.cli.common import (
     Steps,
     UsageError,
     artefact_path,
+    evaluation,
     examples,
     facts,
     gpu_capability,
     hint,
+    output_path,
     print_json,
     results_console,
     shell,
 )
-from carafe_deploy.cli.quantize import (
-    CalibrationOption,
-    ForOption,
-    TargetName,
-    Values,
-    default_target,
-)
+from carafe_deploy.cli.eight_bits import CalibrationOption, ForOption, quantized_export
 
 if TYPE_CHECKING:
     from carafe_deploy.graph.options import ExportOptions
@@ -180,17 +174,18 @@ def export(
 ) -> None:
     """Write a checkpoint as one ONNX file (default) or a TorchScript file."""
     target_format = _choose_format(file_format, output)
-    if exporter is not None and target_format is not Format.onnx:
+    is_onnx = target_format is Format.onnx
+    if exporter is not None and not is_onnx:
         raise UsageError("--exporter chooses between ONNX exporters: drop it or use --format onnx")
-    if layout is not None and target_format is Format.onnx:
+    if layout is not None and is_onnx:
         raise UsageError(
             f"--layout {layout.value} is of TorchScript, ONNX is NCHW: drop it or use "
             "--format torchscript"
         )
-    quantized = _quantized(precision, calibration, quantize_for, target_format)
+    quantized = quantized_export(precision.value, calibration, quantize_for, is_onnx)
     bounds = Bounds.parse(size, min_size, max_size, batch)
     _check_kind(checkpoint)
-    with Steps() as steps, ExitStack() as stack:
+    with Steps() as steps:
         path = artefact_path(checkpoint)
         steps("read checkpoint")
         from carafe_deploy.graph.options import ExportOptions
@@ -212,77 +207,18 @@ def export(
         name = loaded.name if path == Path(checkpoint) else zoo.find(checkpoint).name
         target = _target(output, name, target_format)
         begun = time.perf_counter()
-        chosen = (exporter or Exporter.dynamo) if target_format is Format.onnx else None
+        chosen = (exporter or Exporter.dynamo) if is_onnx else None
         channels_last = layout is not Layout.nchw
-        first = target
-        if quantized is not None:
-            from carafe_deploy.files import temporary_folder
-
-            first = stack.enter_context(temporary_folder()) / target.name
-        info = _write(detector, loaded, first, options, name, chosen, channels_last, steps)
-        if quantized is not None:
-            info = quantized.write(first, target, steps)
+        write = functools.partial(
+            _write, detector, loaded, options, name, chosen, channels_last, steps
+        )
+        info = write(target) if quantized is None else quantized.write(write, target, steps)
         seconds = time.perf_counter() - begun
     result = _result(target, target_format, chosen, info, seconds, loaded.notes)
     if json_output:
         print_json(result)
     else:
         _show(results_console(json_output), result, info, checkpoint, config)
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """What an export in 8 bits is made by, after one in float."""
-
-    target: str
-    values: str
-    images: Sequence[str]
-
-    @property
-    def base(self) -> str:
-        """TensorRT computes the rest in fp16; ONNX Runtime's CPU cannot."""
-        return "fp16" if self.target == "tensorrt" else "fp32"
-
-    def write(self, path: Path, output: Path, steps: Steps) -> ModelInfo:
-        """Make the file from the float one."""
-        from carafe_deploy.images import find_images
-        from carafe_deploy.quantize.calibration import Calibration
-        from carafe_deploy.quantize.job import Quantizer
-
-        steps("calibrate")
-        quantizer = Quantizer(
-            path,
-            Calibration(find_images(self.images)),
-            target=self.target,
-            values=self.values,
-            progress=lambda done, total: steps.update(f"{done}/{total} images"),
-        )
-        steps("quantize")
-        return quantizer.write(output)
-
-
-def _quantized(
-    precision: Precision,
-    calibration: Sequence[str] | None,
-    target: TargetName | None,
-    file_format: Format,
-) -> _Quantized | None:
-    values = precision.value
-    if values not in [each.value for each in Values]:
-        if calibration:
-            raise UsageError(
-                f"--calibration belongs to --precision int8 or fp8, not {values}: drop it"
-            )
-        if target is not None:
-            raise UsageError(f"--for belongs to --precision int8 or fp8, not {values}: drop it")
-        return None
-    if file_format is not Format.onnx:
-        raise UsageError(f"--precision {values} is of ONNX files, TorchScript has none: drop it")
-    if not calibration:
-        raise UsageError(
-            f"--precision {values} takes ranges from images: give --calibration FOLDER"
-        )
-    return _Quantized(default_target(target, values), values, calibration)
 
 
 def _check_kind(checkpoint: str) -> None:
@@ -311,23 +247,20 @@ def _choose_format(chosen: Format | None, output: Path | None) -> Format:
 
 
 def _target(output: Path | None, name: str, file_format: Format) -> Path:
-    default = f"{name}{_SUFFIXES[file_format][0]}"
-    if output is None:
-        return Path(default)
-    if output.is_dir():
-        return output / default
-    return output if output.suffix else output.with_name(output.name + _SUFFIXES[file_format][0])
+    suffix = _SUFFIXES[file_format][0]
+    target = output_path(output, name + suffix)
+    return target if target.suffix else target.with_name(target.name + suffix)
 
 
 def _write(
     detector: Detector,
     loaded: Checkpoint,
-    target: Path,
     options: ExportOptions,
     name: str,
     exporter: Exporter | None,
     channels_last: bool,
     steps: Steps,
+    target: Path,
 ) -> ModelInfo:
     if exporter is None:
         from carafe_deploy.graph.torchscript_export import export_torchscript
@@ -442,8 +375,7 @@ def _show(
         *(("on a machine with a GPU:",) if needs_gpu and gpu_capability() is None else ()),
         shell("carafe-deploy", "detect", file, "IMAGES", *device),
         shell("carafe-deploy", "parity", checkpoint, file, *given, *device),
-        shell("carafe-deploy", "eval", file, "--annotations", "instances.json", "--images")
-        + " ".join((" IMAGES", *device)),
+        evaluation(file, *device),
     )
 
 

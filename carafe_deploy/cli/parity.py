@@ -24,6 +24,7 @@ from carafe_deploy.cli.common import (
     UsageError,
     artefact_path,
     default_images,
+    evaluation,
     examples,
     hint,
     line,
@@ -298,8 +299,7 @@ def _show_next(console: Console, report: ParityReport, reference: str, candidate
         hint(
             console,
             shell("carafe-deploy", "detect", candidate, "IMAGES"),
-            shell("carafe-deploy", "eval", candidate, "--annotations", "instances.json")
-            + " --images IMAGES",
+            evaluation(candidate),
         )
     elif report.state == "nothing compared":
         hint(console, shell("carafe-deploy", "parity", reference, candidate) + " --images IMAGES")

@@ -19,15 +19,18 @@ from carafe_deploy.cli.common import (
     LimitOption,
     Steps,
     UsageError,
+    evaluation,
     examples,
     facts,
     hint,
     line,
+    output_path,
     plural,
     print_json,
     results_console,
     shell,
 )
+from carafe_deploy.cli.eight_bits import CalibrationOption, ForOption, Values, default_target
 
 if TYPE_CHECKING:
     from carafe_deploy.quantize.job import Quantizer, Trial
@@ -35,20 +38,6 @@ if TYPE_CHECKING:
     from carafe_deploy.types import ModelInfo
 
 _RANGES, _FLOAT = "Ranges", "Layers kept in float"
-
-
-class TargetName(StrEnum):
-    """What runs the file."""
-
-    cpu = "cpu"
-    tensorrt = "tensorrt"
-
-
-class Values(StrEnum):
-    """What layers compute in."""
-
-    int8 = "int8"
-    fp8 = "fp8"
 
 
 class Method(StrEnum):
@@ -65,26 +54,6 @@ class Measure(StrEnum):
 
     error = "error"
     detections = "detections"
-
-
-CalibrationOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--calibration",
-        metavar="IMAGES",
-        help="File, folder or glob, repeatable: images like those that the detector is to see, "
-        "some hundred of them; no annotations are needed.",
-    ),
-]
-ForOption = Annotated[
-    TargetName | None,
-    typer.Option(
-        "--for",
-        help="What is to run a quantized file. cpu (default): ONNX Runtime; activations are uint8. "
-        "tensorrt: they are symmetric int8, biases stay float, and nothing is quantized around "
-        "CARAFE and RoIAlign.",
-    ),
-]
 
 
 def quantize(
@@ -263,11 +232,6 @@ def quantize(
         _show(console, result, info, name)
 
 
-def default_target(target: TargetName | None, values: str) -> str:
-    """What the file is for where nobody said: only TensorRT computes in fp8."""
-    return (target or (TargetName.tensorrt if values == "fp8" else TargetName.cpu)).value
-
-
 def _count(keep_float: str | None) -> int | None:
     if keep_float in (None, "auto"):
         return None
@@ -277,14 +241,10 @@ def _count(keep_float: str | None) -> int | None:
 
 
 def _target(model: Path, output: Path | None, values: str) -> Path:
-    name = f"{model.stem}.{values}.onnx"
-    if output is None:
-        return Path(name)
-    if output.is_dir():
-        return output / name
-    if output.suffix.lower() != ".onnx":
+    target = output_path(output, f"{model.stem}.{values}.onnx")
+    if target.suffix.lower() != ".onnx":
         raise UsageError(f"--output is {output}: let its name end in .onnx")
-    return output
+    return target
 
 
 def _loss(
@@ -377,11 +337,7 @@ def _show(console: Console, result: dict[str, Any], info: ModelInfo, target: str
         ],
     )
     file, source = result["file"], result["source"]
-    lines = [shell("carafe-deploy", "parity", source, file)]
-    lines.append(
-        shell("carafe-deploy", "eval", file, "--annotations", "instances.json", "--images")
-        + " IMAGES"
-    )
+    lines = [shell("carafe-deploy", "parity", source, file), evaluation(file)]
     if target == "tensorrt":
         lines.append(shell("carafe-deploy", "build", file))
     line(console, "")

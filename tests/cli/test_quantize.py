@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from carafe_deploy.cli.quantize import Measure, Method, TargetName, Values
+from carafe_deploy.cli.eight_bits import TargetName, Values
+from carafe_deploy.cli.quantize import Measure, Method
 from carafe_deploy.quantize.calibration import Calibration
 from carafe_deploy.quantize.insertion import TARGETS
 from carafe_deploy.quantize.job import Quantizer

@@ -285,7 +285,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
         monkeypatch.setattr(flavours, name, functools.cache(original))
     module = FakeTensorRT()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(device_module, "BACKENDS", {"fake": ("numpy", FakeDevice)})
+    monkeypatch.setattr(device_module, "PACKAGES", {"fake": ("numpy", f"{__name__}:FakeDevice")})
     return module
 
 

@@ -1,4 +1,4 @@
-"""GPU memory backends: choice, errors without a GPU, and the same behaviour of each on one."""
+"""Ways to GPU memory: choice, errors without a GPU, and the same behaviour of each on one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from carafe_deploy.backends import load
 from carafe_deploy.engine import device as device_module
-from carafe_deploy.engine.device import (
-    BACKENDS,
-    CudaPythonDevice,
-    Device,
-    PyCudaDevice,
-    TorchDevice,
-    choose_backend,
-    open_device,
-)
+from carafe_deploy.engine._device_cuda_python import CudaPythonDevice
+from carafe_deploy.engine._device_pycuda import PyCudaDevice
+from carafe_deploy.engine._device_torch import TorchDevice
+from carafe_deploy.engine.device import PACKAGES, Device, choose_backend, open_device
 from carafe_deploy.errors import BackendUnavailableError, EngineError
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -43,9 +39,9 @@ def test_the_first_installed_backend_is_the_default(
 ) -> None:
     _install(monkeypatch, *installed)
     assert choose_backend() is expected
-    for name, (module, kind) in BACKENDS.items():
+    for name, (module, kind) in PACKAGES.items():
         if module in installed:
-            assert choose_backend(name) is kind
+            assert choose_backend(name) is load(kind)
 
 
 def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +62,8 @@ def test_a_package_whose_parent_is_missing_is_not_installed() -> None:
 @no_gpu
 @pytest.mark.parametrize("name", ["torch", "cuda-python"])
 def test_without_a_gpu_the_message_says_so(name: str) -> None:
-    if not device_module._is_installed(BACKENDS[name][0]):
-        pytest.skip(f"{BACKENDS[name][0]} is not installed")
+    if not device_module._is_installed(PACKAGES[name][0]):
+        pytest.skip(f"{PACKAGES[name][0]} is not installed")
     with pytest.raises(BackendUnavailableError, match=r"an NVIDIA GPU and its driver, .*nvid"):
         open_device(backend=name)
 
@@ -80,7 +76,7 @@ def test_every_backend_has_every_call() -> None:
     }
     assert {"capture", "upload", "synchronize"} <= calls
     graphs = {"capture", "launch", "discard"}
-    for _, kind in BACKENDS.values():
+    for kind in (load(name) for _, name in PACKAGES.values()):
         assert calls - set(vars(kind)) == (set() if kind.captures_graphs else graphs)
 
 
@@ -226,10 +222,10 @@ def test_the_calls_exist_in_nvidias_bindings() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", list(PACKAGES))
 def test_arrays_come_back_as_they_went(name: str) -> None:
-    if not device_module._is_installed(BACKENDS[name][0]):
-        pytest.skip(f"{BACKENDS[name][0]} is not installed")
+    if not device_module._is_installed(PACKAGES[name][0]):
+        pytest.skip(f"{PACKAGES[name][0]} is not installed")
     sent = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     with open_device(backend=name) as device, device.current():
         assert device.capability() == torch.cuda.get_device_capability(0)
