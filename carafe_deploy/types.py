@@ -32,6 +32,9 @@ DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bflo
 #: What its convolutions and linear layers may be quantized to, coarser than all those.
 QUANTIZED = ("fp8", "int8")
 
+#: How ranges of what is quantized may be chosen.
+CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
+
 #: Where ONNX and TorchScript files carry a :class:`ModelInfo`.
 METADATA_KEY = "carafe_deploy"
 
@@ -143,25 +146,27 @@ class Quantization(OneLine):
 
     Attributes:
         target: what the file is for: ``"cpu"`` (ONNX Runtime) or ``"tensorrt"``.
-        method: of choosing ranges, one of :data:`carafe_deploy.quantize.ranges.METHODS`.
+        method: of choosing ranges, one of :data:`CALIBRATION_METHODS`.
         images: how many were used for it.
         images_sha256: of all their bytes, in order.
         ranges_sha256: of the ranges chosen.
         layers: that are quantized, by the names of their weights.
         kept_float: that could be and are not.
         base: ``"fp32"`` or ``"fp16"``, of everything else.
+        percentile: of the values kept, by the method of that name.
     """
 
     always_whole: ClassVar[bool] = True
 
     target: Annotated[str, OneOf(("cpu", "tensorrt"))]
-    method: str
+    method: Annotated[str, OneOf(CALIBRATION_METHODS)]
     images: Annotated[int, Within(1, 1 << 31)]
     images_sha256: str
     ranges_sha256: str
     layers: tuple[str, ...]
     kept_float: tuple[str, ...] = ()
     base: Annotated[str, OneOf(PRECISIONS)] = "fp32"
+    percentile: float | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -293,7 +293,7 @@ class _Bench:
             samples = turn.samples()
             self._change(turn, samples=samples, throughput=turn.throughput())
             if samples is not None:
-                self._change(turn, warnings=doubts(samples))
+                self._change(turn, warnings=doubts(samples, turn.runner))
             elif self._partial and turn.entry.failure is None:
                 self._change(turn, status="skipped", reason="interrupted before its turn")
         subjects: tuple[Subject, ...] = tuple(entry.subject for entry in self._entries)

@@ -8,6 +8,7 @@ import numpy as np
 
 from carafe_deploy.bench.record import Samples
 from carafe_deploy.bench.statistics import summary
+from carafe_deploy.runners.base import Runner
 
 __all__ = ["busy_machine", "doubts"]
 
@@ -23,9 +24,14 @@ _FEW = 100
 _BUSY = 0.25
 
 
-def doubts(samples: Samples) -> tuple[str, ...]:
+def doubts(samples: Samples, runner: Runner | None = None) -> tuple[str, ...]:
     """Why the figures of one subject may mislead; empty if nothing speaks against them."""
     found = []
+    if runner is not None and _is_checked_only(runner):
+        found.append(
+            "quantized for tensorrt: a CPU computes it step by step, to check it, and its time "
+            "tells nothing of an engine's"
+        )
     compute = samples.part("compute").median
     transfer = samples.part("upload").median + samples.part("download").median
     if samples.enqueue_ms and summary(samples.enqueue_ms).median > _ENQUEUE * compute:
@@ -50,6 +56,12 @@ def doubts(samples: Samples) -> tuple[str, ...]:
     if total.count < _FEW:
         found.append(f"p99 of {total.count} samples is little more than their maximum")
     return tuple(found)
+
+
+def _is_checked_only(runner: Runner) -> bool:
+    """Quantized for TensorRT, and not run by it."""
+    quantization = runner.info.quantization
+    return quantization is not None and quantization.target == "tensorrt" and runner.device == "cpu"
 
 
 def _drift(samples: Samples) -> float:

@@ -13,6 +13,7 @@ import typer
 from carafe_deploy.cli.common import Steps, UsageError
 
 if TYPE_CHECKING:
+    from carafe_deploy.quantize.calibration import Calibration
     from carafe_deploy.types import ModelInfo
 
 
@@ -62,12 +63,12 @@ class QuantizedExport:
     Attributes:
         target: what runs it.
         values: what layers compute in.
-        images: to calibrate on, as typed.
+        images: to calibrate on.
     """
 
     target: str
     values: str
-    images: Sequence[str]
+    images: Calibration
 
     @property
     def base(self) -> str:
@@ -79,8 +80,6 @@ class QuantizedExport:
     ) -> ModelInfo:
         """Make the file from a float one, which is gone afterwards."""
         from carafe_deploy.files import temporary_folder
-        from carafe_deploy.images import find_images
-        from carafe_deploy.quantize.calibration import Calibration
         from carafe_deploy.quantize.job import Quantizer
 
         with temporary_folder() as folder:
@@ -88,11 +87,12 @@ class QuantizedExport:
             steps("calibrate")
             quantizer = Quantizer(
                 folder / output.name,
-                Calibration(find_images(self.images)),
+                self.images,
                 target=self.target,
                 values=self.values,
                 progress=lambda done, total: steps.update(f"{done}/{total} images"),
             )
+            _ = quantizer.ranges
             steps("quantize")
             return quantizer.write(output)
 
@@ -104,6 +104,7 @@ def quantized_export(
 
     Raises:
         UsageError: the options do not belong together.
+        CarafeDeployError: the target does not take the precision, or there are too few images.
     """
     if precision not in list(Values):
         if calibration:
@@ -119,4 +120,12 @@ def quantized_export(
         raise UsageError(
             f"--precision {precision} takes ranges from images: give --calibration FOLDER"
         )
-    return QuantizedExport(default_target(target, precision), precision, calibration)
+    from carafe_deploy.images import find_images
+    from carafe_deploy.quantize.calibration import Calibration
+    from carafe_deploy.quantize.insertion import target_of
+
+    name = default_target(target, precision)
+    target_of(name, precision)
+    images = Calibration(find_images(calibration))
+    images.check()
+    return QuantizedExport(name, precision, images)

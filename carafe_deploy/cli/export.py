@@ -27,6 +27,7 @@ from carafe_deploy.cli.common import (
     gpu_capability,
     hint,
     output_path,
+    plural,
     print_json,
     results_console,
     shell,
@@ -205,7 +206,8 @@ def export(
             max_detections=max_detections,
         )
         name = loaded.name if path == Path(checkpoint) else zoo.find(checkpoint).name
-        target = _target(output, name, target_format)
+        values = None if quantized is None else quantized.values
+        target = _target(output, name, target_format, values)
         begun = time.perf_counter()
         chosen = (exporter or Exporter.dynamo) if is_onnx else None
         channels_last = layout is not Layout.nchw
@@ -246,8 +248,10 @@ def _choose_format(chosen: Format | None, output: Path | None) -> Format:
     return implied
 
 
-def _target(output: Path | None, name: str, file_format: Format) -> Path:
+def _target(output: Path | None, name: str, file_format: Format, values: str | None) -> Path:
     suffix = _SUFFIXES[file_format][0]
+    if values is not None:
+        name = f"{name}.{values}"
     target = output_path(output, name + suffix)
     return target if target.suffix else target.with_name(target.name + suffix)
 
@@ -318,7 +322,8 @@ def _result(
         "outputs": tensors(info.output_specs),
         "source": dict(info.source),
         "seconds": round(seconds, 3),
-        "notes": [*notes, *_precision_notes(info.precision, file_format)],
+        "quantized": None if info.quantization is None else len(info.quantization.layers),
+        "notes": [*notes, *_precision_notes(info, file_format)],
     }
 
 
@@ -329,12 +334,21 @@ def _opset(path: Path) -> int:
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _precision_notes(precision: str, file_format: Format) -> list[str]:
+def _precision_notes(info: ModelInfo, file_format: Format) -> list[str]:
+    precision = info.precision if info.quantization is None else info.quantization.base
     if file_format is not Format.onnx or precision == "fp32":
         return []
     if precision == "bf16":
         return ["ONNX Runtime's CPU has no bfloat16 Conv: it cannot run this file"]
     return ["ONNX Runtime's CPU computes half-precision convolutions in float32"]
+
+
+def _quantized(info: ModelInfo) -> list[tuple[str, str]]:
+    found = info.quantization
+    if found is None:
+        return []
+    layers, images = plural(len(found.layers), "layer"), plural(found.images, "image")
+    return [("quantized", f"{layers} for {found.target}, ranges of {images}")]
 
 
 def _show(
@@ -357,6 +371,7 @@ def _show(
             ("file", f"{result['file']} ({result['bytes'] / 1e6:.1f} MB)"),
             ("model", f"{info.architecture}, {len(info.classes)} classes, {info.precision}"),
             ("format", ", ".join(how)),
+            *_quantized(info),
             ("sizes", ", ".join(bounds)),
             *zip(("inputs", ""), map(dimensions, info.input_specs), strict=True),
             *(

@@ -156,19 +156,21 @@ def _model_facts(model: dict[str, Any] | None) -> list[tuple[str, str]]:
             f"score > {model['score_threshold']:g}, NMS IoU {model['nms_iou_threshold']:g}, "
             f"at most {model['max_detections']}",
         ),
-        *_quantization_facts(model.get("quantization")),
+        *_quantization_facts(model["precision"], model.get("quantization")),
     ]
 
 
-def _quantization_facts(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _quantization_facts(precision: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
-    kept = found["kept_float"]
+    kept, method = found["kept_float"], found["method"]
+    if found["percentile"] is not None:
+        method += f" {found['percentile']:g}"
     return [
         (
             "quantized",
-            f"{plural(len(found['layers']), 'layer')} for {found['target']}, ranges by "
-            f"{found['method']} of {plural(found['images'], 'image')} "
+            f"{plural(len(found['layers']), 'layer')} to {precision} for {found['target']}, ranges "
+            f"by {method} of {plural(found['images'], 'image')} "
             f"(SHA-256 {found['images_sha256'][:12]}…); the rest is {found['base']}",
         ),
         *([("in float", ", ".join(kept))] if kept else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ from carafe_deploy.cli.common import (
     shell,
 )
 from carafe_deploy.cli.eight_bits import CalibrationOption, ForOption, Values, default_target
+from carafe_deploy.errors import ArtefactError
 
 if TYPE_CHECKING:
     from carafe_deploy.quantize.job import Quantizer, Trial
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from carafe_deploy.types import ModelInfo
 
 _RANGES, _FLOAT = "Ranges", "Layers kept in float"
+
+#: Of AP, and of the detections, what --keep-float auto may lose unless told otherwise.
+_MOST_AP, _MOST_CHANGE = 0.002, 0.15
 
 
 class Method(StrEnum):
@@ -142,7 +147,7 @@ def quantize(
             min=0,
             max=1,
             help="With --keep-float auto: largest loss of AP (default 0.002) where there are "
-            "--annotations, else largest share of the detections that may change (default 0.1).",
+            "--annotations, else largest share of the detections that may change (default 0.15).",
             rich_help_panel=_FLOAT,
         ),
     ] = None,
@@ -182,10 +187,14 @@ def quantize(
         raise UsageError("--float-layer and --keep-float both choose: drop one of them")
     if annotations is not None and keep_float != "auto":
         raise UsageError(f"--annotations {annotations} belongs to --keep-float auto: add that")
+    if image_dir is not None and annotations is None:
+        raise UsageError(f"--image-dir {image_dir} belongs to --annotations: add those")
     files = find_images(calibration)[:limit]
     console = results_console(json_output)
+    written = _target(model, output, precision.value)
+    wants_file = output is not None or not sensitivity or bool(keep_float or float_layer)
     with Steps() as steps:
-        steps("calibrate")
+        steps("read the model")
         notes: list[str] = []
         quantizer = Quantizer(
             model,
@@ -195,6 +204,20 @@ def quantize(
             progress=lambda done, total: steps.update(f"{done}/{total} images"),
             note=notes.append,
         )
+        kept, trials = tuple(float_layer or ()), list[Any]()
+        # All that can be refused, before what takes long.
+        quantizer.check(written, kept)
+        if count is not None and count >= len(quantizer.layers):
+            raise UsageError(
+                f"--keep-float is {keep_float} of {len(quantizer.layers)} layers: at most "
+                f"{len(quantizer.layers) - 1} can stay in float"
+            )
+        goal = None
+        if keep_float == "auto":
+            steps("run the float model")
+            goal = _goal(quantizer, annotations, image_dir, sensitivity_images, max_loss)
+        steps("calibrate")
+        _ = quantizer.ranges
         order: Sequence[Sensitivity] = ()
         if sensitivity or keep_float:
             measure = (sensitivity or Measure.error).value
@@ -202,40 +225,34 @@ def quantize(
             order = quantizer.sensitivity(
                 measure, sensitivity_images, lambda done, total: steps.update(f"{done}/{total}")
             )
-        kept, trials = tuple(float_layer or ()), list[Any]()
         if count is not None:
             kept = tuple(row.layer for row in order[:count])
-        elif keep_float == "auto":
+        elif goal is not None:
             steps("choose layers to keep in float")
-            loss = _loss(quantizer, annotations, image_dir, sensitivity_images)
-            default = 0.1 if annotations is None else 0.002
 
             def tried(trial: Trial) -> None:
                 trials.append(trial)
-                steps.update(f"{len(trial.kept_float)} in float: loss {trial.loss:.4f}")
+                steps.update(_trial(len(trial.kept_float), trial.loss, goal))
 
-            wanted = default if max_loss is None else max_loss
-            kept = quantizer.keep_float(order, loss, wanted, tried).kept_float
+            kept = quantizer.keep_float(order, goal.loss, goal.most, tried).kept_float
         info = None
-        wants_file = output is not None or not sensitivity or bool(keep_float or float_layer)
-        written = _target(model, output, precision.value)
         if wants_file:
             steps("write")
             info = quantizer.write(written, kept)
-    result = _result(quantizer, info, written, model, order, trials, notes)
+    result = _result(quantizer, info, written, model, order, trials, notes, goal)
     if json_output:
         print_json(result)
         return
     if sensitivity:
-        _show_order(console, order, kept)
+        _show_order(console, order, kept, sensitivity)
     if info is not None:
-        _show(console, result, info, name)
+        _show(console, result, info, name, goal)
 
 
 def _count(keep_float: str | None) -> int | None:
     if keep_float in (None, "auto"):
         return None
-    if not keep_float.isdecimal():
+    if not keep_float.isdecimal() or len(keep_float) > 9:
         raise UsageError(f"--keep-float is {keep_float!r}: give a number of layers, or auto")
     return int(keep_float)
 
@@ -247,19 +264,52 @@ def _target(model: Path, output: Path | None, values: str) -> Path:
     return target
 
 
-def _loss(
-    quantizer: Quantizer, annotations: Path | None, image_dir: Path | None, images: int
-) -> Callable[[Sequence[str]], float]:
+@dataclass(frozen=True)
+class _Goal:
+    """What --keep-float auto is after.
+
+    Attributes:
+        loss: of keeping some layers in float.
+        most: that is wanted.
+        what: is lost, for people.
+    """
+
+    loss: Callable[[Sequence[str]], float]
+    most: float
+    what: str
+
+
+def _goal(
+    quantizer: Quantizer,
+    annotations: Path | None,
+    image_dir: Path | None,
+    images: int,
+    most: float | None,
+) -> _Goal:
     """Of AP, the worse of boxes and masks, where it can be measured; else of the detections."""
     if annotations is None:
-        return quantizer.change(images)
+        change = quantizer.change(images)
+        return _Goal(change, _MOST_CHANGE if most is None else most, "change of detections")
+    loss = _ap_loss(quantizer, annotations, image_dir)
+    return _Goal(loss, _MOST_AP if most is None else most, "loss of AP")
+
+
+def _ap_loss(
+    quantizer: Quantizer, annotations: Path, image_dir: Path | None
+) -> Callable[[Sequence[str]], float]:
     from carafe_deploy.evaluate import evaluate_runner
 
     folder = annotations.parent if image_dir is None else image_dir
 
     def ap(runner: Any) -> list[float]:
         result, _ = evaluate_runner(runner, annotations, folder)
-        return [numbers["AP"] or 0.0 for numbers in result.numbers.values()]
+        found = [numbers["AP"] for numbers in result.numbers.values()]
+        if None in found:
+            raise ArtefactError(
+                f"AP cannot be measured by {annotations}, which annotates no object that counts: "
+                "give others"
+            )
+        return [float(number) for number in found if number is not None]
 
     with quantizer.opened_float() as runner:
         reference = ap(runner)
@@ -279,11 +329,13 @@ def _result(
     order: Sequence[Sensitivity],
     trials: Sequence[Trial],
     notes: Sequence[str],
+    goal: _Goal | None,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "source": str(model),
         "layers": [layer.name for layer in quantizer.layers],
         "sensitivity": [{"layer": row.layer, "harm": row.harm} for row in order],
+        "goal": None if goal is None else {"what": goal.what, "most": goal.most},
         "trials": [{"kept_float": list(one.kept_float), "loss": one.loss} for one in trials],
         "images": quantizer.ranges.images,
         "method": quantizer.ranges.method,
@@ -303,16 +355,27 @@ def _result(
     }
 
 
-def _show_order(console: Console, order: Sequence[Sensitivity], kept: Sequence[str]) -> None:
-    table = Table("", "layer", "harm", "")
+_MEASURED = {Measure.error: "error of its output", Measure.detections: "change of detections"}
+
+
+def _show_order(
+    console: Console, order: Sequence[Sensitivity], kept: Sequence[str], measure: Measure
+) -> None:
+    table = Table("", "layer", _MEASURED[measure], *(("stays in",) if kept else ()))
     for number, row in enumerate(order, 1):
-        table.add_row(
-            str(number), row.layer, f"{row.harm:.4f}", "float" if row.layer in kept else ""
-        )
+        stays = ("float" if row.layer in kept else "",) if kept else ()
+        table.add_row(str(number), row.layer, f"{row.harm:.2%}", *stays)
     console.print(table)
 
 
-def _show(console: Console, result: dict[str, Any], info: ModelInfo, target: str) -> None:
+def _trial(kept: int, loss: float, goal: _Goal | None) -> str:
+    text = f"{kept} in float"
+    return text if goal is None else f"{text}: {goal.what} {loss:.4f}, wanted {goal.most:g}"
+
+
+def _show(
+    console: Console, result: dict[str, Any], info: ModelInfo, target: str, goal: _Goal | None
+) -> None:
     kept = result["kept_float"]
     share = result["bytes"] / result["source_bytes"]
     console.print()
@@ -329,7 +392,7 @@ def _show(console: Console, result: dict[str, Any], info: ModelInfo, target: str
             *(
                 (
                     "" if index else "tried",
-                    f"{len(trial['kept_float'])} in float: loss {trial['loss']:.4f}",
+                    _trial(len(trial["kept_float"]), trial["loss"], goal),
                 )
                 for index, trial in enumerate(result["trials"])
             ),

@@ -29,6 +29,9 @@ from carafe_deploy.libraries import require_library
 
 #: What TensorRT-RTX builds for unless told otherwise: every supported GPU from Ampere on.
 _RTX_DEFAULT = ("8.0" + ANY_LATER,)
+#: The first compute capability with float8, and what is built for where that is needed.
+_FP8 = (8, 9)
+_RTX_FP8 = ("8.9" + ANY_LATER,)
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,6 +94,7 @@ def build_engine(
     """
     options = options or BuildOptions()
     source = read_model(model)
+    _check_target(source)
     profile = make_profile(source.info, options.min, options.opt, options.max)
     flavour = choose_flavour(options.flavour)
     if options.timing_cache is not None and not flavour.timing_cache:
@@ -101,7 +105,7 @@ def build_engine(
     if options.workspace is not None and options.workspace < 1:
         raise EngineError(f"workspace is {options.workspace} bytes: give a positive size")
     flavour.load()
-    targets = _targets(flavour, options)
+    targets = _targets(flavour, options, source.info.precision)
     library = require_library(PLUGIN_LIBRARY) if source.nodes else None
     with signals_wait() as is_interrupted, ExitStack() as stack:
         put = stack.enter_context(written_pair(path))
@@ -138,16 +142,34 @@ def build_engine(
     return sidecar
 
 
-def _targets(flavour: Flavour, options: BuildOptions) -> tuple[str, ...]:
+def _check_target(source: SourceModel) -> None:
+    quantization = source.info.quantization
+    if quantization is not None and quantization.target != "tensorrt":
+        raise EngineError(
+            f"{source.path} was quantized for {quantization.target}, with biases that TensorRT "
+            "does not take: `carafe-deploy quantize --for tensorrt` makes a file for it"
+        )
+
+
+def _targets(flavour: Flavour, options: BuildOptions, precision: str) -> tuple[str, ...]:
     """Compute capabilities that the engine will run on."""
     flavour.check_targets(options.compute_capabilities)
     if options.compute_capabilities:
-        return options.compute_capabilities
-    if flavour.ahead_of_time:
-        return _RTX_DEFAULT
-    with open_device() as device:
-        major, minor = device.capability()
-    return (f"{major}.{minor}",)
+        found = options.compute_capabilities
+    elif flavour.ahead_of_time:
+        return _RTX_FP8 if precision == "fp8" else _RTX_DEFAULT
+    else:
+        with open_device() as device:
+            major, minor = device.capability()
+        found = (f"{major}.{minor}",)
+    if precision == "fp8":
+        for capability in found:
+            if tuple(map(int, capability.removesuffix(ANY_LATER).split("."))) < _FP8:
+                raise EngineError(
+                    f"GPUs of compute capability {capability} do not compute in fp8: build for "
+                    f"{_FP8[0]}.{_FP8[1]} or newer, or quantize to int8"
+                )
+    return found
 
 
 class _Build:

@@ -122,7 +122,19 @@ def info_of(path: str | os.PathLike[str], model: onnx.ModelProto) -> ModelInfo:
             f"{path} holds no carafe_deploy metadata: export the checkpoint with "
             "`carafe-deploy export`"
         )
-    return ModelInfo.from_json(text, path)
+    info = ModelInfo.from_json(text, path)
+    if (info.quantization is not None) != is_quantized(model):
+        holds = "none" if info.quantization is not None else "some"
+        raise ArtefactError(
+            f"the metadata of {path} does not fit its graph, which holds {holds} of the nodes that "
+            "quantize: export or quantize it again"
+        )
+    return info
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """It holds QuantizeLinear or DequantizeLinear."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
 def custom_nodes(model: onnx.ModelProto) -> tuple[CustomNode, ...]:

@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import onnx
 
 from carafe_deploy.brief import OneLine
@@ -29,9 +30,12 @@ __all__ = ["FEWEST", "Calibration", "Ranges", "images_hash"]
 #: Images without which ranges are chance.
 FEWEST = 8
 #: Of what a file of ranges means.
-_SCHEMA = 1
+_SCHEMA = 2
+#: Bytes that no file of ranges has.
+_MOST = 64 << 20
 
-_Bound = Annotated[float, Within(-3.5e38, 3.5e38)]
+_FLOAT32 = float(np.finfo(np.float32).max)
+_Bound = Annotated[float, Within(-_FLOAT32, _FLOAT32)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,10 +67,12 @@ class Ranges(OneLine):
         for name, (low, high) in self.bounds.items():
             if not low <= 0 <= high:
                 raise ValueError(f"bounds of {name} are {low:g} to {high:g}, without zero")
+            if self.symmetric and low != -high:
+                raise ValueError(f"bounds of {name} are {low:g} to {high:g}, not symmetric")
 
     def to_json(self) -> str:
         """Serialise."""
-        content = {"schema": _SCHEMA, **dataclasses.asdict(self)}
+        content = {"schema": _SCHEMA, "sha256": self.sha256, **dataclasses.asdict(self)}
         return json.dumps(content, sort_keys=True, indent=1) + "\n"
 
     @property
@@ -95,17 +101,31 @@ class Calibration(OneLine):
     cache: Path | None = None
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.images, (str, os.PathLike)) or not isinstance(self.images, Iterable):
+            raise ImageError(
+                f"images is {self.images!r}: give paths of files, find_images(...) lists a folder's"
+            )
+        object.__setattr__(self, "images", tuple(_as_path(image) for image in self.images))
+        if self.cache is not None:
+            object.__setattr__(self, "cache", _as_path(self.cache))
+
     def check(self) -> None:
         """Raise CarafeDeployError where something does not fit, ImageError of the images."""
         if self.method not in METHODS:
             raise CarafeDeployError(f"method is {self.method!r}: choose from {', '.join(METHODS)}")
-        if not 50 <= self.percentile <= 100:
+        if not (isinstance(self.percentile, (int, float)) and 50 <= self.percentile <= 100):
             raise CarafeDeployError(
                 f"percentile is {self.percentile!r}: give the percent of values to keep, 50 to 100"
             )
-        if len(self.images) < FEWEST:
+        if self.threads is not None and not (isinstance(self.threads, int) and self.threads > 0):
+            raise CarafeDeployError(f"threads is {self.threads!r}: give at least 1, or None")
+        self._check_number(len(self.images), "image")
+
+    def _check_number(self, number: int, noun: str) -> None:
+        if number < FEWEST:
             raise ImageError(
-                f"calibration has {len(self.images)} image{'s' * (len(self.images) != 1)}, from "
+                f"calibration has {number} {noun}{'s' * (number != 1)}, from "
                 f"which ranges would be chance: give at least {FEWEST}, better some hundred, like "
                 "those that the detector is to see"
             )
@@ -141,9 +161,11 @@ class Calibration(OneLine):
         wanted = tuple(
             dict.fromkeys(name for layer in layers for name in (*layer.inputs, *layer.outputs))
         )
+        hashes = _hashes(self.images)
+        self._check_number(len(set(hashes)), "different image")
         empty = Ranges(
             model_sha256=sha256_of(path),
-            images_sha256=images_hash(self.images),
+            images_sha256=_joined(hashes),
             images=len(self.images),
             method=self.method,
             percentile=float(self.percentile),
@@ -167,7 +189,7 @@ class Calibration(OneLine):
         except CarafeDeployError as error:
             if self.cache is not None:
                 raise
-            note(f"ranges are not kept: {error}")
+            note(f"ranges are not kept, name another file for them (--ranges): {error}")
         return found
 
     def _histograms(
@@ -209,16 +231,32 @@ def images_hash(images: Sequence[str | os.PathLike[str]]) -> str:
     Raises:
         ImageError: one cannot be read.
     """
-    whole = hashlib.sha256()
+    return _joined(_hashes(images))
+
+
+def _joined(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _hashes(images: Sequence[str | os.PathLike[str]]) -> list[str]:
+    found = []
     for file in images:
         try:
-            whole.update(sha256_of(file).encode())
+            if not os.path.isfile(file):
+                raise FileNotFoundError(None, "there is no such file")
+            found.append(sha256_of(file))
         except OSError as error:
             raise ImageError(
                 f"cannot read image {file}: {error.strerror or error}: check the path and "
                 "permissions"
             ) from error
-    return whole.hexdigest()
+    return found
+
+
+def _as_path(given: object) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ImageError(f"{given!r} is no path of a file: give paths")
+    return Path(given)
 
 
 def _run(
@@ -254,27 +292,28 @@ def _key(ranges: Ranges) -> str:
 
 
 def _read(cache: Path, expected: Ranges, names: Sequence[str]) -> Ranges:
+    name_another = "name another file of ranges, or none"
     try:
+        if not cache.is_file() or cache.stat().st_size > _MOST:
+            raise SchemaError("it is no file of theirs")
         data = parse(cache.read_bytes())
         if isinstance(data, dict) and data.pop("schema", None) != _SCHEMA:
             raise SchemaError(f"its schema is not {_SCHEMA}")
+        sha256 = data.pop("sha256", None) if isinstance(data, dict) else None
         found = structure(Ranges, data)
+        if found.sha256 != sha256:
+            raise SchemaError("they are not those that were written")
     except (SchemaError, OSError) as error:
-        raise ArtefactError(
-            f"{cache} holds no ranges ({error}): delete it, and they are found again"
-        ) from error
+        raise ArtefactError(f"{cache} holds no ranges ({error}): {name_another}") from error
     for name, words in _MISMATCH.items():
         ours, theirs = getattr(expected, name), getattr(found, name)
         if ours != theirs:
-            raise ArtefactError(
-                f"{cache} holds ranges {words}{'' if 'sha256' in name else f' {theirs}'}: name "
-                "another file of ranges, or none"
-            )
+            value = "" if name in _SAID else f" {theirs}"
+            raise ArtefactError(f"{cache} holds ranges {words}{value}: {name_another}")
     missing = sorted(set(names) - set(found.bounds))
     if missing:
         raise ArtefactError(
-            f"{cache} lacks {len(missing)} activations, as {missing[0]}: delete it, and they are "
-            "found again"
+            f"{cache} lacks ranges of {missing[0]} and {len(missing) - 1} others: {name_another}"
         )
     return found
 
@@ -284,5 +323,7 @@ _MISMATCH = {
     "images_sha256": "from other images",
     "method": "by the method",
     "percentile": "of percentile",
-    "symmetric": "that are symmetric:",
+    "symmetric": "for another target",
+    "images": "of another number of images:",
 }
+_SAID = ("model_sha256", "images_sha256", "symmetric")

@@ -10,9 +10,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from carafe_deploy.brief import OneLine
+from carafe_deploy.errors import CarafeDeployError
 from carafe_deploy.quantize.layers import Layer
 
-__all__ = ["TARGETS", "Target", "insert", "is_quantized"]
+__all__ = ["TARGETS", "Target", "insert", "target_of"]
 
 #: First operator set whose QuantizeLinear makes float8, and takes float16.
 _OPSET = 19
@@ -49,9 +50,15 @@ TARGETS: Mapping[str, Target] = {
 }
 
 
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """It holds QuantizeLinear or DequantizeLinear already."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+def target_of(name: str, values: str) -> Target:
+    """By its name; raises CarafeDeployError where there is none, or it does not take the values."""
+    if name not in TARGETS:
+        raise CarafeDeployError(f"target is {name!r}: choose from {', '.join(TARGETS)}")
+    if values not in TARGETS[name].values:
+        raise CarafeDeployError(
+            f"{values!r} for {TARGETS[name].title}: it takes {', '.join(TARGETS[name].values)}"
+        )
+    return TARGETS[name]
 
 
 def insert(
@@ -80,6 +87,8 @@ def insert(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    if target.bias:
+        _fill_empty_channels(copy, {name for layer in layers for name in layer.nodes})
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in copy.graph.initializer)
     if half or values == "fp8":
         _raise_opset(copy)
@@ -115,6 +124,29 @@ def insert(
     _name_types(quantized)
     quantizer.model.topological_sort()
     return quantized
+
+
+def _fill_empty_channels(model: onnx.ModelProto, chosen: set[str]) -> None:
+    """One weight of each output channel without any becomes tiny.
+
+    ONNX Runtime's quantizer takes 1 as the step of a channel of zeros, and so a step of the bias
+    that is as large as that of the input.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.name not in chosen or node.op_type == "Add" or node.input[1] not in tensors:
+            continue
+        tensor = tensors[node.input[1]]
+        weights = numpy_helper.to_array(tensor)
+        transposed = any(each.name == "transB" and each.i for each in node.attribute)
+        by_rows = node.op_type == "Conv" or transposed
+        channels = weights.reshape(len(weights), -1) if by_rows else weights.T
+        empty = ~channels.any(axis=1)
+        if empty.any() and not empty.all():
+            filled = weights.copy()
+            view = filled.reshape(len(filled), -1) if by_rows else filled.T
+            view[empty, 0] = np.abs(weights).max() * 2.0**-20
+            tensor.CopyFrom(numpy_helper.from_array(filled, tensor.name))
 
 
 def _name_types(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ from carafe_deploy.files import atomic_path, temporary_folder
 from carafe_deploy.images import load_image
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.quantize.calibration import Calibration, Ranges
-from carafe_deploy.quantize.insertion import TARGETS, Target, insert, is_quantized
+from carafe_deploy.quantize.insertion import Target, insert, target_of
 from carafe_deploy.quantize.layers import Layer, layers_of, selected
 from carafe_deploy.quantize.sensitivity import (
     MEASURES,
@@ -50,7 +51,7 @@ class Trial(OneLine):
 
 
 class Quantizer:
-    """Finds ranges once, then makes any number of quantized models of one file.
+    """Finds ranges once, when they are needed, and makes any number of quantized models of a file.
 
     Args:
         path: of an ``.onnx`` file of ``export_onnx``.
@@ -64,14 +65,12 @@ class Quantizer:
         path: of the float file.
         info: its metadata.
         layers: that can be quantized.
-        ranges: of their activations.
 
     Raises:
         ArtefactError: the file is missing, damaged, of another exporter, quantized already, or of
-            a precision that the target does not take; or see
-            :meth:`~carafe_deploy.quantize.calibration.Calibration.ranges`.
+            a precision that the target does not take.
         CarafeDeployError: the target or the values are unknown, or do not fit each other.
-        ImageError: a calibration image cannot be read, or there are too few.
+        ImageError: there are too few calibration images.
     """
 
     def __init__(
@@ -86,20 +85,42 @@ class Quantizer:
     ) -> None:
         self.path, self._calibration = Path(path), calibration
         self._target_name, self._values = target, values
-        self._target = _target(target, values)
+        self._target = target_of(target, values)
         calibration.check()
         self._model = read_onnx(path)
         self.info = _float_info(self.path, self._model, target, self._target)
         self.layers: tuple[Layer, ...] = layers_of(self._model)
-        self.ranges: Ranges = calibration.ranges(
+        self._progress, self._note = progress, note
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Of the activations; found, or read, when they are asked for first.
+
+        Raises:
+            ArtefactError, ImageError: see
+                :meth:`~carafe_deploy.quantize.calibration.Calibration.ranges`.
+        """
+        return self._calibration.ranges(
             self.path,
             self._model,
             self.info,
             self.layers,
             symmetric=self._target.symmetric,
-            progress=progress,
-            note=note,
+            progress=self._progress,
+            note=self._note,
         )
+
+    def check(self, output: str | os.PathLike[str], float_layers: Sequence[str] = ()) -> None:
+        """Raise what :meth:`write` would, for the asking; it takes no ranges."""
+        output = Path(output)
+        if output.exists() and output.samefile(self.path):
+            raise CarafeDeployError(f"{output} is the file to quantize: choose another output")
+        cache = self._calibration.cache
+        if cache is not None and cache.absolute() == output.absolute():
+            raise CarafeDeployError(f"{output} is the file of ranges: choose another output")
+        if isinstance(float_layers, str):
+            raise ArtefactError(f"float_layers is {float_layers!r}: give a list of names")
+        selected(self.layers, tuple(float_layers))
 
     def write(self, output: str | os.PathLike[str], float_layers: Sequence[str] = ()) -> ModelInfo:
         """Write the quantized file; it appears complete or not at all.
@@ -116,8 +137,8 @@ class Quantizer:
             CarafeDeployError: the output is the float file, or cannot be written.
         """
         output = Path(output)
-        if output.exists() and output.samefile(self.path):
-            raise CarafeDeployError(f"{output} is the file to quantize: choose another output")
+        float_layers = float_layers if isinstance(float_layers, str) else tuple(float_layers)
+        self.check(output, float_layers)
         chosen = selected(self.layers, float_layers)
         info = dataclasses.replace(
             self.info,
@@ -125,6 +146,7 @@ class Quantizer:
             quantization=Quantization(
                 target=self._target_name,
                 method=self.ranges.method,
+                percentile=self.ranges.percentile if self.ranges.method == "percentile" else None,
                 images=self.ranges.images,
                 images_sha256=self.ranges.images_sha256,
                 ranges_sha256=self.ranges.sha256,
@@ -159,9 +181,7 @@ class Quantizer:
         """
         if measure not in MEASURES:
             raise CarafeDeployError(f"measure is {measure!r}: choose from {', '.join(MEASURES)}")
-        if images < 1:
-            raise CarafeDeployError(f"images is {images}: give at least 1")
-        files = self._calibration.images[:images]
+        files = self._some(images)
         if measure == "error":
             loaded = [load_image(file) for file in files]
             found = by_error(
@@ -192,9 +212,16 @@ class Quantizer:
         See :func:`~carafe_deploy.quantize.sensitivity.detections_change`; ``images`` of the
         calibration images are used.
         """
-        files = self._calibration.images[:images]
+        files = self._some(images)
         reference = self._detect(self.path, files)
+        # Refused at once where there is nothing to compare.
+        detections_change(reference, reference)
         return lambda float_layers: self._change(float_layers, files, reference)
+
+    def _some(self, images: int) -> Sequence[Path]:
+        if images < 1:
+            raise CarafeDeployError(f"images is {images}: give at least 1")
+        return self._calibration.images[:images]
 
     @contextmanager
     def opened(self, float_layers: Sequence[str]) -> Iterator[OnnxRuntimeRunner]:
@@ -219,7 +246,8 @@ class Quantizer:
         self, float_layers: Sequence[str], files: Sequence[Path], reference: Sequence[Detections]
     ) -> float:
         with self.opened(float_layers) as runner:
-            return detections_change(reference, Pipeline(runner).detect(files))
+            found = Pipeline(runner).detect(files)
+            return detections_change(reference, found, masks=True)
 
     def keep_float(
         self,
@@ -228,9 +256,10 @@ class Quantizer:
         wanted: float,
         progress: Callable[[Trial], None] = lambda trial: None,
     ) -> Trial:
-        """The fewest of the worst layers to keep in float, so that the loss is as wanted.
+        """Some of the worst layers to keep in float, so that the loss is as wanted.
 
-        Twice as many are tried each time, then the number is halved in.
+        Twice as many are tried each time, then the number is halved in. It is the smallest one
+        where more layers in float never lose more, which is so but for noise.
 
         Args:
             order: layers, the worst first.
@@ -242,6 +271,8 @@ class Quantizer:
             CarafeDeployError: not even with all but one in float.
         """
         names = [row.layer for row in order]
+        if not names:
+            raise CarafeDeployError("order holds no layer: give what sensitivity() returns")
         tried: dict[int, Trial] = {}
 
         def reached(count: int) -> bool:
@@ -254,7 +285,8 @@ class Quantizer:
             if high == most:
                 raise CarafeDeployError(
                     f"the loss is {tried[high].loss:.4f} with {high} of {len(names)} layers in "
-                    f"float, more than {wanted:g}: ask for less, or give other images to calibrate"
+                    f"float, more than {wanted:g}: allow a larger loss (--max-loss), or give other "
+                    "images to calibrate"
                 )
             low, high = high, min(max(2 * high, 1), most)
         while high - low > 1:
@@ -263,19 +295,9 @@ class Quantizer:
         return tried[high]
 
 
-def _target(name: str, values: str) -> Target:
-    if name not in TARGETS:
-        raise CarafeDeployError(f"target is {name!r}: choose from {', '.join(TARGETS)}")
-    if values not in TARGETS[name].values:
-        raise CarafeDeployError(
-            f"{values!r} for {TARGETS[name].title}: it takes {', '.join(TARGETS[name].values)}"
-        )
-    return TARGETS[name]
-
-
 def _float_info(path: Path, model: onnx.ModelProto, name: str, target: Target) -> ModelInfo:
     info = info_of(path, model)
-    if info.quantization is not None or is_quantized(model):
+    if info.quantization is not None:
         raise ArtefactError(f"{path} is quantized already: give the float file that it was made of")
     if info.precision not in target.bases:
         raise ArtefactError(

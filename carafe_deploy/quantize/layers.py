@@ -86,7 +86,9 @@ def selected(layers: Sequence[Layer], float_layers: Sequence[str]) -> tuple[Laye
             )
     kept = tuple(layer for layer in layers if layer.name not in float_layers)
     if not kept:
-        raise ArtefactError("no layer is left to quantize: keep fewer in float")
+        raise ArtefactError(
+            f"no layer is left to quantize: keep at most {len(known) - 1} of {len(known)} in float"
+        )
     return kept
 
 
@@ -114,7 +116,9 @@ def _weight_name(
         sums = [after for after in readers.get(node.output[0], ()) if after.op_type == "Add"]
         named = [read for after in sums for read in after.input if read in weights]
         name = named[0] if len(named) == 1 else name
-    return name.removeprefix(_PREFIX).removesuffix(".weight").removesuffix(".bias")
+    while name.startswith(_PREFIX):  # twice where the file normalises bytes itself
+        name = name.removeprefix(_PREFIX)
+    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def _sums(graph: onnx.GraphProto, weights: set[str]) -> list[onnx.NodeProto]:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.types import CALIBRATION_METHODS
+
 __all__ = ["BINS", "METHODS", "PERCENTILE", "Histogram", "choose"]
 
 #: Of choosing a range: all that was seen; most of it; the nearest in information, or in squares.
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = CALIBRATION_METHODS
 #: Of a histogram, both signs together.
 BINS = 4096
 #: Percent of the values that the method percentile keeps.
@@ -32,6 +34,7 @@ class Histogram:
     def __init__(self) -> None:
         self.counts: _Counts = np.zeros(BINS, np.int64)
         self.limit = 0.0
+        self._zeros = 0  # counted while there is no limit
         self.low = np.inf
         self.high = -np.inf
 
@@ -51,7 +54,9 @@ class Histogram:
         if not count:
             return
         self._reach(max(-low, high))
-        if self.limit:
+        if not self.limit:
+            self._zeros += flat.size
+        else:
             bins = np.floor(flat * np.float32(BINS / 2 / self.limit))  # exact: a power of two
             index = np.minimum(bins.astype(np.int32) + BINS // 2, BINS - 1)
             self.counts += np.bincount(index, minlength=BINS)
@@ -62,6 +67,7 @@ class Histogram:
         wanted = 2.0 ** np.ceil(np.log2(max(largest, 2.0**-100)))
         if not self.limit:
             self.limit = wanted
+            self.counts[BINS // 2] += self._zeros
         while self.limit < wanted:
             middle = np.add.reduceat(self.counts, np.arange(0, BINS, 2))
             self.counts = np.concatenate(
@@ -136,7 +142,7 @@ def _entropy(histogram: Histogram, _: float) -> _Range:
 
 def _divergence(values: npt.NDArray[np.float64], image: npt.NDArray[np.float64]) -> float:
     """Kullback and Leibler's, of counts; a bin that the image lacks counts as nearly empty."""
-    p, q = values / values.sum(), image / max(image.sum(), 1.0)
+    p, q = values / max(values.sum(), 1.0), image / max(image.sum(), 1.0)
     there = p > 0
     return float((p[there] * np.log(p[there] / np.maximum(q[there], 1e-9))).sum())
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper
 
 from carafe_deploy.brief import OneLine
+from carafe_deploy.errors import ArtefactError, CarafeDeployError
 from carafe_deploy.images import Image
 from carafe_deploy.parity.matching import box_iou, match_detections
 from carafe_deploy.preprocess import Preprocessor
@@ -106,13 +108,24 @@ def by_error(
     }
 
 
-def detections_change(reference: Sequence[Detections], found: Sequence[Detections]) -> float:
+def detections_change(
+    reference: Sequence[Detections], found: Sequence[Detections], *, masks: bool = False
+) -> float:
     """How much of the detections changed, 0..1, those of high score counting for more.
 
     Of each reference detection its score counts; what it keeps is the share of its box (IoU with
-    its partner of the same class, from 0.5 on) that the partner's score leaves of it. Detections
-    that have no partner there count against, by their score.
+    its partner of the same class, from 0.5 on), and with ``masks`` that of its mask, that the
+    partner's score leaves of it. Detections that have no partner there count against, by their
+    score.
+
+    Raises:
+        CarafeDeployError: the reference holds no detection, so nothing can change.
     """
+    if not any(len(one) for one in reference):
+        raise CarafeDeployError(
+            f"the float model finds nothing in {len(reference)} images, so nothing can be "
+            "compared: give images with objects that it knows"
+        )
     whole = kept = 0.0
     for ours, theirs in zip(reference, found, strict=True):
         pairs = match_detections(ours, theirs, iou=0.5, score=1.0).pairs
@@ -123,9 +136,27 @@ def detections_change(reference: Sequence[Detections], found: Sequence[Detection
             continue
         rows, columns = np.array(pairs, np.intp).T
         overlap = box_iou(ours.boxes[rows], theirs.boxes[columns]).diagonal()
+        if masks and ours.masks is not None and theirs.masks is not None:
+            overlap = overlap * _mask_iou(ours.masks, theirs.masks, pairs)
         scores = ours.scores[rows], theirs.scores[columns]
         kept += float((overlap * (scores[0] - np.abs(scores[0] - scores[1]))).sum())
-    return max(0.0, 1 - kept / whole) if whole else 0.0
+    return max(0.0, 1 - kept / whole)
+
+
+def _mask_iou(
+    ours: Sequence[dict[str, Any]],
+    theirs: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[int, int]],
+) -> npt.NDArray[np.float64]:
+    """Of each pair; 1 where both are empty."""
+    from pycocotools import mask
+
+    found = []
+    for row, column in pairs:
+        one, other = ours[row], theirs[column]
+        is_empty = not (mask.area(one) or mask.area(other))
+        found.append(1.0 if is_empty else float(mask.iou([one], [other], [0])[0, 0]))
+    return np.array(found)
 
 
 _Pairs = dict[str, list[tuple[str, str]]]
@@ -149,6 +180,10 @@ def _doubled(model: onnx.ModelProto, layers: Sequence[Layer]) -> tuple[onnx.Mode
         graph.node.append(node)
         if node.name not in of:
             continue
+        if node.output[0] not in kinds:
+            raise ArtefactError(
+                f"the file does not say of which type {node.output[0]} is: export it again"
+            )
         twin = graph.node.add()
         twin.CopyFrom(node)
         twin.name += _COPY

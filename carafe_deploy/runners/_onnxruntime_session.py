@@ -20,7 +20,15 @@ from carafe_deploy.libraries import require_library
 from carafe_deploy.operators import several_structures
 from carafe_deploy.types import OperatorCall
 
-__all__ = ["PROVIDERS", "Device", "Opener", "check_bodies", "kernels_for", "provider_options"]
+__all__ = [
+    "PROVIDERS",
+    "Device",
+    "Opener",
+    "check_bodies",
+    "kernels_for",
+    "provider_options",
+    "release",
+]
 
 #: Name -> ONNX Runtime's providers, the one that is meant first.
 PROVIDERS = {
@@ -103,13 +111,17 @@ def check_bodies(path: str | os.PathLike[str], calls: Iterable[OperatorCall]) ->
             settings.
     """
     several = several_structures(calls)
-    version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
-    if several and version < (1, 27):
+    if several and release() < (1, 27):
         raise BackendUnavailableError(
             f"{path} calls {', '.join(several)} in several settings, and ONNX Runtime "
             f"{onnxruntime.__version__} takes one function body for all of them: run it with our "
             "kernels (leave --bodies out, operators=True), or install onnxruntime 1.27 or newer"
         )
+
+
+def release() -> tuple[int, ...]:
+    """First two numbers of ONNX Runtime's version."""
+    return tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
 
 
 def _has_cuda() -> bool:

@@ -31,6 +31,7 @@ from carafe_deploy.runners._onnxruntime_session import (
     check_bodies,
     kernels_for,
     provider_options,
+    release,
 )
 from carafe_deploy.runners.base import (
     BODIES,
@@ -51,6 +52,8 @@ MODES: tuple[str, ...] = BACKENDS["onnxruntime"].options["mode"]
 _ALWAYS_TF32 = ("tensorrt", "tensorrt-rtx")
 #: Set to 0, no library of NVIDIA's does.
 _TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+#: The first release whose QuantizeLinear rounds float16 rightly on the CPU: 1.28 does not yet.
+_HALF_TO_INT8 = (1, 30)
 
 
 class OnnxRuntimeRunner(Lifetime):
@@ -118,6 +121,7 @@ class OnnxRuntimeRunner(Lifetime):
         info = ModelInfo.from_json(text, path)
         self.info = with_tf32(info) if tf32 else info
         self._check_float32()
+        self._check_half_to_int8()
         kernels = kernels_for(self.provider, operators)
         self.implementations = (KERNELS, BODIES) if kernels else (BODIES,)
         if kernels is None:
@@ -151,6 +155,21 @@ class OnnxRuntimeRunner(Lifetime):
             static=self.info.input.is_static,
             given=given,
         )
+
+    def _check_half_to_int8(self) -> None:
+        """Refuse a release whose CPU kernel rounds float16 to other integers than it should."""
+        quantization = self.info.quantization
+        if (
+            self.provider == "cpu"
+            and quantization is not None
+            and (self.info.precision, quantization.base) == ("int8", "fp16")
+            and release() < _HALF_TO_INT8
+        ):
+            raise BackendUnavailableError(
+                f"ONNX Runtime {onnxruntime.__version__} quantizes float16 wrongly, so "
+                f"{self._path} would lose detections: install onnxruntime 1.30 or newer, or "
+                "quantize an fp32 file"
+            )
 
     def _check_float32(self) -> None:
         """Refuse a provider that rounds what shall be float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def test_nothing_speaks_against_steady_figures() -> None:
 def test_each_doubt(samples: Samples, message: str) -> None:
     [doubt] = doubts(samples)
     assert message in doubt
+
+
+def test_a_file_for_tensorrt_is_slow_on_a_cpu() -> None:
+    for target, device, count in (
+        ("tensorrt", "cpu", 1),
+        ("cpu", "cpu", 0),
+        ("tensorrt", "cuda", 0),
+    ):
+        info = SimpleNamespace(quantization=SimpleNamespace(target=target))
+        found = doubts(_samples(STEADY), SimpleNamespace(info=info, device=device))
+        assert [text[:23] for text in found] == ["quantized for tensorrt:"] * count
 
 
 def test_one_round_cannot_drift() -> None:

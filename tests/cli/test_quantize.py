@@ -42,7 +42,7 @@ def pictures(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def ranges(model: Path, pictures: Path) -> Path:
     """Found once; they stand beside the model."""
-    Quantizer(model, Calibration(sorted(pictures.iterdir())))
+    _ = Quantizer(model, Calibration(sorted(pictures.iterdir()))).ranges
     [path] = model.parent.glob("mask.*.ranges.json")
     return path
 
@@ -55,7 +55,7 @@ def test_a_file_and_what_is_said_of_it(
     assert "48 layers to int8 for cpu, ranges by minmax of 8 images" in outcome.out
     assert str(ranges) in outcome.out.replace("\n", "")
     shown = run("inspect", "mask.int8.onnx")
-    assert "48 layers for cpu, ranges by minmax of 8 images" in shown.out
+    assert "48 layers to int8 for cpu, ranges by minmax of 8 images" in shown.out
     assert "in float" in shown.out
     layers = run("inspect", "mask.int8.onnx", "--json").json["layers"]
     assert layers["QuantizeLinear"] > 40
@@ -81,6 +81,7 @@ def test_float_layers_until_detections_are_near_enough(
         *("--max-loss", 0.5, "--sensitivity-images", 2, "-o", "auto.onnx"),
     ).json
     assert [trial["kept_float"] for trial in result["trials"]] == [[]]
+    assert result["goal"] == {"what": "change of detections", "most": 0.5}
     assert 0 < result["trials"][0]["loss"] < 0.5
     assert result["kept_float"] == []
 
@@ -105,14 +106,21 @@ def test_choices_are_those_of_the_package() -> None:
         (("-o", "x.engine"), "let its name end in .onnx"),
         (("--float-layer", "conv9"), "there is no layer 'conv9'"),
         (("--limit", "3"), "calibration has 3 images"),
+        (("--image-dir", "x"), "--image-dir x belongs to --annotations"),
+        (("--keep-float", "50"), "is 50 of 50 layers: at most 49"),
+        (("--keep-float", "9" * 5000), "give a number of layers, or auto"),
+        (("--keep-float", "auto", "--annotations", "no.json"), "no.json"),
+        (("-o", "MODEL"), "is the file to quantize"),
     ],
 )
 def test_what_contradicts_itself(
     run: Run, model: Path, pictures: Path, options: tuple[str, ...], words: str
 ) -> None:
-    given = ("--calibration", pictures) if options else ()
+    given = ("--calibration", pictures, "--ranges", "none.json") if options else ()
+    options = tuple(str(model) if option == "MODEL" else option for option in options)
     outcome = run("quantize", model, *given, *options)
     assert outcome.status == 2
+    assert "✓ calibrate" not in outcome.err
     assert words in outcome.err.replace("\n", " ")
     assert not list(Path.cwd().iterdir())
 
@@ -133,6 +141,9 @@ def test_an_empty_folder_and_a_broken_image(
 def test_exports_in_8_bits_need_images_and_onnx(run: Run, checkpoint: Path, pictures: Path) -> None:
     for options, words in (
         (("--precision", "int8"), "give --calibration FOLDER"),
+        (("--precision", "int8", "--calibration", "nowhere"), "nowhere does not exist"),
+        (("--precision", "int8", "--calibration", pictures / "000001.png"), "has 1 image"),
+        (("--precision", "fp8", "--for", "cpu", "--calibration", pictures), "it takes int8"),
         (("--calibration", pictures), "belongs to --precision int8 or fp8"),
         (("--for", "cpu"), "belongs to --precision int8 or fp8"),
         (
@@ -149,12 +160,14 @@ def test_exports_in_8_bits_need_images_and_onnx(run: Run, checkpoint: Path, pict
 def test_an_export_in_8_bits(run: Run, faster_checkpoint: Path, pictures: Path) -> None:
     result = run(
         *("export", faster_checkpoint, "--precision", "int8", "--calibration", pictures),
-        *("--for", "tensorrt", "-o", "faster.onnx", "--json"),
+        *("--for", "tensorrt", "--json"),
     ).json
-    assert result["precision"] == "int8"
-    model = run("inspect", "faster.onnx", "--json").json["model"]
+    assert (result["precision"], result["quantized"]) == ("int8", 46)
+    assert result["notes"] == ["ONNX Runtime's CPU computes half-precision convolutions in float32"]
+    [file] = Path.cwd().iterdir()
+    assert file.name == f"{faster_checkpoint.stem}.int8.onnx"
+    model = run("inspect", file, "--json").json["model"]
     assert model["quantization"]["base"] == "fp16"
-    assert [path.name for path in Path.cwd().iterdir()] == ["faster.onnx"]
 
 
 def test_ctrl_c_in_calibration(model: Path, shapes_dir: Path, tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 from onnx import helper
 
+from carafe_deploy.engine import build
 from carafe_deploy.engine.build import BuildOptions, build_engine
-from carafe_deploy.engine.flavours import Flavour
+from carafe_deploy.engine.flavours import Flavour, choose_flavour
 from carafe_deploy.engine.profiles import Profile
 from carafe_deploy.engine.sidecar import read_sidecar, sidecar_path
 from carafe_deploy.errors import (
@@ -217,6 +219,21 @@ def test_a_model_that_tensorrt_cannot_use(model: Path, out: Path, case: str) -> 
 
 
 @pytest.mark.usefixtures("plugin_library")
+def test_files_in_8_bits_that_tensorrt_or_a_gpu_does_not_take() -> None:
+    quantization = SimpleNamespace(target="cpu")
+    source = SimpleNamespace(path="q.onnx", info=SimpleNamespace(quantization=quantization))
+    with pytest.raises(EngineError, match=r"q\.onnx was quantized for cpu, .* --for tensorrt"):
+        build._check_target(source)
+    flavour = choose_flavour("tensorrt_rtx")
+    assert build._targets(flavour, BuildOptions(), "int8") == ("8.0+",)
+    assert build._targets(flavour, BuildOptions(), "fp8") == ("8.9+",)
+    for known in ("8.9", "12.0"):
+        options = BuildOptions(compute_capabilities=(known,))
+        assert build._targets(flavour, options, "fp8") == (known,)
+    with pytest.raises(EngineError, match=r"capability 8\.6 do not compute in fp8: build for 8\.9"):
+        build._targets(flavour, BuildOptions(compute_capabilities=("8.9", "8.6")), "fp8")
+
+
 def test_a_workspace_that_is_too_small(model: Path, out: Path) -> None:
     options = BuildOptions("tensorrt_rtx", workspace=1 << 20)
     _refused(model, out, options, EngineError, r"cannot build .*tiny\.onnx: .*workspace limit")

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from pycocotools import mask as coco_mask
 
 from carafe_deploy.artefacts import open_runner
+from carafe_deploy.engine.onnx_model import info_of
 from carafe_deploy.errors import (
     ArtefactError,
+    BackendUnavailableError,
     CarafeDeployError,
     ImageError,
     UnsupportedLevelError,
 )
 from carafe_deploy.graph.options import ExportOptions
 from carafe_deploy.images import find_images, load_image
+from carafe_deploy.masks import decode_mask
 from carafe_deploy.models.checkpoint import load_detector
 from carafe_deploy.parity import run_parity
 from carafe_deploy.pipeline import Pipeline
@@ -29,7 +37,7 @@ from carafe_deploy.quantize.calibration import Calibration
 from carafe_deploy.quantize.job import Quantizer
 from carafe_deploy.quantize.layers import SHORTCUTS, layers_of
 from carafe_deploy.quantize.sensitivity import Sensitivity, detections_change
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import METADATA_KEY, ModelInfo
 
 COUNT = 12
 
@@ -82,6 +90,41 @@ def test_layers_are_called_as_the_checkpoint_calls_them(
     assert len(shared.nodes) == 5
 
 
+def test_a_file_that_takes_bytes_has_the_same_layers(
+    cpu: Quantizer, export: Callable[..., Path]
+) -> None:
+    whole = export("mask", ".onnx", ExportOptions(uint8_input=True))
+    names = [layer.name for layer in layers_of(onnx.load(whole))]
+    assert names == [layer.name for layer in cpu.layers]
+
+
+def test_a_channel_without_weights_keeps_its_bias(
+    source: Path, images: list[Path], tmp_path: Path
+) -> None:
+    """Else its step would be that of the input."""
+    model = onnx.load(source)
+    weight, bias = (
+        next(each for each in model.graph.initializer if each.name == f"detector.{name}")
+        for name in ("rpn_head.rpn_conv.weight", "rpn_head.rpn_conv.bias")
+    )
+    values = numpy_helper.to_array(weight).copy()
+    values[3] = 0
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    expected = numpy_helper.to_array(bias)
+    onnx.save(model, tmp_path / "empty.onnx")
+    quantizer = Quantizer(tmp_path / "empty.onnx", Calibration(images[:8]))
+    quantizer.write(tmp_path / "q.onnx")
+    written = onnx.load(tmp_path / "q.onnx")
+    stored = initializers(written)
+    [node] = [
+        node
+        for node in written.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0].startswith(bias.name)
+    ]
+    found = stored[node.input[0]] * stored[node.input[1]]
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
 def test_the_file_is_a_third_and_finds_nearly_the_same(
     source: Path, quantized: Path, images: list[Path]
 ) -> None:
@@ -106,6 +149,12 @@ def test_its_metadata(source: Path, quantized: Path, images: list[Path]) -> None
     assert float_info.quantization is None
     assert ModelInfo.from_json(info.to_json()) == info
     assert "quantization" not in json.loads(float_info.to_json())
+    assert info.quantization.percentile is None
+    for changed, words in ((float_info, "which holds some of"), (info, "which holds none of")):
+        model = onnx.load(quantized if changed is float_info else source)
+        helper.set_model_props(model, {METADATA_KEY: changed.to_json()})
+        with pytest.raises(ArtefactError, match=words):
+            info_of("x.onnx", model)
     lacking = json.loads(info.to_json())
     del lacking["quantization"]
     with pytest.raises(ArtefactError, match="quantization is missing"):
@@ -137,7 +186,7 @@ def test_for_tensorrt_activations_are_symmetric_and_biases_float(
 
 def test_layers_kept_in_float(cpu: Quantizer, tmp_path: Path) -> None:
     kept = ("backbone.conv1", "rpn_head.rpn_cls")
-    info = cpu.write(tmp_path / "some.onnx", kept)
+    info = cpu.write(tmp_path / "some.onnx", (name for name in kept))
     assert info.quantization is not None
     assert info.quantization.kept_float == kept
     assert len(info.quantization.layers) == len(cpu.layers) - 2
@@ -173,7 +222,10 @@ def test_a_checkpoint_runs_beside_it_in_float(quantized: Path) -> None:
 
 
 def test_of_a_half_precision_file(
-    export: Callable[..., Path], images: list[Path], tmp_path: Path
+    export: Callable[..., Path],
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = export("faster", ".onnx", ExportOptions(precision="fp16"))
     path = Path(shutil.copy(half, tmp_path / "half.onnx"))
@@ -181,6 +233,10 @@ def test_of_a_half_precision_file(
         Quantizer(path, Calibration(images))
     info = Quantizer(path, Calibration(images), target="tensorrt").write(tmp_path / "q.onnx")
     assert info.float_precision == "fp16"
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "__version__", "1.28.3")
+        with pytest.raises(BackendUnavailableError, match=r"1\.28\.3 quantizes float16 wrongly"):
+            open_runner(tmp_path / "q.onnx")
     model = onnx.load(tmp_path / "q.onnx")
     onnx.checker.check_model(model)
     assert {entry.version for entry in model.opset_import if not entry.domain} == {19}
@@ -245,7 +301,38 @@ def test_change_of_detections(source: Path, images: list[Path]) -> None:
     ]
     assert detections_change(found, nothing) == 1
     assert detections_change(nothing, found) == 1
-    assert detections_change(nothing, nothing) == 0
+    with pytest.raises(CarafeDeployError, match="finds nothing in 2 images"):
+        detections_change(nothing, nothing)
+    # Of masks cut in half, half is left; without masks being asked for, everything.
+    cut = [dataclasses.replace(one, masks=tuple(map(_left_half, one.masks or ()))) for one in found]
+    assert detections_change(found, cut) == pytest.approx(0, abs=1e-6)
+    assert 0.2 < detections_change(found, cut, masks=True) < 0.8
+    assert detections_change(found, found, masks=True) == pytest.approx(0, abs=1e-6)
+
+
+def _left_half(encoding: dict[str, Any]) -> dict[str, Any]:
+    """Of its own columns."""
+    pixels = decode_mask(encoding)
+    columns = np.flatnonzero(pixels.any(axis=0))
+    pixels[:, columns[len(columns) // 2] :] = 0
+    return coco_mask.encode(np.asfortranarray(pixels))
+
+
+def test_nothing_to_compare_is_no_success(
+    source: Path, images: list[Path], tmp_path: Path, cpu: Quantizer
+) -> None:
+    blank = []
+    for number in range(8):
+        blank.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(blank[-1]), np.full((40, 40, 3), number, np.uint8))
+    quantizer = Quantizer(source, Calibration(blank, cache=tmp_path / "ranges.json"))
+    with pytest.raises(CarafeDeployError, match="finds nothing in 8 images"):
+        quantizer.change()
+    for count in (0, -1):
+        with pytest.raises(CarafeDeployError, match=f"images is {count}: give at least 1"):
+            cpu.change(count)
+    with pytest.raises(CarafeDeployError, match="order holds no layer"):
+        cpu.keep_float((), lambda names: 1.0, 0.1)
 
 
 # --- ranges and what is refused ------------------------------------------------------------------
@@ -254,7 +341,7 @@ def test_change_of_detections(source: Path, images: list[Path]) -> None:
 def test_ranges_are_kept_and_read_again(source: Path, images: list[Path], tmp_path: Path) -> None:
     path = Path(shutil.copy(source, tmp_path / "mask.onnx"))
     notes: list[str] = []
-    first = Quantizer(path, Calibration(images, "mse"), note=notes.append)
+    first = Quantizer(path, Calibration(images, "mse"), note=notes.append).ranges
     [kept] = tmp_path.glob("*.ranges.json")
     steps: list[int] = []
     again = Quantizer(
@@ -263,7 +350,7 @@ def test_ranges_are_kept_and_read_again(source: Path, images: list[Path], tmp_pa
         note=notes.append,
         progress=lambda done, total: steps.append(done),
     )
-    assert again.ranges == first.ranges
+    assert again.ranges == first
     assert not steps
     assert notes == [f"ranges kept in {kept}", f"ranges of {kept}"]
 
@@ -283,17 +370,19 @@ def test_ranges_of_something_else(
         (other, Calibration(images, cache=kept), {}, "of another ONNX file"),
         (source, Calibration(images[1:], cache=kept), {}, "from other images"),
         (source, Calibration(images, "mse", cache=kept), {}, "by the method minmax"),
-        (source, Calibration(images, cache=kept), {"target": "tensorrt"}, "symmetric: False"),
+        (source, Calibration(images, cache=kept), {"target": "tensorrt"}, "for another target"),
     ):
-        with pytest.raises(ArtefactError, match=words):
-            Quantizer(path, calibration, **settings)
+        with pytest.raises(ArtefactError, match=f"{words}: name another file of ranges, or none"):
+            _ = Quantizer(path, calibration, **settings).ranges
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ('"images": 12', '"images": 0', "images is 0"),
-        ('"schema": 1', '"schema": 9', "its schema is not 1"),
+        ('"images": 12', '"images": 5', "of another number of images: 5"),
+        ('"schema": 2', '"schema": 9', "its schema is not 2"),
+        ('"sha256": "', '"sha256": "0', "they are not those that were written"),
         ('"bounds": {', '"bounds": {"x": [1, 2],', "without zero"),
         ('"images_DequantizeLinear', "", ""),
         ("{", "[", "no JSON"),
@@ -306,30 +395,47 @@ def test_damaged_ranges(
     if not words:
         data = json.loads(text)
         del data["bounds"]["images"]
-        text, words = json.dumps(data), "lacks 1 activations, as images"
+        ranges = json.dumps(data["bounds"], sort_keys=True)
+        data["sha256"] = hashlib.sha256(ranges.encode()).hexdigest()
+        text, words = json.dumps(data), "lacks ranges of images and 0 others"
     kept.write_text(text.replace(old, new, 1))
     with pytest.raises(ArtefactError, match=words):
-        Quantizer(source, Calibration(images, cache=kept))
+        _ = Quantizer(source, Calibration(images, cache=kept)).ranges
+
+
+@pytest.mark.parametrize("given", ["/dev/full", ".", "source", "image"])
+def test_what_is_no_file_of_ranges_is_left_alone(
+    source: Path, images: list[Path], given: str
+) -> None:
+    cache = {"source": source, "image": images[0]}.get(given, Path(given))
+    with pytest.raises(ArtefactError, match=r"holds no ranges .*: name another file") as raised:
+        _ = Quantizer(source, Calibration(images, cache=cache)).ranges
+    assert "delete" not in str(raised.value)
+
+
+def test_the_same_image_again_is_none_more(source: Path, images: list[Path]) -> None:
+    with pytest.raises(ImageError, match="calibration has 2 different images, from which"):
+        _ = Quantizer(source, Calibration(images[:2] * 6)).ranges
 
 
 def test_a_folder_that_takes_no_ranges(source: Path, images: list[Path], tmp_path: Path) -> None:
     path = Path(shutil.copy(source, tmp_path / f"{'x' * 240}.onnx"))  # theirs is too long a name
     notes: list[str] = []
-    Quantizer(path, Calibration(images), note=notes.append)
-    assert "ranges are not kept" in notes[0]
+    _ = Quantizer(path, Calibration(images), note=notes.append).ranges
+    assert "ranges are not kept, name another file for them (--ranges)" in notes[0]
 
 
 def test_ranges_that_cannot_be_kept(source: Path, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CarafeDeployError, match="cannot write"):
-        Quantizer(source, Calibration(images, cache=tmp_path / "file" / "ranges.json"))
+        _ = Quantizer(source, Calibration(images, cache=tmp_path / "file" / "ranges.json")).ranges
 
 
 def test_a_truncated_image_among_them(source: Path, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:200])
     with pytest.raises(ImageError, match=r"broken\.png"):
-        Quantizer(source, Calibration([*images, broken]))
+        _ = Quantizer(source, Calibration([*images, broken])).ranges
 
 
 def test_too_few_images(source: Path, images: list[Path]) -> None:
@@ -348,11 +454,24 @@ def test_other_refusals(cpu: Quantizer, source: Path, images: list[Path], tmp_pa
         ({"values": "int4"}, {}, "it takes int8"),
         ({}, {"method": "best"}, "method is 'best': choose from minmax"),
         ({}, {"percentile": 5.0}, r"percentile is 5\.0"),
+        ({}, {"percentile": "99"}, "percentile is '99'"),
+        ({}, {"threads": 0}, "threads is 0: give at least 1"),
     ):
         with pytest.raises(CarafeDeployError, match=words):
             Quantizer(source, Calibration(images, **calibration), **settings)
+    for wrong in ("/folder", 7, [np.zeros(3)]):
+        with pytest.raises(ImageError, match=r"give paths"):
+            Calibration(wrong)
     with pytest.raises(CarafeDeployError, match="is the file to quantize"):
         cpu.write(source)
+    with pytest.raises(ArtefactError, match="float_layers is 'shortcuts': give a list"):
+        cpu.write(tmp_path / "x.onnx", "shortcuts")
+    count = len(cpu.layers)
+    with pytest.raises(ArtefactError, match=f"keep at most {count - 1} of {count} in float"):
+        cpu.write(tmp_path / "x.onnx", [layer.name for layer in cpu.layers])
+    ranges = tmp_path / "r.json"
+    with pytest.raises(CarafeDeployError, match="is the file of ranges"):
+        Quantizer(source, Calibration(images, cache=ranges)).check(ranges)
     with pytest.raises(CarafeDeployError, match="measure is 'guess'"):
         cpu.sensitivity("guess")
     with pytest.raises(ArtefactError, match="does not exist"):

@@ -38,6 +38,12 @@ def test_larger_values_merge_bins_and_lose_no_count(values: np.ndarray) -> None:
     assert found.counts.sum() == sum(part.size for part in parts)
 
 
+def test_zeros_count_whenever_they_come(values: np.ndarray) -> None:
+    first, last = histogram(values * 0, values), histogram(values, values * 0)
+    np.testing.assert_array_equal(first.counts, last.counts)
+    assert first.counts.sum() == 2 * values.size
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(odd: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
