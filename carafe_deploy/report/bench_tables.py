@@ -110,7 +110,8 @@ def stages_table(result: BenchResult) -> Table | None:
 
 
 _STAGE_NOTES = {
-    "upload": "Upload and download are copies between host and device.",
+    "upload": "Upload and download are copies between host and device; what a GPU preprocesses is "
+    "part of upload.",
     "launching": "Launching is the host's time to hand the device its work, while that computes.",
 }
 

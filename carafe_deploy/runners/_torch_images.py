@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,8 +35,11 @@ class TorchImages:
         self._device = device
         self._library = library
         self._channels_last = channels_last
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._table: tuple[npt.NDArray[np.float32], Tensor] | None = None
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def __call__(self, raw: RawImages) -> Tensor:
         """The batch, for work that is enqueued from now on in the device's current stream."""

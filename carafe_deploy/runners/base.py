@@ -38,7 +38,7 @@ class RunTimes:
     """Milliseconds that the parts of one run took: by device events on a GPU, else by the clock.
 
     Attributes:
-        upload: copies of the inputs to the device.
+        upload: copies of the inputs to the device, and preprocessing of raw images there.
         compute: from the first to the last operator.
         download: copies of the outputs to the host.
         enqueue: host time spent on launching the compute; None where the host computes itself.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +27,7 @@ from carafe_deploy.errors import (
 from carafe_deploy.raw_images import RawImages, preprocessing_kernels
 from carafe_deploy.runners._lifetime import Lifetime
 from carafe_deploy.runners._tensorrt_images import EngineImages
+from carafe_deploy.runners._tensorrt_memory import Binding, Bindings, Failure, Given, Host
 from carafe_deploy.runners._tensorrt_profile import EngineProfile, layer_information, make_profiler
 from carafe_deploy.runners.base import Array, RunTimes, check_inputs
 
@@ -39,47 +37,6 @@ __all__ = ["MODES", "TensorRTRunner"]
 MODES: tuple[str, ...] = BACKENDS["tensorrt"].options["mode"]
 
 _T = TypeVar("_T")
-
-#: An input.
-Given = Array | RawImages
-
-#: Name of TensorRT's data type -> how the bytes come to NumPy, which has no bfloat16.
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "uint16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-}
-
-
-@dataclass
-class _Host:
-    """Memory of one run: bytes of its raw images, what its outputs come into, and its inputs."""
-
-    images: npt.NDArray[np.uint8]
-    outputs: dict[str, Array]
-    inputs: Mapping[str, Given] = field(default_factory=dict)
-
-
-@dataclass
-class _Binding:
-    """Memory for one set of input shapes.
-
-    Attributes:
-        context: that runs it.
-        pointers: device memory by tensor name.
-        results: shape and dtype of each output.
-        graph: captured, once it is.
-        host: page-locked, which no run has now.
-    """
-
-    context: Any
-    pointers: dict[str, int] = field(default_factory=dict)
-    results: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
-    graph: Any = None
-    host: list[_Host] = field(default_factory=list)
 
 
 class TensorRTRunner(Lifetime):
@@ -129,11 +86,8 @@ class TensorRTRunner(Lifetime):
         self._log = checked.flavour.log
         self.mode = mode
         self._graphs = mode == "cuda-graph"
-        self._limit = shapes
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], _Binding] = OrderedDict()
-        self._context: Any = None
-        #: Shapes that the context of all has been told.
-        self._set: tuple[tuple[int, ...], ...] | None = None
+        self._shapes = shapes
+        self._bindings: Bindings | None = None
         self._engine: Any = None
         self._runtime: Any = None
         kind = choose_backend(backend)
@@ -159,16 +113,15 @@ class TensorRTRunner(Lifetime):
         assert self._device is not None
         with self._device.current():
             self._runtime, self._engine = deserialise(checked)
-        self._modes = {
-            name: self._engine.get_tensor_mode(name).name
-            for name in map(self._engine.get_tensor_name, range(self._engine.num_io_tensors))
-        }
+        self._bindings = Bindings(
+            self._engine, self._device, str(self._path), self._shapes, own_contexts=self._graphs
+        )
         expected = {spec.name for spec in (*self.inputs, *self.outputs)}
         if self._stages:
             expected |= set(self.info.stages)
-        if set(self._modes) != expected:
+        if set(self._bindings.modes) != expected:
             raise ArtefactError(
-                f"{self._path} has the tensors {sorted(self._modes)}, its sidecar says "
+                f"{self._path} has the tensors {sorted(self._bindings.modes)}, its sidecar says "
                 f"{sorted(expected)}: build it again"
             )
 
@@ -235,10 +188,15 @@ class TensorRTRunner(Lifetime):
         with self._running(), self._device.current(), self._log.listening() as heard:
             try:
                 return action(self._device, arrays)
-            except _Failure as failure:
+            except Failure as failure:
                 raise EngineError(
                     f"{self._path} failed to {failure}: {heard.reason()}"
                 ) from failure
+
+    @property
+    def _memory(self) -> Bindings:
+        assert self._bindings is not None  # until it is closed
+        return self._bindings
 
     def _execute(
         self,
@@ -248,18 +206,18 @@ class TensorRTRunner(Lifetime):
         mark: Callable[[Device], None],
     ) -> dict[str, Array]:
         """Run; ``mark`` is called before and after uploading, and before and after downloading."""
-        binding, is_new = self._binding(device, arrays)
+        binding, is_new = self._memory.of(arrays)
         results = {name: np.empty(*binding.results[name]) for name in names}
         images = np.empty(_raw_bytes(arrays), np.uint8)
-        self._enqueue_all(device, binding, is_new, arrays, _Host(images, results), mark)
+        self._enqueue_all(device, binding, is_new, arrays, Host(images, results), mark)
         device.synchronize()
         return {name: _widened(array) for name, array in results.items()}
 
     def _started(
         self, device: Device, arrays: Mapping[str, Given]
     ) -> Callable[[], dict[str, Array]]:
-        binding, is_new = self._binding(device, arrays)
-        host = self._host(device, binding, _raw_bytes(arrays))
+        binding, is_new = self._memory.of(arrays)
+        host = self._memory.host(binding, _raw_bytes(arrays), self.info.output_names)
         host.inputs = arrays  # they stay until they are copied
         # Behind the run in its stream, so that the next one overwrites nothing before.
         self._enqueue_all(device, binding, is_new, arrays, host)
@@ -275,26 +233,13 @@ class TensorRTRunner(Lifetime):
 
         return finish
 
-    def _host(self, device: Device, binding: _Binding, num_bytes: int) -> _Host:
-        """For one more run with this binding."""
-        host = binding.host.pop() if binding.host else _Host(np.empty(0, np.uint8), {})
-        if len(host.images) < num_bytes:
-            host.images = device.host_memory(num_bytes)
-        for name in self.info.output_names:
-            if name not in host.outputs:
-                shape, dtype = binding.results[name]
-                size = math.prod(shape) * dtype.itemsize
-                memory = device.host_memory(max(size, 1))[:size]
-                host.outputs[name] = memory.view(dtype).reshape(shape)
-        return host
-
     def _enqueue_all(
         self,
         device: Device,
-        binding: _Binding,
+        binding: Binding,
         is_new: bool,
         arrays: Mapping[str, Given],
-        host: _Host,
+        host: Host,
         mark: Callable[[Device], None] = lambda device: None,
     ) -> None:
         """A run, from the inputs to the host's outputs."""
@@ -323,19 +268,18 @@ class TensorRTRunner(Lifetime):
                 device.upload(pointers[name], given)
 
     def _profile(self, device: Device, arrays: Mapping[str, Given], runs: int) -> EngineProfile:
-        pointers = self._binding(device, arrays)[0].pointers
-        binding = _Binding(self._engine.create_execution_context(), pointers)
+        pointers = self._memory.of(arrays)[0].pointers
+        binding = Binding(self._engine.create_execution_context(), pointers)
         if binding.context is None:
-            raise _Failure("create an execution context")
-        self._set_shapes(binding.context, arrays)
-        self._set_addresses(binding)
+            raise Failure("create an execution context")
+        self._memory.tell(binding, arrays)
         images = np.empty(_raw_bytes(arrays), np.uint8)
         self._upload(device, pointers, arrays, images)
         trt = self._flavour.load()
         profiler = make_profiler(trt)
         for number in range(runs + 1):
             if not binding.context.execute_async_v3(device.stream):
-                raise _Failure("run")
+                raise Failure("run")
             device.synchronize()
             if number == 0:
                 binding.context.profiler = profiler
@@ -347,89 +291,12 @@ class TensorRTRunner(Lifetime):
             {node.name: node.operator for node in nodes},
         )
 
-    # --- memory ----------------------------------------------------------------------------------
-
-    def _binding(self, device: Device, arrays: Mapping[str, Given]) -> tuple[_Binding, bool]:
-        """Memory for these shapes, and whether it is new."""
-        key = tuple(array.shape for array in arrays.values())
-        is_set, self._set = self._graphs or key == self._set, None
-        if not is_set:
-            device.synchronize()  # the context that is to change may still run
-        if key in self._bindings:
-            self._bindings.move_to_end(key)
-            binding = self._bindings[key]
-            if not is_set:
-                self._set_shapes(binding.context, arrays)
-                self._set_addresses(binding)
-            self._set = key
-            return binding, False
-        while len(self._bindings) >= self._limit:
-            self._release(device, self._bindings.popitem(last=False)[1])
-        binding = _Binding(self._new_context())
-        try:
-            self._allocate(device, binding, arrays)
-        except BaseException:
-            self._release(device, binding)
-            raise
-        self._bindings[key], self._set = binding, key
-        return binding, True
-
-    def _new_context(self) -> Any:
-        """Graphs hold on to the state of their context; without graphs one serves all shapes."""
-        if self._context is not None:
-            return self._context
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise _Failure("create an execution context")
-        if not self._graphs:
-            self._context = context
-        return context
-
-    def _allocate(self, device: Device, binding: _Binding, arrays: Mapping[str, Given]) -> None:
-        self._set_shapes(binding.context, arrays)
-        for name, mode in self._modes.items():
-            dtype = self._dtype(name)
-            shape = tuple(binding.context.get_tensor_shape(name))
-            if mode == "OUTPUT":
-                binding.results[name] = (shape, dtype)
-            size = int(np.prod(shape)) * dtype.itemsize
-            binding.pointers[name] = device.allocate(max(size, 1))
-        self._set_addresses(binding)
-
-    def _set_shapes(self, context: Any, arrays: Mapping[str, Given]) -> None:
-        for name, array in arrays.items():
-            if not context.set_input_shape(name, array.shape):
-                raise _Failure(f"take {name} of shape {list(array.shape)}")
-        unknown = context.infer_shapes()
-        if unknown:
-            raise _Failure(f"infer shapes without {', '.join(unknown)}")
-
-    def _set_addresses(self, binding: _Binding) -> None:
-        for name, pointer in binding.pointers.items():
-            if not binding.context.set_tensor_address(name, pointer):
-                raise _Failure(f"take an address for {name}")
-
-    def _dtype(self, name: str) -> np.dtype[Any]:
-        known = self._engine.get_tensor_dtype(name).name
-        if known not in _DTYPES:
-            raise ArtefactError(
-                f"{self._path} has {name} as {known}, which no detector here has: build it again"
-            )
-        return np.dtype(_DTYPES[known])
-
-    def _release(self, device: Device, binding: _Binding) -> None:
-        device.synchronize()
-        if binding.graph is not None:
-            device.discard(binding.graph)
-        for pointer in binding.pointers.values():
-            device.release(pointer)
-
     # --- execution -------------------------------------------------------------------------------
 
-    def _enqueue(self, device: Device, binding: _Binding, is_new: bool) -> None:
+    def _enqueue(self, device: Device, binding: Binding, is_new: bool) -> None:
         def enqueue() -> None:
             if not binding.context.execute_async_v3(device.stream):
-                raise _Failure("run")
+                raise Failure("run")
 
         # The first run of a shape may allocate, which a graph cannot record.
         if self._graphs and not is_new and binding.graph is None and self._capturable(binding):
@@ -440,7 +307,7 @@ class TensorRTRunner(Lifetime):
         else:
             device.launch(binding.graph)
 
-    def _capturable(self, binding: _Binding) -> bool:
+    def _capturable(self, binding: Binding) -> bool:
         """TensorRT-RTX still compiles kernels in the first runs, and says when it is done."""
         ask = getattr(binding.context, "is_stream_capturable", None)
         return ask is None or self._device is None or bool(ask(self._device.stream))
@@ -452,16 +319,10 @@ class TensorRTRunner(Lifetime):
         device, self._device = self._device, None
         assert device is not None
         with device.current():
-            for binding in self._bindings.values():
-                self._release(device, binding)
-                binding.context = None
-            self._bindings.clear()
-            self._context = self._engine = self._runtime = self._images = None
+            if self._bindings is not None:
+                self._bindings.clear()
+            self._bindings = self._engine = self._runtime = self._images = None
         device.close()
-
-
-class _Failure(Exception):
-    """TensorRT said no; its log says why."""
 
 
 def _index(device: str) -> int:
