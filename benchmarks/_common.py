@@ -21,6 +21,8 @@ from carafe_deploy.files import atomic_write_text
 from carafe_deploy.requirements import installed_version
 
 RESULTS = Path(__file__).parent / "results"
+#: Calls before those that are timed.
+_WARMUP = 3
 
 _PACKAGES = (
     "numpy",
@@ -59,12 +61,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def time_ms(function: Callable[[], object], *, repeats: int, warmup: int = 3) -> dict[str, float]:
+def time_ms(function: Callable[[], object], *, repeats: int) -> dict[str, float]:
     """Milliseconds of a call over ``repeats``: wall clock, and CPU time of all its threads.
 
     CPU time well below the wall clock says that others had the machine.
     """
-    for _ in range(warmup):
+    for _ in range(_WARMUP):
         function()
     wall, cpu = [], []
     for _ in range(repeats):

@@ -81,11 +81,11 @@ def time(result: dict[str, Any]) -> str:
     )
 
 
-def layers(result: dict[str, Any], count: int = 12) -> str:
+def layers(result: dict[str, Any]) -> str:
     """The layers of the small Mask R-CNN that suffer most."""
     [rows] = [one["sensitivity"] for one in result["small"] if "sensitivity" in one]
     lines = ["| layer | detections change | error of its output |", "|---|---:|---:|"]
-    for row in rows[:count]:
+    for row in rows[:12]:
         lines.append(f"| `{row['layer']}` | {row['change']:.1%} | {row['error']:.1%} |")
     return "\n".join(lines)
 

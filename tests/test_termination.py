@@ -22,12 +22,10 @@ def there():
 """
 
 
-def ended(
-    program: str, *numbers: signal.Signals, folder: Path, guarded: bool = True
-) -> tuple[int, str, str]:
+def ended(program: str, *numbers: signal.Signals, folder: Path) -> tuple[int, str, str]:
     """Signal a program whenever it says a line; its status and what it says besides."""
     process = subprocess.Popen(
-        [sys.executable, "-c", GUARDED * guarded + program],
+        [sys.executable, "-c", GUARDED + program],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -34,7 +34,6 @@ from carafe_deploy.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from carafe_deploy.bench.options import BenchOptions
     from carafe_deploy.bench.record import BenchResult, Subject
     from carafe_deploy.images import Image
     from carafe_deploy.runners.base import Runner
@@ -257,7 +256,7 @@ def bench(
     if json_output:
         typer.echo(text, nl=False)
     else:
-        _show(console, result, options, output, html)
+        _show(console, result, output, html)
     if result.partial:
         raise typer.Exit(_INTERRUPTED)
     if not _agrees(result):
@@ -317,13 +316,7 @@ def _agrees(result: BenchResult) -> bool:
     )
 
 
-def _show(
-    console: Console,
-    result: BenchResult,
-    options: BenchOptions,
-    output: Path | None,
-    html: Path | None,
-) -> None:
+def _show(console: Console, result: BenchResult, output: Path | None, html: Path | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column(f"{result.model}, ms an image")
     for name in (*("median", "p95", "min", "±", "over first"), *_RATES, "memory", "agree"):

@@ -46,7 +46,6 @@ def run_demo(
     output: Path,
     *,
     checkpoints: Sequence[str] = CHECKPOINTS,
-    limit: int | None = None,
     step: Step = lambda name: None,
     progress: Progress = lambda done, total: None,
 ) -> DemoResult:
@@ -57,7 +56,6 @@ def run_demo(
     Args:
         output: folder for artefacts and pictures.
         checkpoints: file names in ``data/shapes``.
-        limit: evaluate on the first images only, whose AP differs from mmdetection's on all.
         step: told the name of each step as it begins.
         progress: within a step, told the images done and their total.
 
@@ -74,13 +72,13 @@ def run_demo(
     with torch_threads(1):
         for name in checkpoints:
             job = Job(data_path("shapes", name), output, step, progress)
-            detectors.append(job.run(limit, shown))
+            detectors.append(job.run(shown))
             rows += [(job.title, job.pictures)] * bool(job.pictures)
     step("contact sheet")
     save_image(sheet, contact_sheet(rows))
     return DemoResult(
         detectors=tuple(detectors),
-        images=len(images[:limit]),
+        images=len(images),
         sheet=sheet,
         versions=_versions(),
         seconds=time.perf_counter() - begun,

@@ -79,11 +79,10 @@ class Job:
         self._progress = progress
         self._failed: dict[str, Failure] = {}
 
-    def run(self, limit: int | None, shown: Mapping[Path, Image]) -> DetectorResult:
+    def run(self, shown: Mapping[Path, Image]) -> DetectorResult:
         """Everything.
 
         Args:
-            limit: evaluate on the first images only.
             shown: the first images by file, to draw detections on.
         """
         self._export()
@@ -97,7 +96,7 @@ class Job:
             found: dict[str, list[Detections]] = {}
             for backend, runner in runners.items():
                 with self._attempt(f"AP of {title_of(backend)}"):
-                    scored[backend], found[backend] = self._score(runner, limit)
+                    scored[backend], found[backend] = self._score(runner)
             for backend, runner in runners.items():
                 if backend != "pytorch" and "pytorch" in runners:
                     with self._attempt(f"parity of {title_of(backend)}"):
@@ -185,14 +184,13 @@ class Job:
             del self._failed[name]  # engines are for machines with a GPU
         return dataclasses.replace(result, reason=attempt.failure.reason)
 
-    def _score(self, runner: Runner, limit: int | None) -> tuple[BackendResult, list[Detections]]:
+    def _score(self, runner: Runner) -> tuple[BackendResult, list[Detections]]:
         """AP of one artefact, and its detections image by image."""
         begun = time.perf_counter()
         result, found = evaluate_runner(
             runner,
             data_path("shapes", "val.json"),
             data_path("shapes", "val"),
-            limit=limit,
             max_dets=MAX_DETS,
             progress=self._progress,
         )

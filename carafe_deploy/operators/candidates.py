@@ -1,6 +1,6 @@
-"""RpnCandidates and BoxCandidates: what they are; computed by :mod:`carafe_deploy.ops.candidates`.
+"""RpnCandidates and BoxCandidates: what a head predicts becomes boxes and scores for NMS.
 
-Both turn what a head of the detector predicts into boxes and scores for NMS.
+Computed by :mod:`carafe_deploy.ops.rpn_candidates` and :mod:`carafe_deploy.ops.box_candidates`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ RPN_CANDIDATES = Operator(
     outputs=(Argument("boxes", "BLK4", "float32"), Argument("scores", "BLK", "float32")),
     attributes={"num_candidates": "INT", "min_size": "FLOAT", "strides": "INTS"},
     shapes=_rpn_shapes,
-    module="carafe_deploy.ops.candidates",
+    module="carafe_deploy.ops.rpn_candidates",
     tolerance="candidates",
     family="rpn_candidates",
     title="RPN candidates",
@@ -142,7 +142,7 @@ BOX_CANDIDATES = Operator(
     outputs=(Argument("boxes", "BCP4", "float32"), Argument("scores", "BCP", "float32")),
     attributes={},
     shapes=_box_shapes,
-    module="carafe_deploy.ops.candidates",
+    module="carafe_deploy.ops.box_candidates",
     tolerance="candidates",
     family="box_candidates",
     title="Box candidates",

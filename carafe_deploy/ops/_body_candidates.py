@@ -84,7 +84,7 @@ def _best(body: BodyWriter, logits: str, batch: str, wanted: str) -> tuple[str, 
 
 
 def box_candidates_body(*, opset: int) -> onnx.FunctionProto:
-    """Function for ``BoxCandidates``, see :func:`carafe_deploy.ops.candidates.box_candidates`.
+    """Function for ``BoxCandidates``, see :func:`carafe_deploy.ops.box_candidates`.
 
     Args:
         opset: version of the standard operators, 18 or later.

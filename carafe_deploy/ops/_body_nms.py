@@ -12,7 +12,7 @@ from carafe_deploy.ops.body_writer import INT32, BodyWriter
 __all__ = ["batched_nms_body"]
 
 
-def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
+def batched_nms_body(*, opset: int) -> onnx.FunctionProto:
     """Function for ``BatchedNms(boxes, scores)``; the node's attributes are taken at run time.
 
     NonMaxSuppression runs with one label of one image a batch entry and its limit at the number of
@@ -24,7 +24,6 @@ def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
 
     Args:
         opset: version of the standard operators, 18 or later.
-        overload: tells this function from others of the same name in a model.
 
     Returns:
         Function with inputs [B, L, M, 4] and [B, L, M], both float32, and outputs num_dets [B, 1]
@@ -60,4 +59,4 @@ def batched_nms_body(*, opset: int, overload: str = "") -> onnx.FunctionProto:
     count = body.ReduceSum(body.Cast(valid, to=INT32), 1)
     body.Slice(count, 0, batch, out="num_dets")
     body.Slice(index, 0, batch, out="indices")
-    return body.function(BATCHED_NMS, opset=opset, overload=overload)
+    return body.function(BATCHED_NMS, opset=opset)

@@ -94,10 +94,6 @@ class Mutant:
 Change = Callable[[re.Match[str]], str]
 
 
-def _swap(**pairs: str) -> Change:
-    return lambda match: pairs[match[0]]
-
-
 def _to(text: str) -> Change:
     return lambda match: match.expand(text)
 

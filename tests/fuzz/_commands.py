@@ -43,7 +43,6 @@ for _name in (
 #: Of one command, and what it may take beyond what this program has.
 SECONDS, MEMORY = 60, 4 << 30
 
-_METADATA = json.loads(_corpus.info().to_json())
 _ENGINE = bytes(range(256)) * 4
 _CHECKPOINT = _corpus.checkpoint()
 _ANNOTATIONS = _corpus.annotations()

@@ -17,10 +17,10 @@ NASTY: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def spoilt_json(random_: random.Random, data: Any, times: int | None = None) -> Any:
+def spoilt_json(random_: random.Random, data: Any) -> Any:
     """A copy with some values replaced, removed, doubled or added, at any depth."""
     data = copy.deepcopy(data)
-    for _ in range(times or random_.choice((1, 1, 1, 2, 4))):
+    for _ in range(random_.choice((1, 1, 1, 2, 4))):
         places = list(_places(data))
         if not places:
             return random_.choice(NASTY)

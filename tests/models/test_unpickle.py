@@ -35,8 +35,8 @@ class Call:
         return self.call
 
 
-def _save(content: Any, path: Path, zipped: bool = True, protocol: int = 2) -> Path:
-    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+def _save(content: Any, path: Path, zipped: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
 
 

@@ -251,8 +251,6 @@ def masks(*shape: int) -> torch.Tensor:
     return torch.zeros(shape)
 
 
-META = torch.zeros(1, 9, 6, 10, device="meta")
-
 ERRORS: list[tuple[str, tuple[Any, ...]]] = [
     ("carafe", (X, masks(1, 16, 6, 10), 4, 1, 2)),
     ("carafe", (X, masks(1, 16, 6, 10), -3, 1, 2)),

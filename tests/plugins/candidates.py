@@ -17,7 +17,8 @@ from carafe_deploy.kernels import (
     Layout,
     RpnCandidatesParams,
 )
-from carafe_deploy.ops.candidates import box_candidates_reference, rpn_candidates_reference
+from carafe_deploy.ops.box_candidates import box_candidates_reference
+from carafe_deploy.ops.rpn_candidates import rpn_candidates_reference
 from tests.ops import faces
 from tests.ops.cases import BOX_CASES, RPN_CASES, Case
 from tests.plugins.buffers import Buffer
