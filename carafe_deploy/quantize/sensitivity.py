@@ -119,13 +119,8 @@ def detections_change(
     score.
 
     Raises:
-        CarafeDeployError: the reference holds no detection, so nothing can change.
+        CarafeDeployError: neither holds a detection.
     """
-    if not any(len(one) for one in reference):
-        raise CarafeDeployError(
-            f"the float model finds nothing in {len(reference)} images, so nothing can be "
-            "compared: give images with objects that it knows"
-        )
     whole = kept = 0.0
     for ours, theirs in zip(reference, found, strict=True):
         pairs = match_detections(ours, theirs, iou=0.5, score=1.0).pairs
@@ -140,6 +135,11 @@ def detections_change(
             overlap = overlap * _mask_iou(ours.masks, theirs.masks, pairs)
         scores = ours.scores[rows], theirs.scores[columns]
         kept += float((overlap * (scores[0] - np.abs(scores[0] - scores[1]))).sum())
+    if not whole:
+        raise CarafeDeployError(
+            f"the float model finds nothing in {len(reference)} images, so nothing can be "
+            "compared: give images with objects that it knows"
+        )
     return max(0.0, 1 - kept / whole)
 
 

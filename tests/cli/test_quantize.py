@@ -165,7 +165,7 @@ def test_an_export_in_8_bits(run: Run, faster_checkpoint: Path, pictures: Path) 
     assert (result["precision"], result["quantized"]) == ("int8", 46)
     assert result["notes"] == ["ONNX Runtime's CPU computes half-precision convolutions in float32"]
     [file] = Path.cwd().iterdir()
-    assert file.name == f"{faster_checkpoint.stem}.int8.onnx"
+    assert file.name == f"{result['model']}.int8.onnx"
     model = run("inspect", file, "--json").json["model"]
     assert model["quantization"]["base"] == "fp16"
 
