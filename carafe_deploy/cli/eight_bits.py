@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.cli.common import Steps, UsageError
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def default_target(target: TargetName | None, values: str) -> str:
     return (target or (TargetName.tensorrt if values == "fp8" else TargetName.cpu)).value
 
 
-@dataclass(frozen=True)
-class QuantizedExport:
+@dataclass(frozen=True, repr=False)
+class QuantizedExport(OneLine):
     """An export in 8 bits, by way of a file in float.
 
     Attributes:

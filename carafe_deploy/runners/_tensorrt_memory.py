@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from carafe_deploy.brief import OneLine
 from carafe_deploy.engine.device import Device
 from carafe_deploy.errors import ArtefactError
 from carafe_deploy.raw_images import RawImages
@@ -36,8 +37,8 @@ class Failure(Exception):
     """TensorRT said no; its log says why."""
 
 
-@dataclass
-class Host:
+@dataclass(repr=False)
+class Host(OneLine):
     """Memory of one run: bytes of its raw images, what its outputs come into, and its inputs."""
 
     images: npt.NDArray[np.uint8]
@@ -45,8 +46,8 @@ class Host:
     inputs: Mapping[str, Given] = field(default_factory=dict)
 
 
-@dataclass
-class Binding:
+@dataclass(repr=False)
+class Binding(OneLine):
     """Memory for one set of input shapes.
 
     Attributes:
