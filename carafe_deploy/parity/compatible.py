@@ -38,7 +38,11 @@ def describe(runner: Runner) -> str:
     """Backend, what computes the operators, precision and model in a few words."""
     by = runner.implementations[0]
     backend = f"{runner.backend} ({by})" if by else runner.backend
-    return f"{backend} {runner.info.precision} {runner.info.name}"
+    info = runner.info
+    precision = info.precision
+    if info.quantization is not None:
+        precision += f" for {info.quantization.target}"
+    return f"{backend} {precision} {info.name}"
 
 
 def check_same_model(reference: ModelInfo, candidate: ModelInfo) -> None:
