@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from carafe_deploy.brief import OneLine
-from carafe_deploy.errors import RunError
+from carafe_deploy.errors import EngineError, RunError
 from carafe_deploy.images import Image
 from carafe_deploy.pipeline import Pipeline
 from carafe_deploy.runners.base import Runner
@@ -69,7 +69,7 @@ def choose_batch_size(
     for size in _sizes(runner):
         try:
             rate = _images_per_second(runner, image, size, clock)
-        except RunError:
+        except (RunError, EngineError, MemoryError):
             if not tried:
                 raise
             break

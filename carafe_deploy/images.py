@@ -99,6 +99,8 @@ def load_image(path: str | os.PathLike[str]) -> Image:
     if not isinstance(path, (str, os.PathLike)):
         raise ImageError(f"path is {_kind(path)}: give the name of an image file")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(None, "it is no file")  # a pipe would be waited for
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"image {path} does not exist: check the path") from error

@@ -100,6 +100,15 @@ def decode_mask(encoding: dict[str, Any]) -> npt.NDArray[np.uint8]:
     return decoded
 
 
+def mask_box(encoding: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Left, top, width and height in pixels of a region that holds the mask; zeros for none.
+
+    Raises BackendUnavailableError where pycocotools is not installed.
+    """
+    x, y, width, height = map(int, _coco_mask().toBbox(encoding))
+    return x, y, width, height
+
+
 def _coco_mask() -> Any:
     # Imported here, since detectors without masks run without it.
     try:
@@ -166,8 +175,9 @@ def _sample_positions(
     # No probability is above one, and half a cell beyond the box it has fallen to at most 0.5:
     # pixels further out than the threshold allows are left away, but for one that covers rounding.
     reach = (0.5 - threshold) * float(extent) / cells
-    first = max(0, int(np.floor(float(low) - reach)) - 1)
-    last = min(edge, int(np.ceil(float(high) + reach)) + 1)
+    first = int(max(0.0, np.floor(float(low) - reach) - 1))
+    last = int(min(float(edge), np.ceil(float(high) + reach) + 1))
+    first = min(first, edge)
     centres = np.arange(first, max(first, last), dtype=_F) + _F(0.5)
     # The order of operations is grid_sample's, so that positions round alike.
     grid = (centres - low) / extent * _F(2) - _F(1)

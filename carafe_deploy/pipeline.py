@@ -95,7 +95,7 @@ class Pipeline:
         window: int | None = None,
     ) -> None:
         smallest, largest = runner.info.input.batch
-        if not isinstance(batch_size, int) or not 1 <= batch_size <= largest:
+        if type(batch_size) is not int or not 1 <= batch_size <= largest:
             raise InputShapeError(
                 f"batch size {batch_size!r} is not within 1 to {largest}, which this artefact "
                 "accepts: choose another, or export with a dynamic batch"
@@ -106,9 +106,9 @@ class Pipeline:
         self._batch_size = max(batch_size, smallest)
         self._mixed_sizes = mixed_sizes
         self._window = WINDOW * self._batch_size if window is None else window
-        if self._window < self._batch_size:
+        if not isinstance(self._window, int) or self._window < self._batch_size:
             raise InputShapeError(
-                f"window {window} holds no batch of {self._batch_size}: choose at least as many"
+                f"window {window!r} holds no batch of {self._batch_size}: choose at least as many"
             )
 
     def __repr__(self) -> str:
@@ -119,7 +119,8 @@ class Pipeline:
 
         Args:
             images: one or any iterable, see :func:`carafe_deploy.images.as_images`; sizes may
-                differ. No more than the window and one batch are held of an iterator.
+                differ. No more than the window and one batch are held of an iterator, and an array
+                must stay as it is until the result is out.
 
         Returns:
             One :class:`Detections` an image, in order.
@@ -180,7 +181,7 @@ class Pipeline:
         While one batch runs, images of the next ones are loaded by :data:`LOADERS` threads, and
         made batches in another; those before are postprocessed and finished by :data:`FINISHERS`
         threads. The runner is used in the thread that takes the results. A runner that computes on
-        a GPU is given the next batch before it has done the one before, two at most. No more images
+        a GPU is given the next batches before it has done the one before. No more images
         are held than five batches, one for each thread that loads, and the window together; of the
         window no more than :data:`WAITING_BYTES` while sizes differ.
 
@@ -189,6 +190,7 @@ class Pipeline:
             load: [H, W, 3] uint8 BGR from a source. Called in several threads at the same time.
             finish: makes the result of a source, its image and what was found in it. Called in
                 several threads at the same time, and in another order than that of the sources.
+                An array must stay as it is until its result is out.
             unreadable: makes the result of a source for which ``load`` has raised an ImageError;
                 called as ``finish`` is. None ends the stream with the error.
             trace: told of every call of a stage, in its thread. A run is two where it waits for a

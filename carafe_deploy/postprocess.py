@@ -110,8 +110,9 @@ def _detections_of(
     count, size = int(number), batch.original_sizes[row]
     boxes = outputs["det_boxes"][row, :count].astype(np.float32)
     scores = outputs["det_scores"][row, :count].astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes /= np.tile(batch.scale_factors[row].astype(np.float32), 2)
     _check_finite("boxes or scores", boxes, scores)
-    boxes /= np.tile(batch.scale_factors[row].astype(np.float32), 2)
     masks = None
     if mask_threshold is not None:
         probabilities = outputs["det_masks"][row, :count]

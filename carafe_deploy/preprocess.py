@@ -85,7 +85,7 @@ class Preprocessor:
         if not images:
             raise InputShapeError("a batch needs at least one image")
         originals = tuple(check_image(image) for image in images)
-        plans = [self._plan(height, width) for height, width in originals]
+        plans = [self.resized(height, width) for height, width in originals]
         resized = [plan[:2] for plan in plans]
         whole = [np.ascontiguousarray(image) for image in images]
         sizes = np.array(resized, np.float64)
@@ -99,7 +99,7 @@ class Preprocessor:
 
     def padded_size(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width that a batch of this image alone has; raises as a batch does."""
-        return self._padded([self._plan(*check_image(image))])
+        return self._padded([self.resized(*check_image(image))])
 
     def _filled(
         self,
@@ -131,8 +131,8 @@ class Preprocessor:
             )
         return height, width
 
-    def _plan(self, height: int, width: int) -> tuple[int, int, bool]:
-        """New height and width, and whether the artefact's bounds made them smaller."""
+    def resized(self, height: int, width: int) -> tuple[int, int, bool]:
+        """What becomes of height and width, and whether the artefact's bounds made them smaller."""
         long, short = max(self._settings.scale), min(self._settings.scale)
         wanted = min(long / max(height, width), short / min(height, width))
         size = _scaled(height, wanted), _scaled(width, wanted)

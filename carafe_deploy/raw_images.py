@@ -41,6 +41,12 @@ class RawImages(OneLine):
     bgr_to_rgb: bool
     is_uint8: bool
 
+    def __post_init__(self) -> None:
+        if self.table.shape != (3, 256) or self.table.dtype != np.float32:
+            raise ValueError(
+                f"table is {self.table.dtype} {list(self.table.shape)}, expected float32 [3, 256]"
+            )
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
 from carafe_deploy.images import Image
-from carafe_deploy.masks import decode_mask
+from carafe_deploy.masks import decode_mask, mask_box
 from carafe_deploy.types import Detections
 
 __all__ = ["class_colour", "draw_detections"]
@@ -56,7 +57,7 @@ def draw_detections(
     colours = [class_colour(int(label)) for label in detections.labels]
     if detections.masks is not None:
         for i in shown:
-            _draw_mask(canvas, decode_mask(detections.masks[i]), colours[i], style)
+            _draw_mask(canvas, detections.masks[i], colours[i], style)
     for i in shown:
         x1, y1, x2, y2 = _corners(detections.boxes[i], canvas)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[i], style.line)
@@ -122,16 +123,17 @@ def _corners(box: np.ndarray, canvas: Image) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def _draw_mask(canvas: Image, mask: Image, colour: Colour, style: _Style) -> None:
-    """Tint the pixels of one mask, [H, W] uint8, and outline it."""
-    x, y, width, height = cv2.boundingRect(mask)
-    if width == 0:
+def _draw_mask(canvas: Image, encoding: dict[str, Any], colour: Colour, style: _Style) -> None:
+    """Tint the pixels of one mask and outline it."""
+    x, y, width, height = mask_box(encoding)
+    if width == 0 or height == 0:
         return
-    part = np.ascontiguousarray(mask[y : y + height, x : x + width])
+    part = np.ascontiguousarray(decode_mask(encoding)[y : y + height, x : x + width])
     window = canvas[y : y + height, x : x + width]
-    inside = part.astype(np.bool_)
     tint = np.array(colour, np.float32) * _MASK_OPACITY
-    window[inside] = (window[inside] * (1 - _MASK_OPACITY) + tint).astype(np.uint8)
+    levels = np.arange(256)[:, None] * (1 - _MASK_OPACITY)
+    tinted = cv2.LUT(window, (levels + tint).astype(np.uint8)[:, None])
+    cv2.copyTo(tinted, part, window)
     contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(canvas, contours, -1, colour, style.line, cv2.LINE_AA, offset=(x, y))
 

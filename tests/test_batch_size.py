@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carafe_deploy.batch_size import RUNS, BatchSize, choose_batch_size
-from carafe_deploy.errors import RunError
+from carafe_deploy.errors import EngineError, RunError
 from tests.test_pipeline import FrameRunner
 
 IMAGE = np.zeros((50, 40, 3), np.uint8)
@@ -15,6 +15,8 @@ IMAGE = np.zeros((50, 40, 3), np.uint8)
 class TimedRunner(FrameRunner):
     """Whose runs take the seconds that a table says by batch size; the first one is slow."""
 
+    error = RunError
+
     def __init__(self, seconds: dict[int, float], batch: tuple[int, int], fails: int = 1 << 30):
         super().__init__(batch=batch)
         self.seconds, self.fails, self.now = seconds, fails, 0.0
@@ -22,7 +24,7 @@ class TimedRunner(FrameRunner):
     def run(self, inputs):
         size = len(inputs["images"])
         if size >= self.fails:
-            raise RunError(f"no memory for {size}")
+            raise self.error(f"no memory for {size}")
         self.now += self.seconds[size] * (1 if size in self.batches else 10)
         return super().run(inputs)
 
@@ -74,6 +76,12 @@ STEEP = dict.fromkeys(range(1, 200), 1.0)
 )
 def test_the_fastest_size_is_chosen(given, chosen, tried):
     assert choose(**given) == (chosen, tried)
+
+
+@pytest.mark.parametrize("error", [EngineError, MemoryError])
+def test_without_memory_for_more_it_settles(monkeypatch, error):
+    monkeypatch.setattr(TimedRunner, "error", error)
+    assert choose(STEEP, fails=8) == (4, [1, 2, 4])
 
 
 def test_a_first_size_that_fails_is_an_error():

@@ -171,7 +171,13 @@ class TestEdges:
 
     def test_values_that_are_not_finite(self):
         nothing = np.zeros((9, 9), np.uint8)
-        for box in ([0, 0, np.inf, 9], [np.nan, 0, 9, 9], [-np.inf, 0, np.inf, 9]):
+        for box in (
+            [0, 0, np.inf, 9],
+            [np.nan, 0, 9, 9],
+            [-np.inf, 0, np.inf, 9],
+            [1e30, 0, 2e30, 9],
+            [-2e30, 0, -1e30, 9],
+        ):
             probability = np.ones((1, 28, 28), np.float32)
             (encoding,) = paste_masks(probability, np.array([box], np.float32), (9, 9))
             np.testing.assert_array_equal(decode_mask(encoding), nothing)

@@ -162,7 +162,7 @@ def test_static_batch_is_filled_up(count, batches):
     assert runner.batches == batches
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 9, 2.5, "2", None])
+@pytest.mark.parametrize("batch_size", [0, -1, 9, 2.5, "2", None, True])
 def test_batch_size_that_the_artefact_refuses(batch_size):
     with pytest.raises(
         InputShapeError, match=rf"batch size {batch_size!r} is not within 1 to 8.*: choose another"

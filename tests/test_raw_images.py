@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +99,12 @@ def test_a_batch_is_filled_up_with_its_last_image(
     assert (len(raw), raw.shape[0]) == (5, 5)
     whole = Preprocessor(info())(images[:2] + images[1:2] * 3).images
     np.testing.assert_array_equal(TorchImages(CPU, library)(raw).numpy(), whole)
+
+
+def test_a_table_of_another_shape_is_refused() -> None:
+    raw = Preprocessor(info(), raw=True)([np.zeros((9, 9, 3), np.uint8)]).images
+    with pytest.raises(ValueError, match=r"table is float32 \[1, 256\], expected float32 \[3, 256"):
+        dataclasses.replace(raw, table=raw.table[:1])
 
 
 def test_what_no_detector_takes_is_refused() -> None:

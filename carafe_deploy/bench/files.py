@@ -12,7 +12,7 @@ from carafe_deploy.images import Image, load_image, save_image
 from carafe_deploy.pipeline import STAGES, Pipeline
 from carafe_deploy.runners.base import Runner
 
-__all__ = ["covered", "stream_files"]
+__all__ = ["stream_files"]
 
 #: Batches that the timeline shows, from the middle of the stream.
 SHOWN = 6
@@ -22,7 +22,9 @@ LEAST = 1e-5
 _Span = tuple[float, float]
 
 
-def stream_files(runner: Runner, images: Sequence[Image], batch: int, count: int) -> Streamed:
+def stream_files(
+    runner: Runner, images: Sequence[Image], batch: int, count: int, alone_ms: float
+) -> Streamed:
     """Stream so many batches of JPEG files to detections with encoded masks.
 
     Args:
@@ -30,6 +32,7 @@ def stream_files(runner: Runner, images: Sequence[Image], batch: int, count: int
         images: are written as files first, and read again and again.
         batch: images a run.
         count: batches.
+        alone_ms: that a run of such a batch takes with nothing beside it.
     """
     spans: dict[str, list[_Span]] = {name: [] for name in STAGES}
     with temporary_folder() as folder:
@@ -55,19 +58,10 @@ def stream_files(runner: Runner, images: Sequence[Image], batch: int, count: int
         batch=batch,
         images=results,
         seconds=seconds,
-        idle=max(0.0, 1 - covered(spans["run"]) / seconds),
+        idle=max(0.0, 1 - count * alone_ms / 1e3 / seconds),
         window_s=window,
         spans={name: _within(each, start, window) for name, each in spans.items()},
     )
-
-
-def covered(spans: Iterable[_Span]) -> float:
-    """Seconds in which at least one of them goes on."""
-    total, end = 0.0, float("-inf")
-    for begun, ended in sorted(spans):
-        total += max(0.0, ended - max(begun, end))
-        end = max(end, ended)
-    return total
 
 
 def _within(spans: Iterable[_Span], start: float, window: float) -> tuple[_Span, ...]:

@@ -124,7 +124,7 @@ class Streamed(OneLine):
         batch: images a run.
         images: in all.
         seconds: from the first file's decoding to the last one's detections.
-        idle: share of them in which no run goes on, as the host sees it.
+        idle: share of them that is left over when each run takes as long as it does alone.
         window_s: seconds from its middle that ``spans`` show.
         spans: when calls of each of :data:`carafe_deploy.pipeline.STAGES` began and ended, in
             seconds from the beginning of the window.

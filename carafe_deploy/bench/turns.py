@@ -90,7 +90,8 @@ class Turns:
         if best is None:
             return None
         seconds = statistics.median(best.pipelined_ms) / 1e3
-        return stream_files(self.runner, images, best.batch, _count(seconds))
+        alone = statistics.median(best.samples_ms)
+        return stream_files(self.runner, images, best.batch, _count(seconds), alone)
 
     def _by_size(self, images: Sequence[Image]) -> list[list[Image]]:
         """The images by the size that they are padded to."""

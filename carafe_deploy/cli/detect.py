@@ -39,7 +39,7 @@ from carafe_deploy.cli.common import (
     print_json,
     results_console,
 )
-from carafe_deploy.errors import ImageError
+from carafe_deploy.errors import CarafeDeployError, ImageError
 
 if TYPE_CHECKING:
     from carafe_deploy.images import Image
@@ -74,6 +74,14 @@ def detect(
             "detections.json lists them, and replace files that have the names of this run's.",
         ),
     ] = False,
+    draw: Annotated[
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Draw what is found, which takes longer than all else but the detector; or write "
+            "the JSON alone.",
+        ),
+    ] = True,
     batch_size: AutoBatchSizeOption = "1",
     mixed_sizes: MixedSizesOption = False,
     device: DeviceOption = None,
@@ -89,16 +97,17 @@ def detect(
     detections.json is in COCO's annotation format with a score each, and
     holds all detections, drawn or not. Its category ids are labels counted
     from 1. Pictures that earlier runs left in the folder are named. A file
-    that is no image is left out and named; interrupted, what is done by
-    then is written.
+    that is no image is left out and named; interrupted, or when a run
+    fails, what is done by then is written.
     """
+    from carafe_deploy.engine.progress import signals_wait
     from carafe_deploy.files import atomic_write_text
     from carafe_deploy.images import find_images, load_image
     from carafe_deploy.pipeline import Pipeline
     from carafe_deploy.termination import interrupts_raise
 
     paths = find_images(images)
-    pictures = picture_names(paths, output)
+    pictures = picture_names(paths, output) if draw else {}
     json_path = output / "detections.json"
     if not overwrite:
         _check_targets(json_path, pictures)
@@ -110,11 +119,12 @@ def detect(
         size = batch_size_of(batch_size, runner, paths, "detect")
         pipeline = Pipeline(runner, size, mixed_sizes=mixed_sizes)
         drawn: set[Path] = set()
-        interrupted = False
+        interrupted, failure = False, None
 
         def finish(path: Path, image: Image, found: Detections) -> _Found:
-            drawn.add(pictures[path])
-            _draw(pictures[path], image, found, runner.info, score_threshold)
+            if path in pictures:
+                drawn.add(pictures[path])
+                _draw(pictures[path], image, found, runner.info, score_threshold)
             return path, found
 
         with image_progress("detect") as progress, interrupts_raise():
@@ -122,30 +132,36 @@ def detect(
             try:
                 with contextlib.closing(results):
                     for path, found in results:
-                        document.add(path, pictures[path], found)
+                        document.add(path, pictures.get(path), found)
                         progress(len(document.rows), len(paths))
             except KeyboardInterrupt:
                 interrupted = True
-    if interrupted:
+            except (CarafeDeployError, OSError) as error:
+                failure = error  # what is done by then is written, too
+    if interrupted or failure is not None:
         document.end_early(drawn)
+    if failure is not None and not document.rows:
+        raise failure
     unreadable = document.content["info"]["unreadable"]
     if len(unreadable) == len(document.rows):
         if interrupted:
             raise KeyboardInterrupt
+        if failure is not None:
+            raise failure
         raise ImageError(
             unreadable[0]["reason"]
             if len(paths) == 1
             else f"none of {len(paths)} images can be read, {unreadable[0]['reason']}"
         )
-    drawn_now = (Path(image["picture"]) for image in document.content["images"])
-    earlier = earlier_pictures(json_path, [*paths, *drawn_now])
-    if overwrite and not interrupted:
+    earlier = earlier_pictures(json_path, [*paths, *document.pictures])
+    if overwrite and not document.content["info"]["interrupted"]:
         for picture in earlier:
             picture.unlink(missing_ok=True)
         earlier = []
     else:
         document.content["info"]["earlier_pictures"] = [picture.name for picture in earlier]
-    atomic_write_text(json_path, json.dumps(document.content) + "\n")
+    with interrupts_raise(), signals_wait():  # of thousands of images it takes seconds
+        atomic_write_text(json_path, json.dumps(document.content) + "\n")
     console = results_console(json_output)
     if json_output:
         print_json(document.content)
@@ -154,6 +170,8 @@ def detect(
         _show(console, document, json_path, artefact, earlier)
     if interrupted:
         raise KeyboardInterrupt
+    if failure is not None:
+        raise failure
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "
@@ -214,7 +232,8 @@ def _listed(json_path: Path) -> list[str]:
         names = [
             Path(image["picture"]).name
             for image in content["images"]
-            if _is_picture_of(Path(image["picture"]), Path(image["file_name"]))
+            if image["picture"] is not None
+            and _is_picture_of(Path(image["picture"]), Path(image["file_name"]))
         ]
         before = content["info"].get("earlier_pictures", ())
         names += [name for name in before if Path(name).name == name and _PICTURE.search(name)]
@@ -274,7 +293,6 @@ class _Document:
         from carafe_deploy.preprocess import Preprocessor
 
         self._preprocess = Preprocessor(info)
-        self._shrunk: dict[tuple[int, int], bool] = {}
         self.classes = info.classes
         self.threshold = score_threshold
         self.floor = info.score_threshold
@@ -298,14 +316,9 @@ class _Document:
 
     def _is_shrunk(self, size: tuple[int, int]) -> bool:
         """The artefact accepts no input as large as mmdetection would make of this image."""
-        import numpy as np
+        return self._preprocess.resized(*size)[2]
 
-        if size not in self._shrunk:
-            blank = np.zeros((*size, 3), np.uint8)
-            self._shrunk[size] = self._preprocess([blank]).shrunk[0]
-        return self._shrunk[size]
-
-    def add(self, path: Path, picture: Path, found: Detections | ImageError) -> None:
+    def add(self, path: Path, picture: Path | None, found: Detections | ImageError) -> None:
         """Append one image, its row last; or a file that is none."""
         from carafe_deploy.coco import to_results
 
@@ -322,7 +335,7 @@ class _Document:
                 "file_name": str(path),
                 "width": width,
                 "height": height,
-                "picture": str(picture),
+                "picture": None if picture is None else str(picture),
                 "shrunk": self._is_shrunk(found.image_size),
             }
         )
@@ -334,6 +347,12 @@ class _Document:
         counts = Counter(self.classes[label] for label in shown.tolist())
         self.rows.append((str(path), f"{width}×{height}", len(shown), counts))
 
+    @property
+    def pictures(self) -> list[Path]:
+        """Of images that have a row."""
+        named = (image["picture"] for image in self.content["images"])
+        return [Path(name) for name in named if name is not None]
+
     def end_early(self, drawn: set[Path]) -> None:
         """Keep what has a row, and remove pictures that were drawn of what has none."""
         info, images = self.content["info"], self.content["images"]
@@ -343,7 +362,7 @@ class _Document:
             rows[:] = [row for row in rows if row["file_name"] in listed]
         annotations = self.content["annotations"]
         annotations[:] = [one for one in annotations if one["image_id"] <= len(images)]
-        for picture in drawn - {Path(image["picture"]) for image in images}:
+        for picture in drawn - set(self.pictures):
             picture.unlink(missing_ok=True)
 
 
@@ -379,7 +398,8 @@ def _show(
     line(
         console,
         f"\n{plural(total, 'detection')} with score ≥ {document.threshold:g} in "
-        f"{plural(len(document.content['images']), 'image')}, drawn in {json_path.parent}/",
+        f"{plural(len(document.content['images']), 'image')}"
+        + (f", drawn in {json_path.parent}/" if document.pictures else ""),
     )
     line(
         console,

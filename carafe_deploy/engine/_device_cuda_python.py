@@ -92,7 +92,9 @@ class CudaPythonDevice(Device):
         self._call(self._runtime.cudaStreamSynchronize, self._stream)
 
     def mark(self) -> Any:
-        event = self._call(self._runtime.cudaEventCreate)
+        event = self._call(
+            self._runtime.cudaEventCreateWithFlags, self._runtime.cudaEventBlockingSync
+        )
         self._call(self._runtime.cudaEventRecord, event, self._stream)
         return event
 

@@ -80,7 +80,7 @@ class PyCudaDevice(Device):
 
     def mark(self) -> Any:
         with self.current():
-            return self._driver.Event().record(self._stream)
+            return self._driver.Event(self._driver.event_flags.BLOCKING_SYNC).record(self._stream)
 
     def wait(self, mark: Any) -> None:
         with self.current():

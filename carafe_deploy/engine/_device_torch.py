@@ -73,7 +73,7 @@ class TorchDevice(Device):
 
     def mark(self) -> Any:
         with self.current():
-            event = self._torch.cuda.Event(enable_timing=True)
+            event = self._torch.cuda.Event(enable_timing=True, blocking=True)
             event.record(self._stream)
         return event
 

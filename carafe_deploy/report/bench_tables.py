@@ -152,8 +152,8 @@ def files_table(result: BenchResult) -> Table | None:
         "run idles": [share(one.idle) for _, one in streams],
     }
     note = (
-        "From JPEG files, decoding included, to detections with encoded masks. The run idles while "
-        "the host sees none that goes on."
+        "From JPEG files, decoding included, to detections with encoded masks. The run idles for "
+        "the share of the time that is left over when each takes as long as alone."
     )
     return _by_columns("from files", [name for name, _ in streams], columns, note)
 

@@ -58,9 +58,9 @@ class EngineImages:
             self._sources.append((size, self._device.allocate(size)))
         known, pointer = self._sources[number]
         if known < size:
+            self._sources[number] = size, self._device.allocate(size)
             self._device.synchronize()
             self._device.release(pointer)
-            self._sources[number] = size, self._device.allocate(size)
         return self._sources[number][1]
 
     def _table_of(self, raw: RawImages) -> int:

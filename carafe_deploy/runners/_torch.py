@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,10 @@ class TorchRunner(Lifetime):
             None if kernels is None else TorchImages(device, kernels, channels_last=channels_last)
         )
         self._tf32 = tf32
+        # On a GPU one thread at a time: a graph's inputs and outputs are all threads'.
+        self._turn: AbstractContextManager[Any] = (
+            threading.Lock() if device.type == "cuda" else nullcontext()
+        )
         self._forward: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = forward
         self._stages: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = stages
         self._begin(info.name if label is None else label)
@@ -236,7 +241,7 @@ class TorchRunner(Lifetime):
     def _computing(self) -> Iterator[None]:
         """Inside, PyTorch computes as this runner shall."""
         _note_threads()
-        with self._running(), torch.inference_mode(), float32_products(self._tf32):
+        with self._turn, self._running(), torch.inference_mode(), float32_products(self._tf32):
             yield
 
     def _call(

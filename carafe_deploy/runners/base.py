@@ -83,7 +83,7 @@ class Runner(Protocol):
         ...
 
     def start(self, inputs: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
-        """Begin a run. What is returned waits for its end, in any thread, and gives what
+        """Begin a run. What is returned waits for its end, in any one thread, and gives what
         :meth:`run` does. A runner on a device may return before that has computed; runs are
         computed in the order in which they were started.
         """

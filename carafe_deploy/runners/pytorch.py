@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from carafe_deploy.backends import MODES
-from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError
+from carafe_deploy.errors import BackendUnavailableError, CarafeDeployError, RunError
 from carafe_deploy.ops._kernels import ENVIRONMENT_VARIABLE, kernel_library
 from carafe_deploy.runners._graphs import Graphed
 from carafe_deploy.runners._torch import TorchRunner
@@ -88,7 +88,7 @@ class PyTorchRunner(TorchRunner):
             # Beyond torch's limit of 8 shapes a model would run eagerly; with fullgraph it fails.
             config = torch._dynamo.config
             config.recompile_limit = max(config.recompile_limit, SHAPES)
-            forward = torch.compile(forward, dynamic=False, fullgraph=True)
+            forward = _limited(torch.compile(forward, dynamic=False, fullgraph=True), mode)
         if is_graph:
             forward = Graphed(forward, graph_memory)
         self.mode = mode
@@ -96,6 +96,22 @@ class PyTorchRunner(TorchRunner):
 
     def _settings(self) -> tuple[str, ...]:
         return (*(self.mode,) * (self.mode != "eager"), *super()._settings())
+
+
+def _limited(compiled: _Forward, mode: str) -> _Forward:
+    """Says what it means when torch refuses to compile once more."""
+
+    def forward(images: Tensor, sizes: Tensor) -> Sequence[Tensor]:
+        try:
+            return compiled(images, sizes)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise RunError(
+                f"mode {mode} compiles for each input shape, {SHAPES} of them in a process, and "
+                f"{list(images.shape)} is one more: run images of so many sizes in mode eager or "
+                "cuda-graph"
+            ) from error
+
+    return forward
 
 
 def _need_kernels(mode: str) -> None:

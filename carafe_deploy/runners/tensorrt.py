@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -97,6 +98,7 @@ class TensorRTRunner(Lifetime):
                 "(pip install 'carafe-deploy[cuda-python]')"
             )
         self.device = f"cuda:{index}"
+        self._lock = threading.Lock()
         self._device: Device | None = kind(index)
         kernels = preprocessing_kernels()
         self.preprocesses = kernels is not None
@@ -185,7 +187,8 @@ class TensorRTRunner(Lifetime):
         assert self._device is not None
         check_inputs(self.info, inputs, raw=self.preprocesses)
         arrays = {spec.name: _contiguous(inputs[spec.name]) for spec in self.inputs}
-        with self._running(), self._device.current(), self._log.listening() as heard:
+        # One thread at a time: memory of a shape, and TensorRT's context, are all threads'.
+        with self._lock, self._running(), self._device.current(), self._log.listening() as heard:
             try:
                 return action(self._device, arrays)
             except Failure as failure:
@@ -223,7 +226,12 @@ class TensorRTRunner(Lifetime):
         self._enqueue_all(device, binding, is_new, arrays, host)
         end = device.mark()
 
+        results: dict[str, Array] | None = None
+
         def finish() -> dict[str, Array]:
+            nonlocal results
+            if results is not None:
+                return results
             with self._running(), device.current():
                 device.wait(end)
             results = {name: _widened(array.copy()) for name, array in host.outputs.items()}

@@ -14,7 +14,7 @@ import torch
 
 from carafe_deploy.bench import probe as probe_module
 from carafe_deploy.bench import run as run_module
-from carafe_deploy.bench.files import covered
+from carafe_deploy.bench.files import stream_files
 from carafe_deploy.bench.options import BenchOptions
 from carafe_deploy.bench.probe import probe
 from carafe_deploy.bench.record import PARTS, BenchResult, Cold
@@ -111,18 +111,12 @@ def test_a_stream_of_files_has_a_timeline(measure: Measure) -> None:
         assert all(0 <= begun < ended <= streamed.window_s for begun, ended in spans)
 
 
-@pytest.mark.parametrize(
-    ("spans", "seconds"),
-    [
-        ([], 0),
-        ([(1, 2)], 1),
-        ([(3, 4), (1, 2)], 2),
-        ([(1, 4), (2, 3)], 3),
-        ([(1, 3), (2, 5), (5, 6)], 5),
-    ],
-)
-def test_time_in_which_something_goes_on(spans: list[tuple[int, int]], seconds: int) -> None:
-    assert covered(spans) == seconds
+def test_idle_is_what_the_runs_alone_would_leave() -> None:
+    images = [np.zeros((32, 48, 3), np.uint8)] * 4
+    for alone_ms in (0.0, 1.0, 1e9):
+        found = stream_files(FakeRunner(), images, 2, 8, alone_ms)
+        assert found.images == 16
+        assert found.idle == pytest.approx(max(0.0, 1 - 8 * alone_ms / 1e3 / found.seconds))
 
 
 def test_samples_and_agreement(measure: Measure) -> None:

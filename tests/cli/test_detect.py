@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pycocotools.coco import COCO
 
 from carafe_deploy.cli.common import UsageError
 from carafe_deploy.cli.detect import _Document, earlier_pictures, picture_names, short_names
+from carafe_deploy.errors import RunError
 from carafe_deploy.images import load_image, save_image
 
 Run = Callable[..., Any]
@@ -31,6 +33,19 @@ def test_pictures_and_json(run: Run, onnx_file: Path, images: Path) -> None:
         before, after = load_image(path), load_image(Path("found") / path.name)
         assert before.shape == after.shape
         assert (before != after).any()
+
+
+def test_without_pictures(run: Run, ts_file: Path, images: Path) -> None:
+    drawn = run("detect", ts_file, images, "--json").json
+    alone = run("detect", ts_file, images, "--no-pictures", "-o", "found", "--json").json
+    assert [path.name for path in Path("found").iterdir()] == ["detections.json"]
+    assert alone["annotations"] == drawn["annotations"]
+    assert [image["picture"] for image in alone["images"]] == [None] * 3
+    # Pictures may come later; what has none is no earlier one.
+    again = run("detect", ts_file, images, "-o", "found")
+    assert again.status == 0, again.err
+    assert "drawn in" in again.out
+    assert "drawn in" not in run("detect", ts_file, images, "--no-pictures", "-o", "other").out
 
 
 def test_json_is_coco(run: Run, ts_file: Path, images: Path) -> None:
@@ -385,6 +400,31 @@ def test_interrupted_it_leaves_what_was_done(
     monkeypatch.setattr(_Document, "add", add)
     assert run("detect", ts_file, images).status == 0  # it knows the pictures
     assert len(names_in("out")) == 10
+
+
+def test_a_run_that_fails_leaves_what_was_done(
+    run: Run, ts_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = _Document.add
+
+    def failing(self: _Document, path: Path, *given: Any) -> None:
+        if path.name == "000003.png":
+            raise RunError("no memory")
+        add(self, path, *given)
+
+    monkeypatch.setattr(_Document, "add", failing)
+    outcome = run("detect", ts_file, images)
+    assert outcome.status != 0
+    assert "no memory" in outcome.err
+    assert json.loads(Path("out/detections.json").read_text())["info"]["interrupted"]
+    assert names_in("out") == ["000001.png", "000002.png", "detections.json"]
+
+
+def test_a_pipe_is_not_waited_for(run: Run, ts_file: Path, images: Path) -> None:
+    os.mkfifo("p.png")
+    outcome = run("detect", ts_file, images / "000001.png", "p.png")
+    assert outcome.status == 2
+    assert "cannot read image p.png: it is no file" in outcome.err
 
 
 def test_interrupted_before_the_first_image_it_writes_nothing(

@@ -148,6 +148,15 @@ def test_a_cuda_graph_needs_kernels(
             PyTorchRunner(NOTHING, torch.device("cuda"), NOTHING, NOTHING, mode=mode)
 
 
+def test_one_shape_too_many_is_named() -> None:
+    def compiled(images: torch.Tensor, sizes: torch.Tensor) -> None:
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("hard failure")
+
+    forward = pytorch_module._limited(compiled, "compile")
+    with pytest.raises(RunError, match=r"compile compiles .* 64 .* \[1, 3, 8, 8\] is one more"):
+        forward(torch.zeros(1, 3, 8, 8), torch.zeros(1, 2))
+
+
 @pytest.mark.parametrize(
     ("compiler", "programs", "reason"),
     [

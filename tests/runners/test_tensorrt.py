@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +24,12 @@ from carafe_deploy.kernels import KernelLibrary, PreprocessParams
 from carafe_deploy.libraries import require_library
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.runners import tensorrt as tensorrt_runner
+from carafe_deploy.runners._tensorrt_images import EngineImages
 from carafe_deploy.runners.tensorrt import MODES, TensorRTRunner
 from carafe_deploy.types import OperatorCall
 from tests.engine import fake_tensorrt
 from tests.engine.fake_tensorrt import PLAN, VERSION, FakeTensorRT, write_engine
+from tests.engine.tiny import tiny_info
 
 
 @pytest.fixture
@@ -206,6 +211,54 @@ def test_raw_images_become_batches_on_the_gpu(
                     for name, array in expected.items():
                         np.testing.assert_array_equal(one[name], array)
     assert trt.device.memory == {}
+
+
+def test_memory_for_an_image_stays_when_more_is_refused(trt: FakeTensorRT) -> None:
+    device = fake_tensorrt.FakeDevice()
+    images = EngineImages(_Kernels(trt), device)
+    small, large = (
+        Preprocessor(tiny_info(), raw=True)([np.zeros((size, size, 3), np.uint8)]).images
+        for size in (20, 40)
+    )
+    host, target = np.empty(40 * 40 * 3, np.uint8), device.allocate(1 << 20)
+    with device.current():
+        images.enqueue(small, target, host)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(device, "allocate", _refuse)
+            with pytest.raises(EngineError, match="memory"):
+                images.enqueue(large, target, host)
+        for batch in (small, large, small):
+            images.enqueue(batch, target, host)
+            device.synchronize()
+
+
+def _refuse(size: int) -> int:
+    raise EngineError("out of memory")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_take_turns(
+    engine: Path, trt: FakeTensorRT, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = trt.device.__class__.upload
+
+    def slow(self: Any, pointer: int, array: np.ndarray) -> None:
+        upload(self, pointer, array)
+        time.sleep(0.002)  # others come in between, if they may
+
+    monkeypatch.setattr(fake_tensorrt.FakeDevice, "upload", slow)
+    with TensorRTRunner(engine, mode=mode) as runner, ThreadPoolExecutor(2) as pool:
+        values = [float(value) for value in range(20)]
+        found = pool.map(lambda value: _means(runner.run(_inputs(value=value))), values)
+        assert list(found) == [[value] for value in values]
+
+
+def test_outputs_are_there_for_whoever_asks_again(engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        finish = runner.start(_inputs(value=2.0))
+        assert finish() is finish()
+        later = [runner.start(_inputs(value=value)) for value in (3.0, 4.0)]
+        assert [_means(one()) for one in later] == [[3.0], [4.0]]
 
 
 def test_without_kernels_for_a_gpu_raw_images_are_refused(
