@@ -22,6 +22,10 @@ __all__ = ["Binding", "Bindings", "Failure", "Given", "Host"]
 #: An input.
 Given = Array | RawImages
 
+_Shapes = tuple[tuple[int, ...], ...]
+#: Shape and dtype by output.
+_Results = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
 #: Name of TensorRT's data type -> how the bytes come to NumPy, which has no bfloat16.
 _DTYPES = {
     "FLOAT": "float32",
@@ -43,16 +47,18 @@ class Host(OneLine):
 
     images: npt.NDArray[np.uint8]
     outputs: dict[str, Array]
+    results: _Results = field(default_factory=dict)
     inputs: Mapping[str, Given] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
 class Binding(OneLine):
-    """Memory for one set of input shapes.
+    """Memory of a run.
 
     Attributes:
         context: that runs it.
         pointers: device memory by tensor name.
+        sizes: bytes of it.
         results: shape and dtype of each output.
         graph: captured, once it is.
         host: page-locked, which no run has now.
@@ -60,21 +66,22 @@ class Binding(OneLine):
 
     context: Any
     pointers: dict[str, int] = field(default_factory=dict)
-    results: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    results: _Results = field(default_factory=dict)
     graph: Any = None
     host: list[Host] = field(default_factory=list)
 
 
 class Bindings:
-    """Of an engine, a few sets of shapes; the least recently used goes first.
+    """Memory of an engine: one set that grows and serves all shapes, or a few, each of one's own.
 
     Args:
         engine: as TensorRT deserialised it.
         device: whose current context is the caller's.
         label: of the engine, for messages.
-        limit: sets of shapes.
-        own_contexts: each has an execution context of its own, as graphs take, which hold on to its
-            state. Else one serves all.
+        limit: sets of shapes that have their own; the least recently used goes first.
+        own_contexts: shapes have an execution context and addresses of their own, as graphs take,
+            which hold on to both.
     """
 
     def __init__(
@@ -85,10 +92,10 @@ class Bindings:
         self._label = label
         self._limit = limit
         self._own_contexts = own_contexts
-        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Binding] = OrderedDict()
-        self._context: Any = None
-        #: Shapes that the context of all has been told.
-        self._set: tuple[tuple[int, ...], ...] | None = None
+        self._bindings: OrderedDict[_Shapes, Binding] = OrderedDict()
+        self._shared: Binding | None = None
+        #: Shapes that the one that is shared is set to.
+        self._set: _Shapes | None = None
         #: INPUT or OUTPUT by tensor.
         self.modes: dict[str, str] = {
             name: engine.get_tensor_mode(name).name
@@ -98,46 +105,53 @@ class Bindings:
     def of(self, arrays: Mapping[str, Given]) -> tuple[Binding, bool]:
         """Memory for these shapes, and whether it is new."""
         key = tuple(array.shape for array in arrays.values())
-        is_set, self._set = self._own_contexts or key == self._set, None
-        if not is_set:
+        if self._own_contexts:
+            return self._own(key, arrays)
+        if self._shared is None:
+            self._shared = Binding(self._new_context())
+        if key != self._set:
+            self._set = None
             self._device.synchronize()  # the context that is to change may still run
+            self._fit(self._shared, arrays)
+            self._set = key
+        return self._shared, False
+
+    def _own(self, key: _Shapes, arrays: Mapping[str, Given]) -> tuple[Binding, bool]:
         if key in self._bindings:
             self._bindings.move_to_end(key)
-            binding = self._bindings[key]
-            if not is_set:
-                self.tell(binding, arrays)
-            self._set = key
-            return binding, False
+            return self._bindings[key], False
         while len(self._bindings) >= self._limit:
             self._release(self._bindings.popitem(last=False)[1])
         binding = Binding(self._new_context())
         try:
-            self._allocate(binding, arrays)
+            self._fit(binding, arrays)
         except BaseException:
             self._release(binding)
             raise
-        self._bindings[key], self._set = binding, key
+        self._bindings[key] = binding
         return binding, True
 
     def _new_context(self) -> Any:
-        if self._context is not None:
-            return self._context
         context = self._engine.create_execution_context()
         if context is None:
             raise Failure("create an execution context")
-        if not self._own_contexts:
-            self._context = context
         return context
 
-    def _allocate(self, binding: Binding, arrays: Mapping[str, Given]) -> None:
+    def _fit(self, binding: Binding, arrays: Mapping[str, Given]) -> None:
+        """Memory that is large enough stays."""
         self._set_shapes(binding.context, arrays)
         for name, mode in self.modes.items():
             dtype = self._dtype(name)
             shape = tuple(binding.context.get_tensor_shape(name))
             if mode == "OUTPUT":
                 binding.results[name] = (shape, dtype)
-            size = int(np.prod(shape)) * dtype.itemsize
-            binding.pointers[name] = self._device.allocate(max(size, 1))
+            size = max(1, math.prod(shape) * dtype.itemsize)
+            if size > binding.sizes.get(name, 0):
+                before = binding.pointers.get(name)
+                binding.pointers[name] = self._device.allocate(size)
+                binding.sizes[name] = size
+                if before is not None:
+                    self._device.release(before)
         self._set_addresses(binding)
 
     def tell(self, binding: Binding, arrays: Mapping[str, Given]) -> None:
@@ -175,12 +189,16 @@ class Bindings:
 
     def host(self, binding: Binding, num_bytes: int, names: Sequence[str]) -> Host:
         """For one more run with this binding."""
-        host = binding.host.pop() if binding.host else Host(np.empty(0, np.uint8), {})
+        wanted = {name: binding.results[name] for name in names}
+        host = next((one for one in binding.host if one.results == wanted), None)
+        if host is None:
+            host = Host(np.empty(0, np.uint8), {}, wanted)
+        else:
+            binding.host.remove(host)
         if len(host.images) < num_bytes:
             host.images = self._device.host_memory(num_bytes)
-        for name in names:
+        for name, (shape, dtype) in wanted.items():
             if name not in host.outputs:
-                shape, dtype = binding.results[name]
                 size = math.prod(shape) * dtype.itemsize
                 memory = self._device.host_memory(max(size, 1))[:size]
                 host.outputs[name] = memory.view(dtype).reshape(shape)
@@ -188,8 +206,8 @@ class Bindings:
 
     def clear(self) -> None:
         """Free everything."""
-        for binding in self._bindings.values():
+        for binding in (*self._bindings.values(), *filter(None, (self._shared,))):
             self._release(binding)
             binding.context = None
         self._bindings.clear()
-        self._context = self._engine = None
+        self._shared = self._engine = None

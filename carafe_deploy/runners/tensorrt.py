@@ -51,7 +51,7 @@ class TensorRTRunner(Lifetime):
         mode: one of :data:`MODES`. ``"cuda-graph"`` captures a CUDA graph for each input shape when
             it comes the second time, and launches that from then on. Each such shape takes an
             execution context of its own.
-        shapes: input shapes for which memory is kept; the least recently used goes first.
+        shapes: of ``"cuda-graph"``: input shapes that are kept, the least recently used goes first.
 
     Raises:
         ArtefactError: the engine or its sidecar is missing, damaged, or does not fit the
