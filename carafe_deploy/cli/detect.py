@@ -363,7 +363,8 @@ class _Document:
         annotations = self.content["annotations"]
         annotations[:] = [one for one in annotations if one["image_id"] <= len(images)]
         for picture in drawn - set(self.pictures):
-            picture.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it could not be written, for one
+                picture.unlink()
 
 
 def _show_earlier(console: Console, left: Sequence[Path], output: Path) -> None:

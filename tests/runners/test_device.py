@@ -88,6 +88,7 @@ class _Runtime:
 
     cudaError_t = SimpleNamespace(cudaSuccess=0)
     cudaStreamNonBlocking = 1
+    cudaEventBlockingSync = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
     cudaDeviceAttr = SimpleNamespace(
@@ -106,7 +107,7 @@ class _Runtime:
             "cudaStreamCreateWithFlags": 70,
             "cudaMalloc": 4096,
             "cudaMallocHost": self.host.ctypes.data,
-            "cudaEventCreate": "event",
+            "cudaEventCreateWithFlags": "event",
             "cudaStreamEndCapture": "graph",
             "cudaGraphInstantiate": "executable",
             "cudaGetErrorString": b"out of memory",
