@@ -32,7 +32,8 @@ DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bflo
 #: What its convolutions and linear layers may be quantized to, coarser than all those.
 QUANTIZED = ("fp8", "int8")
 
-#: How ranges of what is quantized may be chosen.
+#: How ranges of what is quantized may be chosen: all that was seen; most of it; the nearest in
+#: information, or in squares.
 CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
 
 #: Where ONNX and TorchScript files carry a :class:`ModelInfo`.

@@ -119,7 +119,7 @@ def detect(
         size = batch_size_of(batch_size, runner, paths, "detect")
         pipeline = Pipeline(runner, size, mixed_sizes=mixed_sizes)
         drawn: set[Path] = set()
-        interrupted, failure = False, None
+        ended: BaseException | None = None
 
         def finish(path: Path, image: Image, found: Detections) -> _Found:
             if path in pictures:
@@ -134,27 +134,21 @@ def detect(
                     for path, found in results:
                         document.add(path, pictures.get(path), found)
                         progress(len(document.rows), len(paths))
-            except KeyboardInterrupt:
-                interrupted = True
-            except (CarafeDeployError, OSError) as error:
-                failure = error  # what is done by then is written, too
-    if interrupted or failure is not None:
+            except (KeyboardInterrupt, CarafeDeployError, OSError) as error:
+                ended = error  # what is done by then is written
+    if ended is not None:
         document.end_early(drawn)
-    if failure is not None and not document.rows:
-        raise failure
     unreadable = document.content["info"]["unreadable"]
     if len(unreadable) == len(document.rows):
-        if interrupted:
-            raise KeyboardInterrupt
-        if failure is not None:
-            raise failure
+        if ended is not None:
+            raise ended
         raise ImageError(
             unreadable[0]["reason"]
             if len(paths) == 1
             else f"none of {len(paths)} images can be read, {unreadable[0]['reason']}"
         )
     earlier = earlier_pictures(json_path, [*paths, *document.pictures])
-    if overwrite and not document.content["info"]["interrupted"]:
+    if overwrite and ended is None:
         for picture in earlier:
             picture.unlink(missing_ok=True)
         earlier = []
@@ -168,10 +162,8 @@ def detect(
         _show_earlier(console, earlier, output)
     else:
         _show(console, document, json_path, artefact, earlier)
-    if interrupted:
-        raise KeyboardInterrupt
-    if failure is not None:
-        raise failure
+    if ended is not None:
+        raise ended
     if unreadable:
         raise ImageError(
             f"{len(unreadable)} of {plural(len(paths), 'image')} left out, the others are done:\n  "

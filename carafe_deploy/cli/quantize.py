@@ -368,9 +368,8 @@ def _show_order(
     console.print(table)
 
 
-def _trial(kept: int, loss: float, goal: _Goal | None) -> str:
-    text = f"{kept} in float"
-    return text if goal is None else f"{text}: {goal.what} {loss:.4f}, wanted {goal.most:g}"
+def _trial(kept: int, loss: float, goal: _Goal) -> str:
+    return f"{kept} in float: {goal.what} {loss:.4f}, wanted {goal.most:g}"
 
 
 def _show(
@@ -395,6 +394,7 @@ def _show(
                     _trial(len(trial["kept_float"]), trial["loss"], goal),
                 )
                 for index, trial in enumerate(result["trials"])
+                if goal is not None
             ),
             *(("note", note) for note in result["notes"]),
         ],

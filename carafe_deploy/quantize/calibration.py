@@ -20,12 +20,12 @@ from carafe_deploy.files import atomic_write_text, sha256_of
 from carafe_deploy.images import load_image
 from carafe_deploy.preprocess import Preprocessor
 from carafe_deploy.quantize.layers import Layer
-from carafe_deploy.quantize.ranges import METHODS, PERCENTILE, Histogram, choose
+from carafe_deploy.quantize.ranges import PERCENTILE, Histogram, choose
 from carafe_deploy.runners._onnxruntime_session import Opener, kernels_for
 from carafe_deploy.schema import OneOf, SchemaError, Within, parse, structure
-from carafe_deploy.types import ModelInfo
+from carafe_deploy.types import CALIBRATION_METHODS, ModelInfo
 
-__all__ = ["FEWEST", "Calibration", "Ranges", "images_hash"]
+__all__ = ["FEWEST", "Calibration", "Ranges"]
 
 #: Images without which ranges are chance.
 FEWEST = 8
@@ -57,7 +57,7 @@ class Ranges(OneLine):
     model_sha256: str
     images_sha256: str
     images: Annotated[int, Within(1, 1 << 31)]
-    method: Annotated[str, OneOf(METHODS)]
+    method: Annotated[str, OneOf(CALIBRATION_METHODS)]
     percentile: Annotated[float, Within(50, 100)]
     symmetric: bool
     bounds: Mapping[str, tuple[_Bound, _Bound]]
@@ -88,7 +88,7 @@ class Calibration(OneLine):
 
     Attributes:
         images: files, all of which are read.
-        method: of choosing ranges, one of :data:`~carafe_deploy.quantize.ranges.METHODS`.
+        method: of choosing ranges, one of :data:`~carafe_deploy.types.CALIBRATION_METHODS`.
         percentile: of the values kept, by the method of that name, in percent.
         cache: file of ranges to read, or to write where there is none; None for one beside the
             ONNX file, named after what they depend on.
@@ -112,8 +112,10 @@ class Calibration(OneLine):
 
     def check(self) -> None:
         """Raise CarafeDeployError where something does not fit, ImageError of the images."""
-        if self.method not in METHODS:
-            raise CarafeDeployError(f"method is {self.method!r}: choose from {', '.join(METHODS)}")
+        if self.method not in CALIBRATION_METHODS:
+            raise CarafeDeployError(
+                f"method is {self.method!r}: choose from {', '.join(CALIBRATION_METHODS)}"
+            )
         if not (isinstance(self.percentile, (int, float)) and 50 <= self.percentile <= 100):
             raise CarafeDeployError(
                 f"percentile is {self.percentile!r}: give the percent of values to keep, 50 to 100"
@@ -174,7 +176,10 @@ class Calibration(OneLine):
         )
         cache = self.cache or path.with_name(f"{path.stem}.{_key(empty)}.ranges.json")
         if os.path.exists(cache):  # not Path.exists, which raises on over-long names
-            found = _read(cache, empty, wanted)
+            remedy = "name another file of ranges, or none"
+            if self.cache is None:
+                remedy = "delete it, and they are found again"
+            found = _read(cache, empty, wanted, remedy)
             note(f"ranges of {cache}")
             return found
         histograms = self._histograms(path, model, info, wanted, progress)
@@ -223,15 +228,6 @@ class Calibration(OneLine):
                     ) from error
             progress(done, len(self.images))
         return histograms
-
-
-def images_hash(images: Sequence[str | os.PathLike[str]]) -> str:
-    """Hex SHA-256 of the bytes of image files, in order.
-
-    Raises:
-        ImageError: one cannot be read.
-    """
-    return _joined(_hashes(images))
 
 
 def _joined(hashes: Sequence[str]) -> str:
@@ -291,8 +287,7 @@ def _key(ranges: Ranges) -> str:
     return hashlib.sha256(ranges.to_json().encode()).hexdigest()[:12]
 
 
-def _read(cache: Path, expected: Ranges, names: Sequence[str]) -> Ranges:
-    name_another = "name another file of ranges, or none"
+def _read(cache: Path, expected: Ranges, names: Sequence[str], remedy: str) -> Ranges:
     try:
         if not cache.is_file() or cache.stat().st_size > _MOST:
             raise SchemaError("it is no file of theirs")
@@ -304,16 +299,16 @@ def _read(cache: Path, expected: Ranges, names: Sequence[str]) -> Ranges:
         if found.sha256 != sha256:
             raise SchemaError("they are not those that were written")
     except (SchemaError, OSError) as error:
-        raise ArtefactError(f"{cache} holds no ranges ({error}): {name_another}") from error
+        raise ArtefactError(f"{cache} holds no ranges ({error}): {remedy}") from error
     for name, words in _MISMATCH.items():
         ours, theirs = getattr(expected, name), getattr(found, name)
         if ours != theirs:
             value = "" if name in _SAID else f" {theirs}"
-            raise ArtefactError(f"{cache} holds ranges {words}{value}: {name_another}")
+            raise ArtefactError(f"{cache} holds ranges {words}{value}: {remedy}")
     missing = sorted(set(names) - set(found.bounds))
     if missing:
         raise ArtefactError(
-            f"{cache} lacks ranges of {missing[0]} and {len(missing) - 1} others: {name_another}"
+            f"{cache} lacks ranges of {missing[0]} and {len(missing) - 1} others: {remedy}"
         )
     return found
 

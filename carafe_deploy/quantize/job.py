@@ -112,15 +112,15 @@ class Quantizer:
 
     def check(self, output: str | os.PathLike[str], float_layers: Sequence[str] = ()) -> None:
         """Raise what :meth:`write` would, for the asking; it takes no ranges."""
-        output = Path(output)
+        self._chosen(Path(output), _names(float_layers))
+
+    def _chosen(self, output: Path, float_layers: Sequence[str]) -> tuple[Layer, ...]:
         if output.exists() and output.samefile(self.path):
             raise CarafeDeployError(f"{output} is the file to quantize: choose another output")
         cache = self._calibration.cache
         if cache is not None and cache.absolute() == output.absolute():
             raise CarafeDeployError(f"{output} is the file of ranges: choose another output")
-        if isinstance(float_layers, str):
-            raise ArtefactError(f"float_layers is {float_layers!r}: give a list of names")
-        selected(self.layers, tuple(float_layers))
+        return selected(self.layers, float_layers)
 
     def write(self, output: str | os.PathLike[str], float_layers: Sequence[str] = ()) -> ModelInfo:
         """Write the quantized file; it appears complete or not at all.
@@ -137,9 +137,8 @@ class Quantizer:
             CarafeDeployError: the output is the float file, or cannot be written.
         """
         output = Path(output)
-        float_layers = float_layers if isinstance(float_layers, str) else tuple(float_layers)
-        self.check(output, float_layers)
-        chosen = selected(self.layers, float_layers)
+        float_layers = _names(float_layers)
+        chosen = self._chosen(output, float_layers)
         info = dataclasses.replace(
             self.info,
             precision=self._values,
@@ -293,6 +292,12 @@ class Quantizer:
             middle = (low + high) // 2
             low, high = (low, middle) if reached(middle) else (middle, high)
         return tried[high]
+
+
+def _names(float_layers: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(float_layers, str):
+        raise ArtefactError(f"float_layers is {float_layers!r}: give a list of names")
+    return tuple(float_layers)
 
 
 def _float_info(path: Path, model: onnx.ModelProto, name: str, target: Target) -> ModelInfo:

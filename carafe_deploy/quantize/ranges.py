@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carafe_deploy.types import CALIBRATION_METHODS
+__all__ = ["BINS", "PERCENTILE", "Histogram", "choose"]
 
-__all__ = ["BINS", "METHODS", "PERCENTILE", "Histogram", "choose"]
-
-#: Of choosing a range: all that was seen; most of it; the nearest in information, or in squares.
-METHODS = CALIBRATION_METHODS
 #: Of a histogram, both signs together.
 BINS = 4096
 #: Percent of the values that the method percentile keeps.
@@ -90,7 +86,7 @@ def choose(
 
     Args:
         histogram: of at least one value.
-        method: one of :data:`METHODS`.
+        method: one of :data:`~carafe_deploy.types.CALIBRATION_METHODS`.
         percentile: of the method percentile: percent of the values kept, in 50..100.
         symmetric: the two shall differ in sign only.
     """

@@ -51,8 +51,8 @@ class EngineImages:
             )
 
     def _source(self, number: int, size: int) -> int:
-        """Where an image of the batch goes; the one before it there may still be read until then,
-        as all of it is in one stream.
+        """Where an image of the batch goes. What is there may still be read: all of it is in one
+        stream, so the copy waits.
         """
         if number == len(self._sources):
             self._sources.append((size, self._device.allocate(size)))

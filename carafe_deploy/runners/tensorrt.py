@@ -225,7 +225,6 @@ class TensorRTRunner(Lifetime):
         # Behind the run in its stream, so that the next one overwrites nothing before.
         self._enqueue_all(device, binding, is_new, arrays, host)
         end = device.mark()
-
         results: dict[str, Array] | None = None
 
         def finish() -> dict[str, Array]:

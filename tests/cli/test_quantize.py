@@ -18,9 +18,8 @@ from carafe_deploy.cli.quantize import Measure, Method
 from carafe_deploy.quantize.calibration import Calibration
 from carafe_deploy.quantize.insertion import TARGETS
 from carafe_deploy.quantize.job import Quantizer
-from carafe_deploy.quantize.ranges import METHODS
 from carafe_deploy.quantize.sensitivity import MEASURES
-from carafe_deploy.types import QUANTIZED
+from carafe_deploy.types import CALIBRATION_METHODS, QUANTIZED
 
 Run = Callable[..., Any]
 
@@ -87,7 +86,7 @@ def test_float_layers_until_detections_are_near_enough(
 
 
 def test_choices_are_those_of_the_package() -> None:
-    assert tuple(Method) == METHODS
+    assert tuple(Method) == CALIBRATION_METHODS
     assert tuple(Measure) == MEASURES
     assert tuple(TargetName) == tuple(TARGETS)
     assert set(Values) == set(QUANTIZED)

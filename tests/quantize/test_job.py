@@ -400,6 +400,21 @@ def test_damaged_ranges(
         _ = Quantizer(source, Calibration(images, cache=kept)).ranges
 
 
+def test_damaged_ranges_that_nobody_named_may_be_deleted(
+    source: Path, images: list[Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(source, tmp_path / "mask.onnx"))
+    first = Quantizer(path, Calibration(images[:8])).ranges
+    [kept] = tmp_path.glob("*.ranges.json")
+    kept.write_text("{}")
+    with pytest.raises(
+        ArtefactError, match=r"ranges\.json holds no ranges .*: delete it, and they"
+    ):
+        _ = Quantizer(path, Calibration(images[:8])).ranges
+    kept.unlink()
+    assert Quantizer(path, Calibration(images[:8])).ranges == first
+
+
 @pytest.mark.parametrize("given", ["/dev/full", ".", "source", "image"])
 def test_what_is_no_file_of_ranges_is_left_alone(
     source: Path, images: list[Path], given: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carafe_deploy.quantize.ranges import BINS, METHODS, Histogram, choose
+from carafe_deploy.quantize.ranges import BINS, Histogram, choose
+from carafe_deploy.types import CALIBRATION_METHODS
 
 
 def histogram(*parts: np.ndarray) -> Histogram:
@@ -50,7 +51,7 @@ def test_what_is_not_finite_is_refused(odd: float) -> None:
         histogram(np.array([1, odd]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_ranges_hold_zero_and_stay_within_what_was_seen(
     values: np.ndarray, method: str, symmetric: bool
